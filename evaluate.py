@@ -1,0 +1,74 @@
+"""Evaluate a trained model exactly: accuracy, per-class accuracy, confusion matrix, most confident mistakes.
+
+python evaluate.py runs/20261122-101500-mnist-mlp
+torchrun --nproc-per-node 2 evaluate.py mnist_model.pth --cpu
+"""
+
+from pathlib import Path
+
+from mnist_dist import data, distributed, models, plots, runs
+from mnist_dist.config import EvaluateConfig, parse
+from mnist_dist.distributed import same_everywhere, together
+from mnist_dist.errors import UserError
+from mnist_dist.evaluation import BATCH, evaluate
+
+
+def main() -> None:
+    config: EvaluateConfig = parse(EvaluateConfig)
+    accelerator = distributed.start(cpu=config.cpu, mixed_precision="no")
+
+    # The model, from its weights alone; the data it was trained on, as its run's settings tell.
+    with together():
+        path, settings = runs.locate(config.model)
+        weights = runs.load_weights(path)
+        model = models.from_state_dict(weights)
+        if config.split == "val" and not settings.get("val_size"):
+            raise UserError(f"--split val: the run of {path} held no samples out (--val-size 0): use --split test")
+    same_everywhere("the weights", runs.fingerprint(weights))
+    samples = data.obtain(
+        accelerator,
+        config.dataset or settings.get("dataset", "auto"),
+        config.data_dir or Path(settings.get("data_dir", "data")),
+        settings.get("val_size", 0),
+        settings.get("seed", 0),
+        next(model.parameters()).dtype,
+    )
+
+    # Every sample counted once, each process its share.
+    split = getattr(samples, config.split)
+    batches = data.Loader(split, BATCH, accelerator.num_processes, accelerator.process_index, shuffle=False)
+    result = evaluate(accelerator, model.to(accelerator.device), batches)
+
+    folder = config.output_dir or path.parent
+    with together():
+        if accelerator.is_main_process:
+            (folder / runs.PLOTS).mkdir(parents=True, exist_ok=True)
+            plots.evaluation(folder / runs.PLOTS, result, samples, config.split)
+            runs.write_json(
+                folder / runs.EVALUATION,
+                {
+                    "model": str(path),
+                    "dataset": samples.name,
+                    "split": config.split,
+                    "num_processes": accelerator.num_processes,
+                    "loss": result.loss,
+                    "accuracy": result.accuracy,
+                    "correct": result.correct,
+                    "total": result.total,
+                    "class_accuracy": dict(zip(samples.classes, result.class_accuracy, strict=True)),
+                    "confusion_matrix": result.confusion.tolist(),
+                },
+            )
+    for name, accuracy, row in zip(samples.classes, result.class_accuracy, result.confusion.tolist(), strict=True):
+        share = "   no sample" if accuracy is None else f"{100 * accuracy:8.2f}% "
+        accelerator.print(f"{name:>8} {share} {' '.join(f'{count:5d}' for count in row)}")
+    accelerator.print(
+        f"{folder / runs.EVALUATION} and {folder / runs.PLOTS} have the confusion matrix and the mistakes"
+    )
+    accelerator.print(
+        f"{config.split.capitalize()} Accuracy: {100 * result.accuracy:.2f}% ({result.correct}/{result.total})"
+    )
+
+
+if __name__ == "__main__":
+    distributed.run(main)

@@ -1,0 +1,79 @@
+"""The smaller commands: python -m mnist_dist explore | download | predict."""
+
+import sys
+from typing import Annotated
+
+import tyro
+
+from mnist_dist import data, distributed, images, models, plots, runs
+from mnist_dist.config import DownloadConfig, ExploreConfig, PredictConfig, parse
+from mnist_dist.errors import UserError, explain
+
+Command = (
+    Annotated[ExploreConfig, tyro.conf.subcommand("explore")]
+    | Annotated[DownloadConfig, tyro.conf.subcommand("download")]
+    | Annotated[PredictConfig, tyro.conf.subcommand("predict")]
+)
+
+
+def explore(config: ExploreConfig) -> None:
+    """Print what a data set is made of, and draw its first digits."""
+    name, warning = data.choose(config.dataset, config.data_dir)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
+    samples = data.load(name, config.data_dir)
+    print(f"{samples.name}, normalised with mean {samples.mean} and std {samples.std} of the full grey range")
+    for split, part in (("train", samples.train), ("test", samples.test)):
+        pixels = samples.pixels(part.images).double()
+        shape = " x ".join(map(str, part.images.shape))
+        print(f"\n{split}: {len(part):,} samples, images {shape} {part.images.dtype}, labels {part.labels.dtype}")
+        values = part.images
+        print(f"  grey values: mean {pixels.mean():.4f}, std {pixels.std(correction=0):.4f}")
+        print(f"  normalised:  mean {values.mean():.4f}, std {values.std():.4f}, {values.min():.4f} to {values.max():.4f}")
+        counts = part.labels.bincount(minlength=len(samples.classes)).tolist()
+        for label, count in zip(samples.classes, counts, strict=True):
+            print(f"  {label:>8} {count:6,} {100 * count / len(part):6.2f}% {'#' * round(200 * count / len(part))}")
+    labels = samples.train.labels[:50].tolist()
+    first = samples.pixels(samples.train.images[: len(labels), 0])
+    titles = [samples.classes[label] for label in labels]
+    plots.digits(config.output, first, titles, f"The first {len(labels)} training samples of {samples.name}")
+    print(f"\n{config.output} shows the first {len(labels)} training samples with their labels")
+
+
+def download(config: DownloadConfig) -> None:
+    """Fetch a data set, or check the one that is there."""
+    data.choose(config.dataset, config.data_dir)
+    samples = data.load(config.dataset, config.data_dir)
+    print(f"{config.dataset} is complete in {config.data_dir}: {len(samples.train):,} + {len(samples.test):,} samples")
+
+
+def predict(config: PredictConfig) -> None:
+    """Print the class and the probabilities of each picture."""
+    weights, settings = runs.locate(config.weights or runs.newest())
+    model = models.from_state_dict(runs.load_weights(weights)).float()
+    source = data.SOURCES.get(settings.get("dataset", "mnist"), data.SOURCES["mnist"])
+    normalization = settings.get("normalization", {})
+    mean, std = (
+        normalization.get(key, value) for key, value in zip(("mean", "std"), data.MNIST_NORMALIZATION, strict=True)
+    )
+    print(f"model: {weights}")
+    for path in config.images:
+        digit = (images.read_digit(path) - mean) / std
+        probabilities = model.probabilities(digit[None, None])[0]
+        best = int(probabilities.argmax())
+        print(f"{path}: {source.classes[best]} ({100 * probabilities[best]:.2f}%)")
+        for name, probability in zip(source.classes, probabilities.tolist(), strict=True):
+            print(f"  {name:>8} {100 * probability:6.2f}% {'#' * round(40 * probability)}")
+
+
+def main() -> None:
+    config = parse(Command, prog="python -m mnist_dist")
+    command = {ExploreConfig: explore, DownloadConfig: download, PredictConfig: predict}[type(config)]
+    try:
+        command(config)
+    except OSError as error:
+        raise UserError(explain(error)) from error
+
+
+if __name__ == "__main__":
+    distributed.run(main)

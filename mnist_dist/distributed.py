@@ -1,0 +1,190 @@
+"""The processes: how they start, agree, and leave."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+)
+
+from mnist_dist.errors import UserError, explain
+
+RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def check_environment(environ: Mapping[str, str]) -> int:
+    """Refuse an environment in which several processes were meant and each would train alone.
+
+    Args:
+        environ: the process's environment, as launchers set it.
+
+    Returns:
+        The number of processes that the launcher started, 1 without a launcher.
+
+    Raises:
+        UserError: the variables contradict each other, or announce processes that do not exist.
+    """
+    if "WORLD_SIZE" not in environ:
+        if "MASTER_PORT" in environ:
+            # `accelerate launch --cpu --num_processes N` prepares for N processes and starts one (accelerate #2741).
+            raise UserError(
+                "several processes were asked for but only this one was started (MASTER_PORT is set, WORLD_SIZE is "
+                "not): `accelerate launch` starts one process on CPUs, so use "
+                "`torchrun --nproc-per-node N train.py --cpu` (or unset MASTER_PORT to train in one process)"
+            )
+        if int(environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
+            raise UserError(
+                f"srun started {environ['SLURM_STEP_NUM_TASKS']} tasks that do not know of each other (WORLD_SIZE is "
+                "not set), so each would train its own model: start one `torchrun` a node instead"
+            )
+        return 1
+    missing = [name for name in RENDEZVOUS if not environ.get(name)]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE is set but {', '.join(missing)} is not: start through torchrun or accelerate launch"
+        )
+    numbers = {}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        if not environ[name].isdecimal():
+            raise UserError(f"the environment variable {name}={environ[name]!r} is not a whole number")
+        numbers[name] = int(environ[name])
+    if numbers["RANK"] >= numbers["WORLD_SIZE"]:
+        raise UserError(f"RANK={numbers['RANK']} is not below WORLD_SIZE={numbers['WORLD_SIZE']}")
+    return numbers["WORLD_SIZE"]
+
+
+def start(*, cpu: bool = False, mixed_precision: str | None = None, dtype: torch.dtype = torch.float32) -> Accelerator:
+    """Connect the processes and choose the device of each.
+
+    Args:
+        cpu: stay on the CPU even where there is a GPU.
+        mixed_precision: "no", "fp16", "bf16", or None for what the launcher asked for.
+        dtype: the arithmetic of the model, to refuse what contradicts it.
+
+    Raises:
+        UserError: the environment, the devices or the precision cannot give what was asked for.
+    """
+    world = check_environment(os.environ)
+    cpu = (
+        cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or not torch.accelerator.is_available()
+    )
+    if not cpu and torch.cuda.is_available():
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if local > torch.cuda.device_count():
+            raise UserError(
+                f"{local} processes were started on a node with {torch.cuda.device_count()} GPU(s): start one process "
+                "per GPU, or use --cpu"
+            )
+    precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", "fp16", "bf16"):
+        raise UserError(f"mixed precision {precision!r} is not offered: use no, fp16 or bf16")
+    if precision == "fp16" and cpu:
+        raise UserError("--mixed-precision fp16 needs a GPU for its gradient scaling: use bf16 or no on the CPU")
+    if precision != "no" and dtype == torch.float64:
+        raise UserError(f"--dtype float64 contradicts --mixed-precision {precision}: choose one of them")
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=precision,
+            # The training step weighs and accumulates by sample itself; a number of steps from the environment
+            # (ACCELERATE_GRADIENT_ACCUMULATION_STEPS) would divide the loss a second time.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=timedelta(minutes=10)),
+            ],
+        )
+    except (dist.DistError, ValueError) as error:
+        raise UserError(f"the processes could not be connected: {str(error).splitlines()[0]}") from error
+    if accelerator.num_processes != world:
+        raise UserError(
+            f"{world} processes were started but {accelerator.num_processes} are connected, so each would train its "
+            "own model: on CPUs add --cpu, on GPUs start through accelerate launch or torchrun"
+        )
+    if dtype == torch.float64 and accelerator.device.type == "mps":
+        raise UserError("--dtype float64 does not exist on Apple GPUs: add --cpu")
+    return accelerator
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A block that every process leaves the same way: where it fails on one, all leave, and the first reports.
+
+    A process that failed alone would leave the others waiting in the next collective operation.
+
+    Raises:
+        UserError: on every process, where the block raised `UserError` or `OSError` on any.
+    """
+    failure = None
+    try:
+        yield
+    except (UserError, OSError) as error:
+        failure = (explain(error), getattr(error, "status", 1))
+    failures = [failure for failure in gather_object([failure]) if failure]
+    if failures:
+        raise UserError(*failures[0])
+
+
+def same_everywhere(what: str, value: object) -> None:
+    """Refuse to go on where the processes differ in something they must share, naming the processes.
+
+    Args:
+        what: the thing compared, for the message.
+        value: this process's value; compared by its `repr`.
+    """
+    with together():
+        values = gather_object([repr(value)])
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise UserError(
+                    f"{what} differ between processes 0 and {rank} ({values[0]} against {other}): start all of them "
+                    "with the same command on the same files"
+                )
+
+
+def from_main(value: Any) -> Any:
+    """The first process's value, on every process."""
+    return broadcast_object_list([value], from_process=0)[0]
+
+
+def describe(accelerator: Accelerator) -> str:
+    """The set-up in a few words, such as `2 processes on CPU (gloo), no mixed precision`."""
+    world, device = accelerator.num_processes, accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    backend = f" ({dist.get_backend()})" if dist.is_initialized() else ""
+    precision = "" if accelerator.mixed_precision == "no" else f", mixed precision {accelerator.mixed_precision}"
+    return f"{world} process{'es' if world > 1 else ''} on {name}{backend}{precision}"
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script's `main` and end the process with the status that the README promises.
+
+    Once the processes are connected, a `UserError` is raised on all of them alike (see `together`), and the first one
+    prints it. Before that every process of a node sees the same error, and the node's first one prints it.
+    """
+    status = 0
+    try:
+        main()
+    except UserError as error:
+        status = error.status
+        if (dist.get_rank() if dist.is_initialized() else int(os.environ.get("LOCAL_RANK") or 0)) == 0:
+            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        status = 130  # the shell's convention for SIGINT
+        print("interrupted", file=sys.stderr)
+    finally:
+        if dist.is_initialized():  # leaving a group behind can abort a process whose work is done
+            dist.destroy_process_group()
+    sys.exit(status)

@@ -1,0 +1,113 @@
+"""Exact evaluation: every sample counted once, over any number of processes."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from mnist_dist.data import Loader
+
+BATCH = 1000  # samples in a global batch of an evaluation; the result does not depend on it
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a model says about every sample of a data set.
+
+    Attributes:
+        logits: (N, classes), float64, on the CPU, in the order of the data set.
+        labels: (N,), int64, on the CPU.
+    """
+
+    logits: Tensor
+    labels: Tensor
+
+    @property
+    def predictions(self) -> Tensor:
+        """(N,) int64, the most probable class."""
+        return self.logits.argmax(dim=1)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(N, classes), rows summing to 1."""
+        return self.logits.softmax(dim=1)
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy over the samples, in nats."""
+        return F.cross_entropy(self.logits, self.labels).item()
+
+    @property
+    def correct(self) -> int:
+        """Number of samples classified correctly."""
+        return int((self.predictions == self.labels).sum())
+
+    @property
+    def total(self) -> int:
+        """Number of samples."""
+        return len(self.labels)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of samples classified correctly, in [0, 1]."""
+        return self.correct / self.total
+
+    @property
+    def confusion(self) -> Tensor:
+        """(classes, classes) int64: samples of the row's class that were taken for the column's."""
+        classes = self.logits.shape[1]
+        return torch.bincount(self.labels * classes + self.predictions, minlength=classes**2).view(classes, classes)
+
+    @property
+    def class_accuracy(self) -> list[float | None]:
+        """For each class the share of its samples classified correctly; None where it has no samples."""
+        confusion = self.confusion
+        return [
+            int(confusion[label, label]) / count if (count := int(confusion[label].sum())) else None
+            for label in range(len(confusion))
+        ]
+
+    def mistakes(self) -> Tensor:
+        """(m,) int64, the numbers of the misclassified samples, the most confident mistake first."""
+        wrong = torch.nonzero(self.predictions != self.labels).flatten()
+        confidence = self.probabilities[wrong].max(dim=1).values
+        return wrong[confidence.argsort(descending=True, stable=True)]
+
+    def metrics(self, split: str) -> dict[str, float]:
+        """Loss, accuracy, correct and total under their names in the files, such as `test_accuracy`."""
+        return {
+            f"{split}_loss": self.loss,
+            f"{split}_accuracy": self.accuracy,
+            f"{split}_correct": self.correct,
+            f"{split}_total": self.total,
+        }
+
+
+@torch.no_grad()
+def evaluate(accelerator: Accelerator, model: nn.Module, batches: Loader) -> Evaluation:
+    """Classify every sample once, each process its share, and gather the predictions on all processes.
+
+    Args:
+        model: the network, prepared by Accelerate or not; in mixed precision if it was prepared so.
+        batches: an unshuffled loader.
+
+    Raises:
+        RuntimeError: a sample was counted twice or not at all, which is a fault of the loader.
+    """
+    model = accelerator.unwrap_model(model)  # without DDP, whose forward expects a backward
+    model.eval()
+    images, labels = batches.dataset.images, batches.dataset.labels
+    logits, seen = None, torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
+    for batch in batches:
+        output = model(batch.images)
+        if logits is None:
+            logits = torch.zeros(len(labels), output.shape[1], dtype=images.dtype, device=labels.device)
+        logits[batch.index] = output.to(images.dtype)
+        seen[batch.index] += 1
+    # Every process fills in the rows of its own samples and leaves the others 0, so the sum is the gathered whole.
+    logits, seen = accelerator.reduce(logits, "sum"), accelerator.reduce(seen, "sum")
+    if not bool((seen == 1).all()):
+        raise RuntimeError(f"{int((seen != 1).sum())} of {len(seen)} samples were not counted exactly once")
+    return Evaluation(logits.double().cpu(), labels.cpu())

@@ -1,0 +1,81 @@
+"""People's own pictures of digits, made into what the networks were trained on."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from mnist_dist.errors import UserError
+
+BOX, SIDE = 20, 28  # MNIST's digits are scaled to fit 20x20 and centred by mass in 28x28 (LeCun et al. 1998)
+FAINTEST = 0.1  # least difference of ink and background, of the full grey range, that counts as a drawing
+
+
+def read_digit(path: Path) -> Tensor:
+    """Read a picture of one digit: any size, colour or grey, dark on light or light on dark, transparent or not.
+
+    Returns:
+        (28, 28) float32 grey values in [0, 1], ink 1 on background 0, scaled and centred the way MNIST was made.
+
+    Raises:
+        UserError: the file is no picture, or there is nothing on it.
+    """
+    try:
+        with Image.open(path) as picture:
+            grey = grey_values(ImageOps.exif_transpose(picture))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = (
+            error.strerror if isinstance(error, OSError) and error.strerror else "it is not a picture, or a damaged one"
+        )
+        raise UserError(
+            f"the picture {path} cannot be read ({reason}): give a PNG or JPEG file of one digit"
+        ) from error
+    edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    ink = np.abs(grey - np.median(edge))  # whatever differs from the background, lighter or darker
+    if ink.max() < FAINTEST:
+        raise UserError(f"the picture {path} shows no digit: it is all of one shade")
+    ink = np.clip(ink / ink.max() - 0.2, 0, None) / 0.8  # paper and compression noise stay below a fifth of the ink
+    rows, columns = np.nonzero(ink.max(axis=1))[0], np.nonzero(ink.max(axis=0))[0]
+    return torch.from_numpy(centred(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]))
+
+
+def grey_values(picture: Image.Image) -> np.ndarray:
+    """A picture's grey values, (height, width), float64 in [0, 1]; what is transparent becomes background."""
+    if picture.mode in ("I", "F", "I;16", "I;16B", "I;16L"):  # more than 8 bits a pixel: scaled by what is there
+        values = np.asarray(picture, dtype=np.float64)
+        return (values - values.min()) / max(np.ptp(values), 1e-9)
+    rgba = np.asarray(picture.convert("RGBA"), dtype=np.float64) / 255
+    grey, alpha = rgba[..., :3] @ (0.299, 0.587, 0.114), rgba[..., 3]  # ITU-R BT.601 luma
+    opaque = grey[alpha > 0.5]
+    background = 0.0 if opaque.size and opaque.mean() > 0.5 else 1.0
+    return alpha * grey + (1 - alpha) * background
+
+
+def centred(ink: np.ndarray) -> np.ndarray:
+    """Ink cut to its edges, scaled so that its longer side is 20 and moved so that its centre of mass is the middle.
+
+    Args:
+        ink: (height, width), at least 1x1, values in [0, 1] with some above 0.
+
+    Returns:
+        (28, 28) float32 in [0, 1].
+    """
+    scale = BOX / max(ink.shape)
+    height, width = (max(1, round(side * scale)) for side in ink.shape)
+    small = np.asarray(
+        Image.fromarray(ink.astype(np.float32)).resize(
+            (width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
+        )
+    )
+    small = np.clip(small / small.max(), 0, 1)
+    mass = small.sum()
+    row = (small.sum(axis=1) @ np.arange(height)) / mass
+    column = (small.sum(axis=0) @ np.arange(width)) / mass
+    # The digit's centre of mass goes to the middle of the field, as far as the digit then stays inside it.
+    top = min(max(round((SIDE - 1) / 2 - row), 0), SIDE - height)
+    left = min(max(round((SIDE - 1) / 2 - column), 0), SIDE - width)
+    field = np.zeros((SIDE, SIDE), np.float32)
+    field[top : top + height, left : left + width] = small
+    return field

@@ -1,0 +1,106 @@
+"""The pictures. Each function draws one and writes it as a PNG."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mnist_dist.data import Data
+from mnist_dist.evaluation import Evaluation
+
+matplotlib.use("Agg")  # no window: most of this runs where there is no screen
+
+
+def evaluation(folder: Path, result: Evaluation, samples: Data, split: str) -> None:
+    """Draw the confusion matrix and the most confident mistakes of an evaluation into a folder."""
+    heading = f"{samples.name} {split}: {100 * result.accuracy:.2f}% ({result.correct}/{result.total})"
+    confusion_matrix(folder / "confusion_matrix.png", result.confusion, samples.classes, heading)
+    worst = result.mistakes()[:50]
+    if len(worst):
+        sure = result.probabilities.max(dim=1).values
+        titles = [
+            f"{samples.classes[result.predictions[number]]} {100 * sure[number]:.0f}%\n"
+            f"is {samples.classes[result.labels[number]]}"
+            for number in worst
+        ]
+        images = samples.pixels(getattr(samples, split).images[worst.to(samples.test.images.device), 0])
+        digits(folder / "mistakes.png", images, titles, f"The most confident mistakes, {heading}")
+
+
+def digits(path: Path, images: Tensor, titles: Sequence[str], heading: str, columns: int = 10) -> None:
+    """A grid of small images, each with a title.
+
+    Args:
+        images: (n, 28, 28), grey values in [0, 1]; n at least 1.
+        titles: n titles of one or two short lines.
+    """
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(1.1 * columns, 1.45 * rows + 0.7), layout="constrained")
+    figure.suptitle(heading)
+    for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.axis("off")
+        if number < len(images):
+            axes.imshow(images[number].cpu(), cmap="gray_r", vmin=0, vmax=1)
+            axes.set_title(titles[number], fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def confusion_matrix(path: Path, confusion: Tensor, classes: Sequence[str], heading: str) -> None:
+    """Counts of true against predicted classes, mistakes coloured by their share of the true class.
+
+    Args:
+        confusion: (classes, classes) int64; the row is the truth.
+    """
+    counts = confusion.cpu()
+    share = counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    mistakes = share.clone().fill_diagonal_(0)
+    figure = Figure(figsize=(7.5, 6.6), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(100 * mistakes, cmap="Reds", vmin=0, vmax=max(100 * mistakes.max().item(), 1e-9))
+    figure.colorbar(image, ax=axes, label="share of the true class mistaken for it (%)", shrink=0.85)
+    for row in range(len(counts)):
+        for column in range(len(counts)):
+            count = int(counts[row, column])
+            strong = mistakes[row, column] > mistakes.max() / 2
+            axes.text(
+                column,
+                row,
+                f"{count:,}" if count else "·",
+                ha="center",
+                va="center",
+                fontsize=9,
+                fontweight="bold" if row == column else "normal",
+                color="white" if strong else "black",
+            )
+    axes.set_xticks(range(len(classes)), classes, rotation=45 if max(map(len, classes)) > 2 else 0)
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted", ylabel="true", title=heading)
+    figure.savefig(path, dpi=150)
+
+
+def learning_curves(path: Path, epochs: Sequence[dict[str, Any]], heading: str) -> None:
+    """Loss and accuracy over the epochs.
+
+    Args:
+        epochs: the lines of metrics.jsonl, in order; at least one.
+    """
+    numbers = [line["epoch"] for line in epochs]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure.suptitle(heading)
+    loss, accuracy = figure.subplots(1, 2)
+    for split in ("train", "val", "test"):
+        if f"{split}_loss" in epochs[0]:
+            loss.plot(numbers, [line[f"{split}_loss"] for line in epochs], marker=".", label=split)
+        if f"{split}_accuracy" in epochs[0]:
+            accuracy.plot(numbers, [100 * line[f"{split}_accuracy"] for line in epochs], marker=".", label=split)
+    loss.set(xlabel="epoch", ylabel="cross-entropy (nats)")
+    accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
+    for axes in (loss, accuracy):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=150)

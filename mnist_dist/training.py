@@ -1,0 +1,150 @@
+"""Training: one update, one epoch."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mnist_dist.config import TrainConfig
+from mnist_dist.data import Batch, Loader
+from mnist_dist.errors import UserError
+from mnist_dist.schedules import learning_rate
+from mnist_dist.tracking import Tracker
+
+
+@dataclass
+class TrainState:
+    """How far a run has come.
+
+    Attributes:
+        epoch: epochs completed.
+        global_step: updates made.
+        train_seconds: time spent in training epochs, evaluation and files aside.
+    """
+
+    epoch: int = 0
+    global_step: int = 0
+    train_seconds: float = 0.0
+
+
+def adam(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay (AdamW, Loshchilov and Hutter 2019); without decay it is Adam, bit for bit."""
+    return torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def train_step(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, config: TrainConfig
+) -> Tensor:
+    """One update of the weights from one global batch, of which this process holds a share.
+
+    Returns:
+        The sum of the losses of this process's samples: a scalar on the device, not waited for.
+    """
+    # DDP averages the gradients with equal weight for every process (pytorch #67253). Weighing the *sum* over the share
+    # by W / B makes that average the mean over the global batch, however the B samples are shared out.
+    weight = accelerator.num_processes / batch.size
+    pieces = config.gradient_accumulation_steps
+    total: Tensor
+    parts = zip(batch.images.tensor_split(pieces), batch.labels.tensor_split(pieces), strict=True)
+    for number, (images, labels) in enumerate(parts, 1):
+        with nullcontext() if number == pieces else accelerator.no_sync(model):
+            loss = F.cross_entropy(model(images), labels, reduction="sum", label_smoothing=config.label_smoothing)
+            accelerator.backward(loss * weight)
+        total = loss.detach() if number == 1 else total + loss.detach()
+    if config.clip_norm:
+        accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return total
+
+
+def train_epoch(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Loader,
+    state: TrainState,
+    config: TrainConfig,
+    tracker: Tracker,
+) -> dict[str, float]:
+    """Visit every training sample once, and advance `state` by an epoch.
+
+    Nothing in the loop waits for the device, except once in `--log-every` updates, for the loss curve.
+
+    Returns:
+        `train_loss` (mean over the epoch's samples of the losses at the time of their updates), `learning_rate` (of the
+        last update) and `samples_per_second` (over all processes).
+
+    Raises:
+        UserError: the loss was not finite.
+    """
+    model.train()
+    samples, total_steps = len(batches.dataset), len(batches) * config.epochs
+    batches.sampler.set_epoch(state.epoch)
+    losses = torch.zeros(len(batches), dtype=next(model.parameters()).dtype, device=accelerator.device)
+    loss_sum, shown, rate = 0.0, 0, config.lr  # `shown`: updates whose losses are in `loss_sum` and on the curve
+    begin = perf_counter()
+    progress = tqdm(
+        total=samples,
+        desc=f"epoch {state.epoch + 1}/{config.epochs}",
+        unit=" samples",
+        unit_scale=True,
+        leave=False,
+        disable=None if accelerator.is_main_process else True,  # None: only where standard error is a terminal
+    )
+    with progress:
+        for number, batch in enumerate(batches):
+            rate = learning_rate(
+                state.global_step, total_steps, peak=config.lr, schedule=config.schedule, warmup=config.warmup
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            losses[number] = train_step(accelerator, model, optimizer, batch, config)
+            state.global_step += 1
+            progress.update(batch.size)
+            done = number + 1
+            if done - shown == config.log_every or done == len(batches):
+                recent = sum_over_processes(accelerator, losses[shown:done])
+                check_finite(recent, state.global_step - len(recent) + 1)
+                loss_sum += recent.sum().item()
+                loss = recent.sum().item() / (min(done * config.batch_size, samples) - shown * config.batch_size)
+                tracker.curve(state.global_step, {"train/loss": loss, "train/learning_rate": rate})
+                progress.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+                shown = done
+    seconds = perf_counter() - begin
+    state.epoch += 1
+    state.train_seconds += seconds
+    return {
+        "train_loss": loss_sum / samples,
+        "learning_rate": rate,
+        "samples_per_second": samples / seconds,
+    }
+
+
+def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """The element-wise sum of each process's (n,) values, float64 on the CPU, in an order that is always the same."""
+    gathered = accelerator.gather(values.unsqueeze(0))
+    return gathered.double().cpu().sum(dim=0)
+
+
+def check_finite(losses: Tensor, first_step: int) -> None:
+    """Stop a run whose numbers broke.
+
+    Args:
+        losses: (n,) of consecutive updates.
+        first_step: number of the update of the first of them, counted from 1.
+
+    Raises:
+        UserError: one of them is infinite or not a number; the message names its update.
+    """
+    broken = torch.nonzero(~losses.isfinite())
+    if len(broken):
+        raise UserError(
+            f"the loss of update {first_step + int(broken[0])} is {losses[broken[0]].item()}: try a lower --lr, "
+            "a --clip-norm, or another --mixed-precision"
+        )

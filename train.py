@@ -1,0 +1,97 @@
+"""Train an MNIST classifier: on a laptop, a workstation or a cluster, the same loop.
+
+python train.py
+accelerate launch train.py
+torchrun --nproc-per-node 2 train.py --cpu
+"""
+
+import torch
+from accelerate.utils import set_seed
+
+from mnist_dist import data, distributed, models, plots, runs
+from mnist_dist.config import TrainConfig, as_json, parse
+from mnist_dist.distributed import from_main, same_everywhere, together
+from mnist_dist.evaluation import BATCH, evaluate
+from mnist_dist.tracking import Tracker
+from mnist_dist.training import TrainState, adam, train_epoch
+
+
+def main() -> None:
+    # The settings, and the processes, which must agree on them.
+    config: TrainConfig = parse(TrainConfig)
+    dtype = getattr(torch, config.dtype)
+    accelerator = distributed.start(cpu=config.cpu, mixed_precision=config.mixed_precision, dtype=dtype)
+    same_everywhere("the settings", as_json(config))
+
+    # The data, whole on every process's device; the loaders deal out each global batch.
+    samples = data.obtain(accelerator, config.dataset, config.data_dir, config.val_size, config.seed, dtype)
+    data.check_shares(samples, config.batch_size, accelerator.num_processes)
+    ranks = (accelerator.num_processes, accelerator.process_index)
+    train_batches = data.Loader(samples.train, config.batch_size, *ranks, shuffle=True, seed=config.seed)
+    splits = {"test": samples.test} | ({"val": samples.val} if samples.val else {})
+    test_batches = {name: data.Loader(split, BATCH, *ranks, shuffle=False) for name, split in splits.items()}
+
+    # The model, the same on every process, and its optimizer.
+    set_seed(config.seed)
+    model = models.build(config.model, config.hidden).to(dtype)
+    parameters = models.parameter_count(model)
+    model, optimizer = accelerator.prepare(model, adam(model, config))
+    if accelerator.scaler is None:
+        optimizer = optimizer.optimizer  # Accelerate's wrapper has nothing to add and costs a fifth of an MLP's step
+
+    # The run's folder and its records.
+    with together():
+        folder = runs.create(config.output_dir, samples.name, config.model) if accelerator.is_main_process else None
+    folder = from_main(folder)
+    settings = as_json(config) | {
+        "dataset": samples.name,
+        "normalization": {"mean": samples.mean, "std": samples.std},
+        "set_up": distributed.describe(accelerator),
+        "versions": runs.versions(),
+    }
+    tracker = Tracker(accelerator, folder, settings)
+    accelerator.print(
+        f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples; "
+        f"{config.model} with {parameters:,} parameters; {distributed.describe(accelerator)}; writing to {folder}"
+    )
+
+    # The loop.
+    state = TrainState()
+    while state.epoch < config.epochs:
+        trained = train_epoch(accelerator, model, optimizer, train_batches, state, config, tracker)
+        results = {name: evaluate(accelerator, model, batches) for name, batches in test_batches.items()}
+        line = {"epoch": state.epoch, "global_step": state.global_step} | trained
+        for name, result in results.items():
+            line |= result.metrics(name)
+        tracker.epoch(line)
+        accelerator.print(
+            f"epoch {state.epoch}/{config.epochs}  loss {line['train_loss']:.4f}  "
+            + "".join(f"{name} accuracy {100 * result.accuracy:.2f}%  " for name, result in results.items())
+            + f"{line['samples_per_second']:,.0f} samples/s"
+        )
+
+    # What remains: the weights, the pictures, and the summary, which is written last.
+    test = results["test"]
+    with together():
+        if accelerator.is_main_process:
+            runs.save_weights(folder / runs.WEIGHTS, accelerator.unwrap_model(model))
+            plots.learning_curves(folder / runs.PLOTS / "learning_curves.png", tracker.lines, samples.name)
+            plots.evaluation(folder / runs.PLOTS, test, samples, "test")
+    tracker.finish(test, samples)
+    with together():
+        if accelerator.is_main_process:
+            summary = tracker.lines[-1] | {
+                "samples_per_second": state.epoch * len(samples.train) / state.train_seconds,
+                "dataset": samples.name,
+                "model": config.model,
+                "parameters": parameters,
+                "train_samples": len(samples.train),
+                "num_processes": accelerator.num_processes,
+                "train_seconds": state.train_seconds,
+            }
+            runs.write_json(folder / runs.SUMMARY, summary)
+    accelerator.print(f"Test Accuracy: {100 * test.accuracy:.2f}% ({test.correct}/{test.total})")
+
+
+if __name__ == "__main__":
+    distributed.run(main)
