@@ -71,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    distributed.run(main)
+    distributed.run(main, "evaluate.py")

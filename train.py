@@ -94,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    distributed.run(main)
+    distributed.run(main, "train.py")

@@ -7,7 +7,6 @@ import tyro
 
 from mnist_dist import data, distributed, images, models, plots, runs
 from mnist_dist.config import DownloadConfig, ExploreConfig, PredictConfig, parse
-from mnist_dist.errors import UserError, explain
 
 Command = (
     Annotated[ExploreConfig, tyro.conf.subcommand("explore")]
@@ -29,7 +28,9 @@ def explore(config: ExploreConfig) -> None:
         print(f"\n{split}: {len(part):,} samples, images {shape} {part.images.dtype}, labels {part.labels.dtype}")
         values = part.images
         print(f"  grey values: mean {pixels.mean():.4f}, std {pixels.std(correction=0):.4f}")
-        print(f"  normalised:  mean {values.mean():.4f}, std {values.std():.4f}, {values.min():.4f} to {values.max():.4f}")
+        print(
+            f"  normalised:  mean {values.mean():.4f}, std {values.std():.4f}, {values.min():.4f} to {values.max():.4f}"
+        )
         counts = part.labels.bincount(minlength=len(samples.classes)).tolist()
         for label, count in zip(samples.classes, counts, strict=True):
             print(f"  {label:>8} {count:6,} {100 * count / len(part):6.2f}% {'#' * round(200 * count / len(part))}")
@@ -68,12 +69,13 @@ def predict(config: PredictConfig) -> None:
 
 def main() -> None:
     config = parse(Command, prog="python -m mnist_dist")
-    command = {ExploreConfig: explore, DownloadConfig: download, PredictConfig: predict}[type(config)]
-    try:
-        command(config)
-    except OSError as error:
-        raise UserError(explain(error)) from error
+    if isinstance(config, ExploreConfig):
+        explore(config)
+    elif isinstance(config, DownloadConfig):
+        download(config)
+    else:
+        predict(config)
 
 
 if __name__ == "__main__":
-    distributed.run(main)
+    distributed.run(main, "mnist_dist")

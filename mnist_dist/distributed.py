@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -168,19 +167,25 @@ def describe(accelerator: Accelerator) -> str:
     return f"{world} process{'es' if world > 1 else ''} on {name}{backend}{precision}"
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], name: str) -> None:
     """Run a script's `main` and end the process with the status that the README promises.
 
     Once the processes are connected, a `UserError` is raised on all of them alike (see `together`), and the first one
     prints it. Before that every process of a node sees the same error, and the node's first one prints it.
+
+    Args:
+        main: does the work.
+        name: what the user called, for messages.
     """
     status = 0
     try:
         main()
-    except UserError as error:
-        status = error.status
+    except BrokenPipeError:  # whoever read our output, such as `head`, has left
+        sys.stdout = None
+    except (UserError, OSError) as error:
+        status = getattr(error, "status", 1)
         if (dist.get_rank() if dist.is_initialized() else int(os.environ.get("LOCAL_RANK") or 0)) == 0:
-            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+            print(f"{name}: error: {explain(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         status = 130  # the shell's convention for SIGINT
         print("interrupted", file=sys.stderr)

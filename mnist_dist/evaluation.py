@@ -105,7 +105,7 @@ def evaluate(accelerator: Accelerator, model: nn.Module, batches: Loader) -> Eva
         if logits is None:
             logits = torch.zeros(len(labels), output.shape[1], dtype=images.dtype, device=labels.device)
         logits[batch.index] = output.to(images.dtype)
-        seen[batch.index] += 1
+        seen.index_add_(0, batch.index, torch.ones_like(batch.index))
     # Every process fills in the rows of its own samples and leaves the others 0, so the sum is the gathered whole.
     logits, seen = accelerator.reduce(logits, "sum"), accelerator.reduce(seen, "sum")
     if not bool((seen == 1).all()):

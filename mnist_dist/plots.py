@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -39,13 +40,19 @@ def digits(path: Path, images: Tensor, titles: Sequence[str], heading: str, colu
         titles: n titles of one or two short lines.
     """
     rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(1.1 * columns, 1.45 * rows + 0.7), layout="constrained")
-    figure.suptitle(heading)
-    for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.axis("off")
-        if number < len(images):
-            axes.imshow(images[number].cpu(), cmap="gray_r", vmin=0, vmax=1)
-            axes.set_title(titles[number], fontsize=8)
+    columns = min(columns, len(images))
+    lines = 1 + max(title.count("\n") for title in titles)
+    height, width, pitch_y, pitch_x = 28, 28, 33 + 7 * lines, 40
+    figure = Figure(figsize=(0.029 * pitch_x * columns + 0.2, 0.029 * pitch_y * rows + 0.5), layout="constrained")
+    axes = figure.subplots()  # one for all images: an Axes for each would take seconds to draw
+    axes.set_title(heading, fontsize=10)
+    canvas = np.zeros((pitch_y * rows, pitch_x * columns), np.float32)
+    for number, (image, title) in enumerate(zip(images.cpu().numpy(), titles, strict=True)):
+        top, left = number // columns * pitch_y + pitch_y - height, number % columns * pitch_x + (pitch_x - width) // 2
+        canvas[top : top + height, left : left + width] = image
+        axes.text(left + width / 2, top - 2, title, ha="center", va="bottom", fontsize=7, linespacing=1)
+    axes.imshow(canvas, cmap="gray_r", vmin=0, vmax=1)
+    axes.axis("off")
     figure.savefig(path, dpi=150)
 
 

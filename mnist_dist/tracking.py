@@ -1,24 +1,212 @@
-"""Tracking."""
+"""Where a run's figures go: metrics.jsonl, the record, and through Accelerate to Weights & Biases, the view."""
+
+import contextlib
+import logging
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from accelerate import Accelerator
+from accelerate.tracking import filter_trackers
+from tqdm import tqdm
 
 from mnist_dist import runs
+from mnist_dist.data import Data
 from mnist_dist.distributed import together
+from mnist_dist.evaluation import Evaluation
+
+MISTAKES = 50  # most confident mistakes in the table
+PATIENCE, START_TIMEOUT, FINISH_TIMEOUT = 5, 20, 60  # seconds: before the first update, to connect, to finish
 
 
 class Tracker:
-    def __init__(self, accelerator, folder, settings):
-        self.accelerator, self.folder, self.lines = accelerator, folder, []
+    """Records a run. Every process holds one and calls it alike; only the main process writes.
+
+    Args:
+        accelerator: the processes.
+        folder: the run's.
+        settings: JSON values, written to config.json and W&B.
+
+    Attributes:
+        lines: the lines of metrics.jsonl so far.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder, self.lines = folder, list[dict[str, Any]]()
+        self.main = accelerator.is_main_process
         with together():
-            if accelerator.is_main_process:
+            if self.main:
                 runs.write_json(folder / runs.CONFIG, settings)
+        wanted = self.main and settings["wandb"] != "disabled"
+        self.wandb = WandB(accelerator, folder, settings) if wanted else None
 
-    def curve(self, step, values):
-        pass
+    def curve(self, step: int, values: dict[str, float]) -> None:
+        """Add a point to the curves over updates, in W&B only."""
+        if self.wandb:
+            self.wandb.log(values, step)
 
-    def epoch(self, line):
+    def epoch(self, line: dict[str, Any]) -> None:
+        """Add an epoch's figures.
+
+        Raises:
+            UserError: on every process, where metrics.jsonl could not be written.
+        """
         self.lines.append(line)
-        with together(self.accelerator):
-            if self.accelerator.is_main_process:
+        with together():
+            if self.main:
                 runs.append_json(self.folder / runs.METRICS, line)
+        if self.wandb:
+            self.wandb.log(line, line["global_step"])
 
-    def finish(self, result, samples):
-        pass
+    def finish(self, test: Evaluation, samples: Data) -> None:
+        """Send the confusion matrix, the mistakes and, where asked for, the model to W&B, and let it end."""
+        if self.wandb:
+            self.wandb.finish(test, samples, self.lines[-1]["global_step"])
+
+
+class WandB:
+    """W&B in a thread of its own, so that nothing it does, or fails to do, holds up or ends the training.
+
+    Every call is a job for that thread, in order. The first that fails costs one warning; those after it are dropped.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, settings: dict[str, Any]) -> None:
+        self.accelerator, self.folder, self.settings = accelerator, folder, settings
+        self.failed = False
+        self.jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self.work, name="wandb-jobs", daemon=True)
+        self.thread.start()
+        self.jobs.put(self.start)
+        self.started = threading.Event()
+        self.jobs.put(self.started.set)
+        # Importing W&B beside the first updates would slow both down; a network that does not answer is not waited for.
+        self.started.wait(PATIENCE)
+
+    def work(self) -> None:
+        """Do the jobs until None comes, then close W&B's service."""
+        while job := self.jobs.get():
+            if not self.failed:
+                try:
+                    job()
+                except BaseException as error:  # W&B raises KeyboardInterrupt and SystemExit, too
+                    self.warn(f"{type(error).__name__}: {first_line(error)}")
+        self.close_service()
+
+    def warn(self, reason: str) -> None:
+        """Say once what went wrong, and go on without W&B."""
+        if not self.failed:
+            self.failed = True
+            self.accelerator.trackers.clear()
+            tqdm.write(f"warning: Weights & Biases failed and is left out from here on ({reason})", file=sys.stderr)
+
+    def start(self) -> None:
+        """Begin the run: online where that is wanted and possible, else offline."""
+        os.environ.setdefault("WANDB_SILENT", "true")  # no lines of its own between ours, no question for a key
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it can hang for seconds where there is no network
+        os.environ.setdefault("WANDB_DATA_DIR", str(self.folder.resolve() / "wandb"))  # not the home folder
+        import wandb  # a second that only a run with W&B pays for, and in this thread
+
+        logging.getLogger("wandb").setLevel(logging.CRITICAL + 1)  # its own log may not reach our standard error
+        mode = self.settings["wandb"]
+        if mode == "auto":
+            mode = os.environ.get("WANDB_MODE", "auto")
+        try:
+            if mode == "auto":  # whether a key is configured, in the environment or a file, without asking the network
+                mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
+            self.init(mode)
+        except Exception as error:
+            tqdm.write(f"warning: Weights & Biases goes offline for this run ({first_line(error)})", file=sys.stderr)
+            self.accelerator.trackers.clear()
+            self.close_service()  # else it says that the run is in use
+            self.init("offline")
+        run = self.accelerator.get_tracker("wandb", unwrap=True)
+        for split in ("train", "val", "test"):
+            run.define_metric(f"{split}_*", step_metric="epoch")
+
+    def init(self, mode: str) -> None:
+        """Start Accelerate's tracker in one mode: "online", "offline" or "disabled"."""
+        import wandb
+
+        self.accelerator.log_with = filter_trackers("wandb")
+        options = {
+            "dir": str(self.folder),
+            "name": self.folder.name,
+            "mode": mode,
+            "settings": wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=START_TIMEOUT,
+                x_transaction_log_flush_interval=2.0,  # seconds; a run that is killed keeps all but these
+            ),
+        }
+        self.accelerator.init_trackers(
+            self.settings["wandb_project"], config=self.settings, init_kwargs={"wandb": options}
+        )
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        """Log values at an update; those of one update are merged."""
+        self.jobs.put(lambda: self.accelerator.log(values, step=step))
+
+    def finish(self, test: Evaluation, samples: Data, step: int) -> None:
+        """Log what belongs to the end, and wait for the jobs to be done, at most `FINISH_TIMEOUT` seconds."""
+        self.jobs.put(lambda: self.log_end(test, samples, step))
+        self.jobs.put(None)
+        self.thread.join(FINISH_TIMEOUT)
+        if self.thread.is_alive():
+            self.warn(f"no answer within {FINISH_TIMEOUT} s")
+            for process in psutil.Process().children():  # the jobs wait for it, and so would Python at its exit
+                if process.name().startswith("wandb-core"):
+                    process.kill()
+            self.thread.join(FINISH_TIMEOUT)
+
+    def log_end(self, test: Evaluation, samples: Data, step: int) -> None:
+        """Confusion matrix, table of mistakes and, where asked for, the model; then the run's end."""
+        import wandb
+
+        run = self.accelerator.get_tracker("wandb", unwrap=True)
+        names, predictions = list(samples.classes), test.predictions.tolist()
+        confusion = wandb.plot.confusion_matrix(
+            y_true=test.labels.tolist(), preds=predictions, class_names=names, title="Test confusion matrix"
+        )
+        worst = test.mistakes()[:MISTAKES]
+        sure = test.probabilities.max(dim=1).values
+        pixels = samples.pixels(samples.test.images[worst.to(samples.test.images.device), 0]).cpu().numpy()
+        rows = [
+            [
+                number,
+                wandb.Image(image, mode="L"),
+                names[test.labels[number]],
+                names[predictions[number]],
+                float(sure[number]),
+            ]
+            for number, image in zip(worst.tolist(), (255 * pixels).astype("uint8"), strict=True)
+        ]
+        columns: list[str | int] = ["sample", "image", "class", "predicted", "confidence"]
+        run.log({"confusion_matrix": confusion, "mistakes": wandb.Table(columns=columns, data=rows)}, step=step)
+        if self.settings["wandb_model"]:
+            artifact = wandb.Artifact(f"{self.settings['dataset']}-{self.settings['model']}", type="model")
+            artifact.add_file(str(self.folder / runs.WEIGHTS))
+            run.log_artifact(artifact)
+        place, url, offline = Path(run.dir).parent, run.url, run.offline
+        run.finish()
+        if url:
+            tqdm.write(f"Weights & Biases: {url}")
+        elif offline:
+            tqdm.write(f"Weights & Biases has this run offline; send it with: wandb sync {place}")
+
+    @staticmethod
+    def close_service() -> None:
+        """End W&B's own process, even if it is dead already, so that Python's exit finds nothing left to trip over."""
+        if "wandb" in sys.modules:
+            with contextlib.suppress(BaseException):
+                sys.modules["wandb"].teardown()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -49,18 +49,18 @@ def train_step(
     # by W / B makes that average the mean over the global batch, however the B samples are shared out.
     weight = accelerator.num_processes / batch.size
     pieces = config.gradient_accumulation_steps
-    total: Tensor
+    losses = []
     parts = zip(batch.images.tensor_split(pieces), batch.labels.tensor_split(pieces), strict=True)
     for number, (images, labels) in enumerate(parts, 1):
         with nullcontext() if number == pieces else accelerator.no_sync(model):
             loss = F.cross_entropy(model(images), labels, reduction="sum", label_smoothing=config.label_smoothing)
             accelerator.backward(loss * weight)
-        total = loss.detach() if number == 1 else total + loss.detach()
+        losses.append(loss.detach())
     if config.clip_norm:
         accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
     optimizer.step()
     optimizer.zero_grad()
-    return total
+    return losses[0] if pieces == 1 else torch.stack(losses).sum()
 
 
 def train_epoch(

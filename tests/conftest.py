@@ -1,0 +1,88 @@
+"""Shared by the tests: real launchers, real processes, and what they leave behind."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).parents[1]
+PYTHON = sys.executable
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS")
+
+
+def clean_environment(**changes: str) -> dict[str, str]:
+    """This process's environment without what a launcher, Accelerate or W&B user configured, plus the changes."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in LAUNCHER_VARIABLES and not name.startswith(("ACCELERATE_", "WANDB_", "PYTEST_", "COV_"))
+    }
+    return kept | {"HF_HOME": "/nonexistent", "COLUMNS": "80"} | changes
+
+
+def call(*command: str | Path, cwd: Path = REPOSITORY, timeout: float = 300, **environment: str):
+    """Run a command to its end and return it with its output as text."""
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=clean_environment(PYTHONPATH=str(REPOSITORY), **environment),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def torchrun(processes: int, *command: str | Path, **options):
+    """Run a script under torchrun on this machine."""
+    return call(
+        PYTHON, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *command, **options
+    )
+
+
+def driver(processes: int, runs: Sequence[Sequence[str | Path]], **spec: Any):
+    """Train several times in one set of real processes, through `train.main`; see driver.py."""
+    document = json.dumps({"runs": [[str(word) for word in run] for run in runs], **spec})
+    finished = torchrun(processes, REPOSITORY / "tests" / "driver.py", document)
+    assert finished.returncode == 0, finished.stderr
+    return finished
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The documents of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    """The state_dict that a run left."""
+    return torch.load(run / "mnist_model.pth", weights_only=True)
+
+
+def weight_difference(run: Path, other: Path) -> float:
+    """The largest absolute difference between the weights of two runs."""
+    one, two = weights_of(run), weights_of(other)
+    assert one.keys() == two.keys()
+    return max((one[name] - two[name]).abs().max().item() for name in one)
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Path:
+    """The folder with the full MNIST."""
+    folder = os.environ.get("MNIST_DIST_DATA")
+    if not folder:
+        pytest.skip("the full MNIST is needed: set MNIST_DIST_DATA to its --data-dir")
+    return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run on the embedded digits."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    done = call(PYTHON, "train.py", "--dataset", "mnist-5k", "--cpu", "--wandb", "disabled", "--output-dir", run)
+    assert done.returncode == 0, done.stderr
+    return run

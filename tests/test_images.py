@@ -1,0 +1,129 @@
+"""People's own pictures: any size, colour, shade and place give what MNIST would have made of them."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import PYTHON, call
+from PIL import Image
+
+from mnist_dist.data import load
+from mnist_dist.errors import UserError
+from mnist_dist.images import read_digit
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """200 test digits as (28, 28) grey values in [0, 1], and their labels."""
+    data = load("mnist-5k", None)
+    every_fifth = slice(None, None, 5)
+    return data.pixels(data.test.images[every_fifth, 0]), data.test.labels[every_fifth]
+
+
+def picture_of(digit: torch.Tensor, ink, paper, side: int, where: tuple[int, int], mode: str = "RGB") -> Image.Image:
+    """A digit drawn in one colour on another, enlarged, somewhere on a larger sheet."""
+    share = Image.fromarray((255 * digit.numpy()).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    sheet = Image.new(mode, (side * 2, side * 2 + 37), paper)
+    sheet.paste(Image.new(mode, share.size, ink), where, share)
+    return sheet
+
+
+def test_an_mnist_digit_stays_nearly_what_it_is(digits, tmp_path):
+    images, _ = digits
+    for number, digit in enumerate(images[:50]):
+        Image.fromarray((255 * digit.numpy()).astype(np.uint8)).save(tmp_path / "digit.png")
+        again = read_digit(tmp_path / "digit.png")
+        assert again.shape == (28, 28) and again.dtype == torch.float32
+        assert again.min() >= 0 and again.max() <= 1
+        assert (again - digit).abs().mean() < 0.03, number
+
+
+@pytest.mark.parametrize(
+    ("ink", "paper", "side", "where", "format"),
+    [
+        ((0, 0, 0), (255, 255, 255), 28, (0, 0), "png"),
+        ((255, 255, 255), (0, 0, 0), 300, (250, 280), "png"),
+        ((20, 20, 120), (240, 230, 200), 150, (10, 100), "jpeg"),
+        ((255, 220, 0), (10, 60, 30), 90, (80, 0), "png"),
+        ((90, 90, 90), (160, 160, 160), 200, (30, 30), "jpeg"),
+    ],
+)
+def test_size_colour_and_place_do_not_matter(digits, trained, tmp_path, ink, paper, side, where, format):
+    images, labels = digits
+    paths = []
+    for number, digit in enumerate(images):
+        paths.append(tmp_path / f"{number}.{format}")
+        picture_of(digit, ink, paper, side, where).save(paths[-1])
+    from mnist_dist.data import MNIST_NORMALIZATION
+    from mnist_dist.models import from_state_dict
+    from mnist_dist.runs import load_weights
+
+    mean, std = MNIST_NORMALIZATION
+    model = from_state_dict(load_weights(trained / "mnist_model.pth"))
+
+    def accuracy(pixels: torch.Tensor) -> float:
+        return (model((pixels[:, None] - mean) / std).argmax(1) == labels).float().mean().item()
+
+    plain, ours = accuracy(images), accuracy(torch.stack([read_digit(path) for path in paths]))
+    assert plain > 0.88  # a short training on 4,000 digits
+    assert ours >= plain - 0.06
+
+
+@pytest.mark.parametrize(("ink", "mode"), [((0, 0, 0, 255), "RGBA"), ((255, 255, 255, 255), "RGBA")])
+def test_transparent_pictures(digits, tmp_path, ink, mode):
+    digit = digits[0][3]
+    picture_of(digit, ink, (0, 0, 0, 0), 112, (50, 60), mode).save(tmp_path / "digit.png")
+    opaque = picture_of(digit, (0, 0, 0), (255, 255, 255), 112, (50, 60))
+    opaque.save(tmp_path / "opaque.png")
+    assert (read_digit(tmp_path / "digit.png") - read_digit(tmp_path / "opaque.png")).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "CMYK", "LA"])
+def test_other_kinds_of_pictures(digits, tmp_path, mode):
+    grey = Image.fromarray((255 * digits[0][7].numpy()).astype(np.uint8)).resize((140, 140))
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    picture = deep if mode == "I;16" else grey.convert(mode)
+    picture.save(tmp_path / "digit.tiff")
+    assert (read_digit(tmp_path / "digit.tiff") - digits[0][7]).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("stroke", [(1, 1), (1, 60), (60, 1), (200, 3)])
+def test_thin_strokes_and_single_pixels_are_no_trouble(tmp_path, stroke):
+    sheet = np.full((210, 210), 255, np.uint8)
+    sheet[5 : 5 + stroke[0], 5 : 5 + stroke[1]] = 0
+    Image.fromarray(sheet).save(tmp_path / "stroke.png")
+    digit = read_digit(tmp_path / "stroke.png")
+    assert digit.max() == pytest.approx(1, abs=1e-6) and digit.isfinite().all()
+
+
+def write_blank(path):
+    Image.new("L", (50, 50), 200).save(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: path.write_text("not a picture"), "not a picture"),
+        (lambda path: path.write_bytes(b""), "not a picture"),
+        (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50)), "not a picture"),
+        (lambda _: None, "No such file"),
+        (lambda path: path.mkdir(), "Is a directory"),
+        (write_blank, "shows no digit"),
+    ],
+)
+def test_what_is_no_picture_of_a_digit_is_refused(tmp_path, make, reason):
+    make(tmp_path / "digit.png")
+    with pytest.raises(UserError, match=reason):
+        read_digit(tmp_path / "digit.png")
+
+
+def test_the_command_prints_class_and_probabilities(trained, digits, tmp_path):
+    picture_of(digits[0][0], (0, 0, 0), (255, 255, 255), 112, (20, 20)).save(tmp_path / "zero.png")
+    done = call(PYTHON, "-m", "mnist_dist", "predict", tmp_path / "zero.png", "--weights", trained)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[1].startswith(f"{tmp_path / 'zero.png'}: 0 (")
+    shares = [float(line.split()[1].rstrip("%")) for line in lines[2:]]
+    assert len(shares) == 10 and sum(shares) == pytest.approx(100, abs=0.1)
+
+    done = call(PYTHON, "-m", "mnist_dist", "predict", "README.md", "--weights", trained)
+    assert done.returncode == 1 and "README.md cannot be read" in done.stderr and done.stderr.count("\n") == 1

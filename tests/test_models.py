@@ -1,0 +1,73 @@
+"""The networks, and the networks that a file's names and shapes stand for."""
+
+import pytest
+import torch
+
+from mnist_dist.data import seeded
+from mnist_dist.errors import UserError
+from mnist_dist.models import ConvNet, MNISTNet, build, from_state_dict, parameter_count
+
+
+def test_the_default_is_the_original_network():
+    model = MNISTNet()
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert shapes == {
+        "fc1.weight": (128, 784),
+        "fc1.bias": (128,),
+        "fc2.weight": (64, 128),
+        "fc2.bias": (64,),
+        "fc3.weight": (10, 64),
+        "fc3.bias": (10,),
+    }
+    assert parameter_count(model) == 109_386
+
+
+def test_logits_are_those_of_the_formula():
+    model, images = MNISTNet().double(), torch.randn(5, 1, 28, 28, dtype=torch.float64)
+    w = model.state_dict()
+    x = images.reshape(5, 784)
+    for layer in ("fc1", "fc2"):
+        x = (x @ w[f"{layer}.weight"].T + w[f"{layer}.bias"]).clamp(min=0)
+    torch.testing.assert_close(model(images), x @ w["fc3.weight"].T + w["fc3.bias"])
+
+
+@pytest.mark.parametrize("model", [MNISTNet(), ConvNet()])
+def test_probabilities_are_the_softmax_of_the_logits(model):
+    images = torch.randn(3, 1, 28, 28)
+    probabilities = model.probabilities(images)
+    assert probabilities.shape == (3, 10)
+    torch.testing.assert_close(probabilities, model(images).softmax(dim=1))
+    assert model(torch.empty(0, 1, 28, 28)).shape == (0, 10)  # a process's share of a batch may be empty
+
+
+@pytest.mark.parametrize(("name", "hidden"), [("mlp", ()), ("mlp", (128, 64)), ("mlp", (3, 4, 5, 6)), ("cnn", ())])
+def test_weights_alone_tell_the_network(name, hidden):
+    model = build(name, hidden)
+    again = from_state_dict(model.state_dict())
+    images = torch.randn(4, 1, 28, 28)
+    assert torch.equal(again(images), model(images))
+    assert not again.training
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {},
+        {"linear.weight": torch.zeros(10, 784)},
+        MNISTNet().state_dict() | {"fc3.weight": torch.zeros(11, 64), "fc3.bias": torch.zeros(11)},  # other classes
+        MNISTNet().state_dict() | {"fc1.weight": torch.zeros(128, 1024)},  # other images
+        MNISTNet().state_dict() | {"fc4.weight": torch.zeros(10, 10)},
+        {name: tensor for name, tensor in MNISTNet().state_dict().items() if name != "fc2.bias"},
+        {"module." + name: tensor for name, tensor in MNISTNet().state_dict().items()},  # a wrapper's prefix
+        {"fc1.weight": torch.tensor(1.0)},
+    ],
+)
+def test_other_weights_are_refused(weights):
+    with pytest.raises(UserError, match="not those of a digit classifier from 784 pixels to 10 classes"):
+        from_state_dict(weights)
+
+
+def test_streams_of_random_numbers_differ_by_every_word():
+    draws = {tuple(torch.randint(2**40, (3,), generator=seeded(*words)).tolist()) for words in
+             [(0, 1, 0), (0, 1, 1), (1, 1, 0), (0, 2), (1, 2), (2**63 - 1, 1, 0)]}  # fmt: skip
+    assert len(draws) == 6

@@ -1,0 +1,99 @@
+"""Promise 2: every sample exactly once, at any size, batch and number of processes."""
+
+import json
+
+import pytest
+import torch
+from conftest import PYTHON, call, driver, read_lines, torchrun
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mnist_dist.data import Images, Loader
+
+
+def numbered(size: int) -> Images:
+    return Images(torch.arange(size, dtype=torch.float32).view(size, 1, 1, 1), torch.arange(size))
+
+
+@given(
+    size=st.integers(1, 400),
+    batch_size=st.integers(1, 450),
+    processes=st.integers(1, 9),
+    seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 1000),
+    shuffle=st.booleans(),
+)
+@settings(max_examples=300, deadline=None)
+def test_shares_make_up_the_batches_and_batches_the_epoch(size, batch_size, processes, seed, epoch, shuffle):
+    images = numbered(size)
+
+    def epoch_of(world: int) -> list[list]:
+        loaders = [Loader(images, batch_size, world, rank, shuffle=shuffle, seed=seed) for rank in range(world)]
+        for loader in loaders:
+            loader.sampler.set_epoch(epoch)
+        assert {len(loader) for loader in loaders} == {-(-size // batch_size)}
+        return [list(loader) for loader in loaders]
+
+    ((*alone,),) = epoch_of(1)
+    order = torch.cat([batch.index for batch in alone])
+    assert sorted(order.tolist()) == list(range(size))  # each sample once
+    assert shuffle or order.tolist() == list(range(size))
+
+    position = 0
+    for whole, *shares in zip(alone, *epoch_of(processes), strict=True):
+        lengths = [len(share.labels) for share in shares]
+        assert max(lengths) - min(lengths) <= 1
+        assert all(share.size == whole.size == sum(lengths) for share in shares)
+        for rank, share in enumerate(shares):  # every W-th position of the epoch belongs to one process
+            first = (rank - position) % processes
+            assert torch.equal(share.index, whole.index[first::processes])
+            assert torch.equal(share.labels, share.index)
+            assert torch.equal(share.images.flatten().long(), share.index)
+        position += whole.size
+
+
+@pytest.mark.xdist_group("promise2")
+@pytest.mark.parametrize("processes", [2, 3, 7])
+def test_real_processes_count_each_test_sample_once(processes, trained, tmp_path):
+    done = torchrun(processes, "evaluate.py", trained, "--cpu", "--output-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    summary = json.loads((trained / "summary.json").read_text())
+    assert result["num_processes"] == processes
+    assert (result["total"], result["correct"]) == (1000, summary["test_correct"])
+    assert sum(map(sum, result["confusion_matrix"])) == 1000
+
+
+@pytest.mark.xdist_group("promise2")
+def test_real_processes_train_on_each_sample_once(tmp_path):
+    flags = "--dataset mnist-5k --epochs 1 --batch-size 33 --cpu --wandb disabled --output-dir".split()
+    driver(3, [[*flags, tmp_path / "run"]], record=str(tmp_path))
+    shares = [torch.load(tmp_path / f"batches-{rank}.pt", weights_only=True) for rank in range(3)]
+    assert sorted(sum((sum(share, []) for share in shares), [])) == list(range(4000))
+    assert read_lines(tmp_path / "run" / "metrics.jsonl")[0]["global_step"] == -(-4000 // 33)
+
+
+@pytest.mark.xdist_group("promise2")
+def test_padding_let_back_in_is_caught(tmp_path):
+    """Field note 6, planted: an evaluation that counts a sample twice must not come to a result."""
+    flags = "--dataset mnist-5k --epochs 1 --batch-size 400 --cpu --wandb disabled --output-dir".split()
+    with pytest.raises(AssertionError, match="samples were not counted exactly once"):
+        driver(3, [[*flags, tmp_path / "run"]], fault="padding_counted")
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("promise2")
+def test_total_is_10000_on_the_full_test_set(mnist, tmp_path):
+    data = ["--data-dir", mnist]
+    done = call(PYTHON, "train.py", *data, "--epochs", "1", "--wandb", "disabled", "--output-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    counts = set()
+    for processes in (1, 2, 3, 7):
+        out = tmp_path / str(processes)
+        done = torchrun(processes, "evaluate.py", tmp_path / "run", *data, "--cpu", "--output-dir", out)
+        assert done.returncode == 0, done.stderr
+        result = json.loads((out / "evaluation.json").read_text())
+        assert result["total"] == 10_000
+        counts.add(result["correct"])
+    assert len(counts) == 1
