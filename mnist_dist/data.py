@@ -134,22 +134,29 @@ def read_idx(path: Path, shape: tuple[int, ...], md5: str | None = None) -> tupl
     Raises:
         UserError: the file is missing, unreadable, or holds something else.
     """
-    way_out = "delete it and run `python -m mnist_dist download`, or point --data-dir at a good copy"
+
+    def refusal(fault: str) -> UserError:
+        return UserError(
+            f"the data file {path} {fault}: delete it and run `python -m mnist_dist download`, or point --data-dir at "
+            "a good copy"
+        )
+
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise UserError(f"the data file {path} cannot be read ({error.strerror}): {way_out}") from error
+        raise refusal(f"cannot be read ({error.strerror})") from error
     header = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
     if raw[: len(header)] != header:
-        raise UserError(f"the data file {path} is not the IDX file of {' x '.join(map(str, shape))} bytes: {way_out}")
+        raise refusal(f"is not the IDX file of {' x '.join(map(str, shape))} bytes")
     if len(raw) != len(header) + math.prod(shape):
-        raise UserError(
-            f"the data file {path} has {len(raw):,} bytes instead of {len(header) + math.prod(shape):,}: {way_out}"
-        )
+        raise refusal(f"has {len(raw):,} bytes instead of {len(header) + math.prod(shape):,}")
     digest = hashlib.md5(raw, usedforsecurity=False).hexdigest()
     if md5 is not None and digest != md5:
-        raise UserError(f"the data file {path} has changed (md5 {digest} instead of {md5}): {way_out}")
-    return np.frombuffer(raw, np.uint8, offset=len(header)).reshape(shape), digest
+        raise refusal(f"has changed (md5 {digest} instead of {md5})")
+    values = np.frombuffer(raw, np.uint8, offset=len(header)).reshape(shape)
+    if len(shape) == 1 and values.max() > 9:
+        raise refusal(f"holds labels up to {values.max()} instead of 9")
+    return values, digest
 
 
 def on_disk(name: str, data_dir: Path) -> bool:
@@ -296,11 +303,6 @@ def load(name: str, data_dir: Path, *, val_size: int = 0, seed: int = 0, dtype: 
         )
         train, test, fingerprint = arrays[:2], arrays[2:], "-".join(digests)
         classes, normalization = source.classes, source.normalization
-        for labels in (train[1], test[1]):
-            if labels.max() >= len(classes):
-                raise UserError(
-                    f"the labels in {raw} go up to {labels.max()} instead of {len(classes) - 1}: fetch them anew"
-                )
     mean, std = normalization or pixel_statistics(train[0])
     whole = normalized(*train, mean, std, dtype)
     data = Data(name, classes, mean, std, whole, normalized(*test, mean, std, dtype), fingerprint)

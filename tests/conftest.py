@@ -13,6 +13,7 @@ import torch
 
 REPOSITORY = Path(__file__).parents[1]
 PYTHON = sys.executable
+ACCELERATE = (PYTHON, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "accelerate_config.yaml")
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS")
 
 
@@ -23,7 +24,8 @@ def clean_environment(**changes: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if name not in LAUNCHER_VARIABLES and not name.startswith(("ACCELERATE_", "WANDB_", "PYTEST_", "COV_"))
     }
-    return kept | {"HF_HOME": "/nonexistent", "COLUMNS": "80"} | changes
+    # One thread a process: two tests run side by side, and OpenMP is slow where threads outnumber cores.
+    return kept | {"HF_HOME": "/nonexistent", "COLUMNS": "80", "OMP_NUM_THREADS": "1"} | changes
 
 
 def call(*command: str | Path, cwd: Path = REPOSITORY, timeout: float = 300, **environment: str):
@@ -45,12 +47,10 @@ def torchrun(processes: int, *command: str | Path, **options):
     )
 
 
-def driver(processes: int, runs: Sequence[Sequence[str | Path]], **spec: Any):
-    """Train several times in one set of real processes, through `train.main`; see driver.py."""
-    document = json.dumps({"runs": [[str(word) for word in run] for run in runs], **spec})
-    finished = torchrun(processes, REPOSITORY / "tests" / "driver.py", document)
-    assert finished.returncode == 0, finished.stderr
-    return finished
+def driver(processes: int, runs: Sequence[tuple[Sequence[str | Path], str | None]], **spec: Any):
+    """Train several times, each with a fault or None, in one set of real processes; see driver.py."""
+    spec["runs"] = [{"flags": [str(word) for word in flags], "fault": fault} for flags, fault in runs]
+    return torchrun(processes, REPOSITORY / "tests" / "driver.py", json.dumps(spec))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

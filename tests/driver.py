@@ -1,16 +1,20 @@
-"""Trains several times in the processes it finds itself in, watched, and with a fault planted where asked.
+"""Trains several times in the processes it finds itself in, watched, and with faults planted where asked.
 
-    torchrun --nproc-per-node W tests/driver.py '{"runs": [[flags of train.py], ...], "record": DIR, "fault": NAME}'
+    torchrun --nproc-per-node W tests/driver.py '{"runs": [{"flags": [flags of train.py], "fault": NAME}, ...]}'
 
-`record`: folder for what each process saw: batches-<rank>.pt (the sample numbers of every update, in order) and
-left-<rank>.json (whether the process group was gone at the end).
-`fault`: one of the traps of this stack, let back in; see `FAULTS`.
+Beside `runs`, the document may hold
+    record: a folder for what each process saw: batches-<rank>.pt (the sample numbers of every update, in order) and
+        left-<rank>.json (whether the process group was gone at the end);
+    timeouts: values for the constants of `mnist_dist.tracking`, in seconds.
+`fault` is one of the traps of this stack, let back in for that run; see `FAULTS`.
 """
 
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -18,64 +22,67 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train
-from mnist_dist import data, distributed, evaluation, schedules, training
+from mnist_dist import data, distributed, schedules, tracking, training
 
-RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-original_step = training.train_step
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def loader_sharded_twice() -> None:
+def loader_sharded_twice():
     """Field note 1: Accelerate deals out again what the DistributedSampler has dealt out."""
     iterate, count = data.GlobalBatchSampler.__iter__, data.GlobalBatchSampler.__len__
 
     def every_wth(self):
         return (b for n, b in enumerate(iterate(self)) if n % WORLD == RANK) if self.sampler.shuffle else iterate(self)
 
-    data.GlobalBatchSampler.__iter__ = every_wth
-    data.GlobalBatchSampler.__len__ = lambda self: count(self) // (WORLD if self.sampler.shuffle else 1)
+    def fewer(self):
+        return count(self) // (WORLD if self.sampler.shuffle else 1)
+
+    return patch.multiple(data.GlobalBatchSampler, __iter__=every_wth, __len__=fewer)
 
 
-def order_depends_on_processes() -> None:
+def order_depends_on_processes():
     """Field note 3: each process cuts batches from a stretch of its own, so other samples meet in a batch."""
-    data.ExactDistributedSampler.indices = lambda self: torch.randperm(
-        self.size, generator=data.seeded(self.seed, data.ORDER, self.epoch)
-    ).tensor_split(WORLD)[RANK][: len(self)]
+    indices = data.ExactDistributedSampler.indices
+
+    def own_stretch(self):
+        if not self.shuffle:
+            return indices(self)
+        order = torch.randperm(self.size, generator=data.seeded(self.seed, data.ORDER, self.epoch))
+        return order.tensor_split(WORLD)[RANK]
+
+    return patch.object(data.ExactDistributedSampler, "indices", own_stretch)
 
 
-def schedule_stepped_by_every_process() -> None:
+def schedule_stepped_by_every_process():
     """Field note 4: the schedule moves W steps an update."""
-    original = schedules.learning_rate
-    training.learning_rate = lambda step, total, **settings: original(min(step * WORLD, total - 1), total, **settings)
+    rate = schedules.learning_rate
+    return patch.object(
+        training, "learning_rate", lambda step, total, **rest: rate(min(step * WORLD, total - 1), total, **rest)
+    )
 
 
-def processes_weighed_equally() -> None:
+def processes_weighed_equally():
     """Field note 5: the mean over each process's share, averaged over the processes."""
+    train_step = training.train_step
 
     def step(accelerator, model, optimizer, batch, config):
         batch.size = len(batch.labels) * WORLD
-        return original_step(accelerator, model, optimizer, batch, config)
+        return train_step(accelerator, model, optimizer, batch, config)
 
-    training.train_step = step
+    return patch.object(training, "train_step", step)
 
 
-def padding_counted() -> None:
+def padding_counted():
     """Field note 6: shares padded with repeated samples to equal length, and all of them counted."""
-    original = data.ExactDistributedSampler.indices
+    iterate = data.GlobalBatchSampler.__iter__
 
     def padded(self):
-        mine = original(self)
-        return mine if self.shuffle else torch.cat([mine, mine[: -(-self.size // WORLD) - len(mine)]])
-
-    data.ExactDistributedSampler.indices = padded
-    cut = data.GlobalBatchSampler.__iter__
-
-    def all_shares(self):
-        shares = list(cut(self))
-        dealt = sum(len(share.index) for share in shares)
-        shares[-1].index = torch.cat([shares[-1].index, self.sampler.indices()[dealt:]])
+        shares = list(iterate(self))
+        if not self.sampler.shuffle and len(self.sampler) < -(-self.sampler.size // WORLD):
+            shares[-1].index = torch.cat([shares[-1].index, shares[0].index[:1]])
         return iter(shares)
 
-    data.GlobalBatchSampler.__iter__ = all_shares
+    return patch.object(data.GlobalBatchSampler, "__iter__", padded)
 
 
 FAULTS = {
@@ -92,17 +99,24 @@ FAULTS = {
 
 def main() -> None:
     spec = json.loads(sys.argv[1])
-    if spec.get("fault"):
-        FAULTS[spec["fault"]]()
-    step, seen = training.train_step, []
+    for name, seconds in spec.get("timeouts", {}).items():
+        setattr(tracking, name, seconds)
+    train_step, seen = training.train_step, []
 
     def watched(accelerator, model, optimizer, batch, config):
         seen.append(batch.index.tolist())
-        return step(accelerator, model, optimizer, batch, config)
+        return train_step(accelerator, model, optimizer, batch, config)
 
     training.train_step = watched
+
+    def train_all() -> None:
+        for run in spec["runs"]:
+            with FAULTS[run["fault"]]() if run.get("fault") else nullcontext():
+                sys.argv = ["train.py", *run["flags"]]
+                train.main()
+
     try:
-        distributed.run(lambda: [run(flags) for flags in spec["runs"]], "driver.py")
+        distributed.run(train_all, "train.py")
     finally:
         if spec.get("record"):
             torch.save(seen, Path(spec["record"]) / f"batches-{RANK}.pt")
@@ -110,11 +124,5 @@ def main() -> None:
             (Path(spec["record"]) / f"left-{RANK}.json").write_text(json.dumps(left))
 
 
-def run(flags: list[str]) -> None:
-    sys.argv = ["train.py", *flags]
-    train.main()
-
-
 if __name__ == "__main__":
-    assert evaluation.BATCH == 1000  # the sizes in the tests are chosen around it
     main()

@@ -28,13 +28,15 @@ def picture_of(digit: torch.Tensor, ink, paper, side: int, where: tuple[int, int
 
 
 def test_an_mnist_digit_stays_nearly_what_it_is(digits, tmp_path):
-    images, _ = digits
-    for number, digit in enumerate(images[:50]):
+    differences = []
+    for digit in digits[0]:
         Image.fromarray((255 * digit.numpy()).astype(np.uint8)).save(tmp_path / "digit.png")
         again = read_digit(tmp_path / "digit.png")
         assert again.shape == (28, 28) and again.dtype == torch.float32
         assert again.min() >= 0 and again.max() <= 1
-        assert (again - digit).abs().mean() < 0.03, number
+        differences.append((again - digit).abs().mean())
+    # Where a faint edge is taken for paper, the digit is scaled by 20/19: one of these 200.
+    assert torch.stack(differences).quantile(0.98) < 0.002
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_size_colour_and_place_do_not_matter(digits, trained, tmp_path, ink, pap
 @pytest.mark.parametrize(("ink", "mode"), [((0, 0, 0, 255), "RGBA"), ((255, 255, 255, 255), "RGBA")])
 def test_transparent_pictures(digits, tmp_path, ink, mode):
     digit = digits[0][3]
-    picture_of(digit, ink, (0, 0, 0, 0), 112, (50, 60), mode).save(tmp_path / "digit.png")
+    picture_of(digit, ink, (*ink[:3], 0), 112, (50, 60), mode).save(tmp_path / "digit.png")
     opaque = picture_of(digit, (0, 0, 0), (255, 255, 255), 112, (50, 60))
     opaque.save(tmp_path / "opaque.png")
     assert (read_digit(tmp_path / "digit.png") - read_digit(tmp_path / "opaque.png")).abs().mean() < 0.02

@@ -1,9 +1,9 @@
 """Promise 1: the same training at any number of processes. Only the order of summation may differ."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import driver, read_lines, weight_difference
 
 VARIANTS = {
@@ -21,13 +21,15 @@ VARIANTS = {
     ],  # 71 leaves a last batch smaller than the processes are many
 }
 FIGURES = ("train_loss", "test_loss", "test_accuracy", "val_loss", "val_accuracy", "learning_rate")
+COMMON = "--epochs 1 --dtype float64 --cpu --wandb disabled --output-dir".split()
 COUNTS = ("epoch", "global_step", "test_correct", "test_total", "val_correct", "val_total")
 
 
-def train_all(folder: Path, processes: int, data: list[str], variants: dict[str, list[str]] = VARIANTS, **spec) -> Path:
+def train_all(folder: Path, processes: int, data: list[str], variants: dict[str, list[str]] = VARIANTS) -> Path:
     """Every variant, one epoch in float64, on so many real processes."""
-    common = [*data, "--epochs", "1", "--dtype", "float64", "--cpu", "--wandb", "disabled", "--output-dir"]
-    driver(processes, [[*flags, *common, folder / name] for name, flags in variants.items()], **spec)
+    runs = [([*flags, *data, *COMMON, folder / name], None) for name, flags in variants.items()]
+    done = driver(processes, runs)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -50,54 +52,40 @@ def alone(tmp_path_factory):
     return train_all(tmp_path_factory.mktemp("alone"), 1, EMBEDDED)
 
 
-@pytest.mark.xdist_group("promise1")
 @pytest.mark.parametrize("processes", [2, 3, 7])
 def test_weights_and_figures_are_those_of_one_process(processes, alone, tmp_path):
-    train_all(tmp_path, processes, EMBEDDED)
-    for name in VARIANTS:
+    # Seven processes on two cores are slow: the variant with the most uneven shares stands for the others.
+    variants = VARIANTS if processes < 7 else {"undivided-accumulation": VARIANTS["undivided-accumulation"]}
+    train_all(tmp_path, processes, EMBEDDED, variants)
+    for name in variants:
         assert_same_training(tmp_path / name, alone / name)
 
 
-@pytest.mark.xdist_group("promise1")
 def test_accumulation_changes_nothing_but_memory(alone):
     assert_same_training(alone / "accumulation", alone / "original")
     assert_same_training(alone / "undivided-accumulation", alone / "undivided")
 
 
-@pytest.mark.xdist_group("promise1")
-@pytest.mark.parametrize(
-    ("fault", "variant"),
-    [
-        ("loader_sharded_twice", "original"),
-        ("order_depends_on_processes", "original"),
-        ("schedule_stepped_by_every_process", "one-cycle"),
-        ("processes_weighed_equally", "undivided"),
-    ],
-)
-def test_a_trap_let_back_in_is_caught(fault, variant, alone, tmp_path):
+def test_a_trap_let_back_in_is_caught(alone, tmp_path):
     """Field notes 1, 3, 4 and 5, each planted: the comparison above must fail, or it proves nothing."""
-    train_all(tmp_path, 3, EMBEDDED, {variant: VARIANTS[variant]}, fault=fault)
-    with pytest.raises(AssertionError):
-        assert_same_training(tmp_path / variant, alone / variant)
-
-
-@pytest.mark.xdist_group("promise1")
-def test_every_global_batch_holds_the_samples_it_holds_on_one_process(tmp_path):
-    flags = [*EMBEDDED, "--epochs", "2", "--batch-size", "50", "--cpu", "--wandb", "disabled", "--output-dir"]
-    batches = {}
-    for processes in (1, 3):
-        record = tmp_path / f"record{processes}"
-        record.mkdir()
-        driver(processes, [[*flags, tmp_path / str(processes)]], record=str(record))
-        shares = [torch.load(record / f"batches-{rank}.pt", weights_only=True) for rank in range(processes)]
-        batches[processes] = [sorted(sum(share, [])) for share in zip(*shares, strict=True)]
-    assert len(batches[1]) == 2 * 80
-    assert batches[3] == batches[1]
-    assert batches[1][:80] != batches[1][80:]  # every epoch has an order of its own
+    traps = {
+        "loader_sharded_twice": "original",
+        "order_depends_on_processes": "original",
+        "schedule_stepped_by_every_process": "one-cycle",
+        "processes_weighed_equally": "undivided",
+        None: "undivided",  # and without any, it holds
+    }
+    runs = [
+        ([*VARIANTS[variant], *EMBEDDED, *COMMON, tmp_path / str(fault)], fault) for fault, variant in traps.items()
+    ]
+    done = driver(3, runs)
+    assert done.returncode == 0, done.stderr
+    for fault, variant in traps.items():
+        with pytest.raises(AssertionError) if fault else nullcontext():
+            assert_same_training(tmp_path / str(fault), alone / variant)
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("promise1")
 @pytest.mark.timeout(1500)
 def test_on_the_full_data_set(mnist, tmp_path):
     """The claim itself: one epoch of the original recipe on MNIST, 938 updates, in float64, to 1e-9."""

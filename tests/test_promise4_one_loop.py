@@ -1,0 +1,72 @@
+"""Promise 4: python, accelerate launch and torchrun run the same code path; and nobody trains alone by mistake."""
+
+import json
+
+import pytest
+from conftest import ACCELERATE, PYTHON, call, driver, torchrun, weight_difference
+
+from mnist_dist.distributed import check_environment
+from mnist_dist.errors import UserError
+
+FLAGS = "--dataset mnist-5k --epochs 1 --dtype float64 --wandb disabled --output-dir".split()
+
+
+def test_every_launcher_trains_the_same_model(tmp_path):
+    started = {
+        "python": call(PYTHON, "train.py", *FLAGS, tmp_path / "python"),
+        "accelerate": call(*ACCELERATE[:4], "train.py", *FLAGS, tmp_path / "accelerate"),
+        "two": call(*ACCELERATE, "--num_processes", "2", "train.py", *FLAGS, tmp_path / "two"),
+        "torchrun": torchrun(2, "train.py", "--cpu", *FLAGS, tmp_path / "torchrun"),
+        "watched": driver(2, [(["--cpu", *FLAGS, tmp_path / "watched"], None)], record=str(tmp_path)),
+    }
+    for name, done in started.items():
+        assert done.returncode == 0, (name, done.stderr)
+        assert done.stdout.splitlines()[-1].startswith("Test Accuracy: "), name
+        assert done.stdout.count("Test Accuracy: ") == 1, name  # the main process alone speaks
+        assert weight_difference(tmp_path / name, tmp_path / "python") < 1e-9, name
+    for name, processes in (("python", 1), ("accelerate", 1), ("two", 2), ("torchrun", 2)):
+        assert json.loads((tmp_path / name / "summary.json").read_text())["num_processes"] == processes
+    # Field note 9: a process group left behind can abort a process whose work is done.
+    for rank in range(2):
+        assert json.loads((tmp_path / f"left-{rank}.json").read_text()) == {"process_group_destroyed": True}
+
+
+def test_the_launcher_that_starts_one_process_where_two_were_asked_for_is_refused(tmp_path):
+    """Field note 2, for real."""
+    done = call(*ACCELERATE[:4], *"--cpu --num_processes 2 train.py".split(), *FLAGS, tmp_path / "run")
+    assert done.returncode != 0
+    assert "torchrun --nproc-per-node N train.py --cpu" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "complaint"),
+    [
+        ({"MASTER_PORT": "29500"}, "only this one was started"),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "srun started 4 tasks that do not know of each other"),
+        ({"WORLD_SIZE": "2"}, "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not"),
+        (LAUNCHED | {"RANK": "two"}, "RANK='two' is not a whole number"),
+        (LAUNCHED | {"WORLD_SIZE": "-1"}, "WORLD_SIZE='-1' is not a whole number"),
+        (LAUNCHED | {"RANK": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
+    ],
+)
+def test_an_environment_in_which_processes_would_train_alone_is_refused(environment, complaint):
+    with pytest.raises(UserError, match=complaint):
+        check_environment(environment)
+
+
+def test_a_sound_environment_tells_the_number_of_processes():
+    assert check_environment({}) == 1
+    assert check_environment({"SLURM_STEP_NUM_TASKS": "1"}) == 1
+    assert check_environment(LAUNCHED) == 2
+
+
+@pytest.mark.slow
+def test_the_shipped_configuration_starts_without_a_gpu(tmp_path):
+    """Field note 11. Slow, for it gives a process per CPU core: how many is not ours to say."""
+    done = call(*ACCELERATE, "train.py", *FLAGS, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["num_processes"] >= 1

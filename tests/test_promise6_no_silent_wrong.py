@@ -1,0 +1,269 @@
+"""Promise 6: what cannot be done as asked is refused in one sentence, by every process, and nothing is lost."""
+
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PYTHON, REPOSITORY, call, clean_environment, torchrun
+
+from mnist_dist import models, runs
+from mnist_dist.config import EvaluateConfig, TrainConfig, parse
+from mnist_dist.errors import UsageError, UserError
+from mnist_dist.recipes import RECIPES
+
+QUICK = "--dataset mnist-5k --epochs 1 --cpu --wandb disabled".split()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("--epochs 0", "--epochs 0 is not possible"),
+        ("--epochs -3", "--epochs"),
+        ("--epochs 1.5", "--epochs: .*'1.5'"),
+        ("--epochs five", "--epochs: .*'five'"),
+        ("--epochs 99999999999999999999", "--epochs 99999999999999999999 is not possible"),
+        ("--epochs", "--epochs"),
+        ("--epoch 3", "--epoch, 3"),
+        ("--bogus", "--bogus"),
+        ("stray", "stray"),
+        ("--cpu maybe", "maybe"),
+        ("--batch-size 0", "--batch-size 0 is not possible"),
+        ("--lr 0", "--lr 0.0 is not possible"),
+        ("--lr -1", "--lr -1.0 is not possible"),
+        ("--lr nan", "--lr nan is not possible"),
+        ("--lr inf", "--lr inf is not possible"),
+        ("--hidden 0", "--hidden 0 is not possible"),
+        ("--hidden 128 -1", "--hidden 128 -1 is not possible"),
+        ("--hidden 99999999999", "at most 100,000,000 parameters"),
+        ("--hidden wide", "--hidden: .*'wide'"),
+        ("--model vgg", "'vgg' for argument '--model'"),
+        ("--dataset cifar", "'cifar' for argument '--dataset'"),
+        ("--dtype float16", "'float16' for argument '--dtype'"),
+        ("--schedule linear", "'linear' for argument '--schedule'"),
+        ("--recipe best-ever", "'best-ever' for argument '--recipe'"),
+        ("--mixed-precision fp8", "'fp8' for argument '--mixed-precision'"),
+        ("--warmup 1", "--warmup 1.0 is not possible"),
+        ("--warmup nan", "--warmup nan is not possible"),
+        ("--weight-decay -0.1", "--weight-decay -0.1 is not possible"),
+        ("--label-smoothing 1", "--label-smoothing 1.0 is not possible"),
+        ("--clip-norm nan", "--clip-norm nan is not possible"),
+        ("--gradient-accumulation-steps 0", "--gradient-accumulation-steps 0 is not possible"),
+        ("--gradient-accumulation-steps 65", "--gradient-accumulation-steps 65 is not possible"),
+        ("--seed -1", "--seed -1 is not possible"),
+        ("--val-size -1", "--val-size -1 is not possible"),
+        ("--log-every 0", "--log-every 0 is not possible"),
+        ("--wandb-project a/b", "--wandb-project 'a/b' is not possible"),
+        ("--data-dir README.md", "--data-dir README.md is not possible: give a folder"),
+    ],
+)
+def test_wrong_flags_are_refused_by_name(words, complaint, capsys):
+    with pytest.raises(UsageError, match=complaint) as refusal:
+        parse(TrainConfig, words.split())
+    assert refusal.value.status == 2
+    assert "\n" not in str(refusal.value)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_recipe_sets_what_flags_do_not():
+    assert RECIPES.keys() == {"original"}
+    assert parse(TrainConfig, ["--recipe", "original"]) == TrainConfig(recipe="original")
+    changed = parse(TrainConfig, "--lr 0.01 --recipe original --epochs 5".split())
+    assert changed == TrainConfig(recipe="original", lr=0.01)
+
+
+def assert_refused(done: subprocess.CompletedProcess, sentence: str, status: int = 1) -> None:
+    """One line on standard error, which says so, and the status."""
+    assert done.returncode == status, done.stderr
+    assert sentence in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def assert_all_refused(done: subprocess.CompletedProcess, sentence: str, script: str = "train.py") -> None:
+    """Under torchrun, which adds a report of its own: our line once, no traceback of ours, not success."""
+    assert done.returncode != 0
+    assert done.stderr.count(f"{script}: error: ") == 1, done.stderr
+    assert sentence in done.stderr
+    assert "]: Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence", "status"),
+    [
+        ("--lr nan", "train.py: error: --lr nan is not possible", 2),
+        ("--batch-size 4001", "--batch-size 4001 exceeds the 4000 training samples", 1),
+        ("--val-size 4000", "--val-size 4000 leaves nothing to train on", 1),
+        ("--mixed-precision fp16", "--mixed-precision fp16 needs a GPU", 1),
+        ("--mixed-precision bf16 --dtype float64", "contradicts --mixed-precision bf16", 1),
+        ("--output-dir /dev/null/run", "'/dev/null/run': Not a directory", 1),
+        ("--dataset mnist --data-dir /dev/null/data", "/dev/null/data", 1),
+    ],
+)
+def test_the_script_ends_with_one_sentence(words, sentence, status, tmp_path):
+    done = call(PYTHON, "train.py", *QUICK, "--output-dir", tmp_path / "run", *words.split())
+    assert_refused(done, sentence, status)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_process_leaves_where_only_the_first_failed():
+    done = torchrun(2, "train.py", *QUICK, "--output-dir", "/dev/null/run", timeout=120)
+    assert_all_refused(done, "'/dev/null/run': Not a directory")
+
+
+def test_more_processes_than_samples_are_refused(tmp_path):
+    flags = [*QUICK, "--val-size", "2", "--output-dir", tmp_path / "run"]
+    done = torchrun(3, "train.py", *flags, timeout=120)
+    assert_all_refused(done, "3 processes are more than the 2 samples they would share")
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def test_processes_with_other_settings_are_refused(tmp_path):
+    """Each rank is started by hand, as two nodes would be, with its own flags."""
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [PYTHON, "train.py", *QUICK, "--output-dir", tmp_path / "run", "--lr"]
+    running = [
+        subprocess.Popen(
+            [*command, f"0.{rank + 1}"],
+            env=clean_environment(RANK=str(rank), LOCAL_RANK=str(rank), **common),
+            cwd=REPOSITORY,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in running]
+    assert [process.returncode for process in running] == [1, 1]
+    assert "the settings differ between processes 0 and 1" in errors[0]
+    assert "Traceback" not in errors[0] + errors[1] and "error" not in errors[1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_a_run_is_left_as_it_is(trained):
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    done = call(PYTHON, "train.py", *QUICK, "--output-dir", trained)
+    assert_refused(done, f"--output-dir {trained} already holds a run")
+    assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_whose_numbers_break_says_at_which_update(tmp_path):
+    exploding = "--lr 1000 --weight-decay 1000".split()
+    done = call(PYTHON, "train.py", *QUICK, *exploding, "--output-dir", tmp_path / "run")
+    assert_refused(done, "the loss of update ")
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert not (tmp_path / "run" / "mnist_model.pth").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk needs root on Linux")
+def test_a_full_disk_and_a_read_only_folder_are_refused(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine does not let even root mount a disk")
+    try:
+        done = call(PYTHON, "train.py", *QUICK, "--output-dir", disk / "run")
+        assert_refused(done, "No space left on device")
+        assert not (disk / "run" / "summary.json").exists()
+        assert (disk / "run" / "metrics.jsonl").read_text().count("\n") == 1  # what was complete stays
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        done = call(PYTHON, "train.py", *QUICK, "--output-dir", disk / "other")
+        assert_refused(done, "Read-only file system")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+def write_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps(Malicious()))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda path: path.write_bytes(b""), "is damaged"),
+        (lambda path: path.write_text("no weights here"), "is damaged"),
+        (write_pickle, "holds Python objects, which are not loaded"),
+        (lambda path: torch.save(models.MNISTNet(), path), "holds Python objects, which are not loaded"),
+        (lambda path: torch.save({"fc1.weight": Malicious()}, path), "holds Python objects, which are not loaded"),
+        (lambda path: torch.save([1, 2], path), "does not hold a state_dict"),
+        (lambda path: torch.save({}, path), "does not hold a state_dict"),
+        (lambda path: torch.save({"fc1.weight": torch.full((10, 784), float("nan"))}, path), "not finite numbers"),
+        (lambda path: torch.save(models.MNISTNet((3,)).state_dict() | {"x": torch.zeros(1)}, path), "x (1,)"),
+        (lambda _: None, "there is no model at"),
+        (lambda path: path.mkdir(), "there is no model at"),
+    ],
+)
+def test_bad_model_files_are_refused_and_run_nothing(make, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "model.pth")
+    with pytest.raises(UserError) as refusal:
+        path, _ = runs.locate(tmp_path / "model.pth")
+        models.from_state_dict(runs.load_weights(path))
+    assert sentence in str(refusal.value)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_mutated_model_file_is_refused_or_loads_what_it_says(seed, trained, tmp_path):
+    """Truncated at, or flipped in, a random place: never a traceback; what still loads has the network's shapes."""
+    random = torch.Generator().manual_seed(seed)
+    content = bytearray((trained / "mnist_model.pth").read_bytes())
+    place = int(torch.randint(len(content), (1,), generator=random))
+    if seed % 2:
+        content[place] ^= 1 << int(torch.randint(8, (1,), generator=random))
+    else:
+        del content[place:]
+    (tmp_path / "model.pth").write_bytes(content)
+    try:
+        model = models.from_state_dict(runs.load_weights(tmp_path / "model.pth"))
+    except UserError:
+        return
+    assert seed % 2, "a truncated file was accepted"
+    assert models.parameter_count(model) == 109_386
+
+
+def test_the_evaluation_refuses_what_it_cannot_evaluate(trained, tmp_path):
+    done = call(PYTHON, "evaluate.py", tmp_path, "--cpu")
+    assert_refused(done, "evaluate.py: error: there is no model at")
+    done = call(PYTHON, "evaluate.py", trained, "--split", "val", "--cpu")
+    assert_refused(done, "held no samples out")
+    torch.save({"fc1.weight": torch.zeros(11, 784), "fc1.bias": torch.zeros(11)}, tmp_path / "other.pth")
+    done = torchrun(2, "evaluate.py", tmp_path / "other.pth", "--cpu", timeout=120)
+    assert_all_refused(done, "not those of a digit classifier", "evaluate.py")
+    with pytest.raises(UsageError, match="'dev' for argument '--split'"):
+        parse(EvaluateConfig, ["run", "--split", "dev"])
+
+
+def test_an_interrupted_run_claims_no_success(tmp_path):
+    """SIGKILL in mid-run: a folder without summary.json, from which nothing was lost that was complete."""
+    flags = "--dataset mnist-5k --epochs 100000 --cpu --wandb disabled --output-dir".split()
+    process = subprocess.Popen(
+        [PYTHON, "train.py", *flags, tmp_path / "run"], cwd=REPOSITORY, stdout=subprocess.DEVNULL
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    try:
+        while not metrics.exists() or metrics.read_text().count("\n") < 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    assert not (tmp_path / "run" / "summary.json").exists()
+    complete = metrics.read_text().splitlines(keepends=True)
+    epochs = [json.loads(line)["epoch"] for line in complete if line.endswith("\n")]
+    assert epochs == list(range(1, len(epochs) + 1))
