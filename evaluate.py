@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mnist_dist import data, distributed, models, plots, runs
 from mnist_dist.config import EvaluateConfig, parse
-from mnist_dist.distributed import same_everywhere, together
+from mnist_dist.distributed import announce, same_everywhere, together
 from mnist_dist.errors import UserError
 from mnist_dist.evaluation import BATCH, evaluate
 
@@ -61,12 +61,13 @@ def main() -> None:
             )
     for name, accuracy, row in zip(samples.classes, result.class_accuracy, result.confusion.tolist(), strict=True):
         share = "   no sample" if accuracy is None else f"{100 * accuracy:8.2f}% "
-        accelerator.print(f"{name:>8} {share} {' '.join(f'{count:5d}' for count in row)}")
-    accelerator.print(
-        f"{folder / runs.EVALUATION} and {folder / runs.PLOTS} have the confusion matrix and the mistakes"
+        announce(accelerator, f"{name:>8} {share} {' '.join(f'{count:5d}' for count in row)}")
+    announce(
+        accelerator, f"{folder / runs.EVALUATION} and {folder / runs.PLOTS} have the confusion matrix and the mistakes"
     )
-    accelerator.print(
-        f"{config.split.capitalize()} Accuracy: {100 * result.accuracy:.2f}% ({result.correct}/{result.total})"
+    announce(
+        accelerator,
+        f"{config.split.capitalize()} Accuracy: {100 * result.accuracy:.2f}% ({result.correct}/{result.total})",
     )
 
 

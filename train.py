@@ -10,7 +10,7 @@ from accelerate.utils import set_seed
 
 from mnist_dist import data, distributed, models, plots, runs
 from mnist_dist.config import TrainConfig, as_json, parse
-from mnist_dist.distributed import from_main, same_everywhere, together
+from mnist_dist.distributed import announce, from_main, same_everywhere, together
 from mnist_dist.evaluation import BATCH, evaluate
 from mnist_dist.tracking import Tracker
 from mnist_dist.training import TrainState, adam, train_epoch
@@ -39,7 +39,7 @@ def main() -> None:
     if accelerator.scaler is None:
         optimizer = optimizer.optimizer  # Accelerate's wrapper has nothing to add and costs a fifth of an MLP's step
 
-    # The run's folder and its records.
+    # The run's folder and its settings.
     with together():
         folder = runs.create(config.output_dir, samples.name, config.model) if accelerator.is_main_process else None
     folder = from_main(folder)
@@ -49,35 +49,39 @@ def main() -> None:
         "set_up": distributed.describe(accelerator),
         "versions": runs.versions(),
     }
-    tracker = Tracker(accelerator, folder, settings)
-    accelerator.print(
+    announce(
+        accelerator,
         f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples; "
-        f"{config.model} with {parameters:,} parameters; {distributed.describe(accelerator)}; writing to {folder}"
+        f"{config.model} with {parameters:,} parameters; {settings['set_up']}; writing to {folder}",
     )
 
-    # The loop.
     state = TrainState()
-    while state.epoch < config.epochs:
-        trained = train_epoch(accelerator, model, optimizer, train_batches, state, config, tracker)
-        results = {name: evaluate(accelerator, model, batches) for name, batches in test_batches.items()}
-        line = {"epoch": state.epoch, "global_step": state.global_step} | trained
-        for name, result in results.items():
-            line |= result.metrics(name)
-        tracker.epoch(line)
-        accelerator.print(
-            f"epoch {state.epoch}/{config.epochs}  loss {line['train_loss']:.4f}  "
-            + "".join(f"{name} accuracy {100 * result.accuracy:.2f}%  " for name, result in results.items())
-            + f"{line['samples_per_second']:,.0f} samples/s"
-        )
+    with Tracker(accelerator, folder, settings) as tracker:
+        # The loop.
+        while state.epoch < config.epochs:
+            trained = train_epoch(accelerator, model, optimizer, train_batches, state, config, tracker)
+            results = {name: evaluate(accelerator, model, batches) for name, batches in test_batches.items()}
+            line = {"epoch": state.epoch, "global_step": state.global_step} | trained
+            for name, result in results.items():
+                line |= result.metrics(name)
+            tracker.epoch(line)
+            announce(
+                accelerator,
+                f"epoch {state.epoch}/{config.epochs}  loss {line['train_loss']:.4f}  "
+                + "".join(f"{name} accuracy {100 * result.accuracy:.2f}%  " for name, result in results.items())
+                + f"{line['samples_per_second']:,.0f} samples/s",
+            )
 
-    # What remains: the weights, the pictures, and the summary, which is written last.
-    test = results["test"]
-    with together():
-        if accelerator.is_main_process:
-            runs.save_weights(folder / runs.WEIGHTS, accelerator.unwrap_model(model))
-            plots.learning_curves(folder / runs.PLOTS / "learning_curves.png", tracker.lines, samples.name)
-            plots.evaluation(folder / runs.PLOTS, test, samples, "test")
-    tracker.finish(test, samples)
+        # What remains of it: the weights and the pictures.
+        test = results["test"]
+        with together():
+            if accelerator.is_main_process:
+                runs.save_weights(folder / runs.WEIGHTS, accelerator.unwrap_model(model))
+                plots.learning_curves(folder / runs.PLOTS / "learning_curves.png", tracker.lines, samples.name)
+                plots.evaluation(folder / runs.PLOTS, test, samples, "test")
+        tracker.end(test, samples)
+
+    # The summary is written last: where it is, the run succeeded.
     with together():
         if accelerator.is_main_process:
             summary = tracker.lines[-1] | {
@@ -90,7 +94,7 @@ def main() -> None:
                 "train_seconds": state.train_seconds,
             }
             runs.write_json(folder / runs.SUMMARY, summary)
-    accelerator.print(f"Test Accuracy: {100 * test.accuracy:.2f}% ({test.correct}/{test.total})")
+    announce(accelerator, f"Test Accuracy: {100 * test.accuracy:.2f}% ({test.correct}/{test.total})")
 
 
 if __name__ == "__main__":

@@ -158,6 +158,12 @@ def from_main(value: Any) -> Any:
     return broadcast_object_list([value], from_process=0)[0]
 
 
+def announce(accelerator: Accelerator, text: str) -> None:
+    """Print a line once; `accelerator.print` would do so once a node."""
+    if accelerator.is_main_process:
+        print(text, flush=True)
+
+
 def describe(accelerator: Accelerator) -> str:
     """The set-up in a few words, such as `2 processes on CPU (gloo), no mixed precision`."""
     world, device = accelerator.num_processes, accelerator.device
@@ -177,11 +183,11 @@ def run(main: Callable[[], None], name: str) -> None:
         main: does the work.
         name: what the user called, for messages.
     """
-    status = 0
+    status, connected = 0, False
     try:
         main()
     except BrokenPipeError:  # whoever read our output, such as `head`, has left
-        sys.stdout = None
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
     except (UserError, OSError) as error:
         status = getattr(error, "status", 1)
         if (dist.get_rank() if dist.is_initialized() else int(os.environ.get("LOCAL_RANK") or 0)) == 0:
@@ -190,6 +196,12 @@ def run(main: Callable[[], None], name: str) -> None:
         status = 130  # the shell's convention for SIGINT
         print("interrupted", file=sys.stderr)
     finally:
-        if dist.is_initialized():  # leaving a group behind can abort a process whose work is done
+        if connected := dist.is_initialized():
             dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if connected:
+        # Even then Python's own exit can abort in a thread that the group left behind (1 of 12 runs of two gloo
+        # processes, torch 2.15), and a launcher would call a finished run failed. Nothing is left for it to do.
+        os._exit(status)
     sys.exit(status)

@@ -7,6 +7,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ PATIENCE, START_TIMEOUT, FINISH_TIMEOUT = 5, 20, 60  # seconds: before the first
 class Tracker:
     """Records a run. Every process holds one and calls it alike; only the main process writes.
 
+    It is a context manager, for W&B has to be told where a run ends early.
+
     Args:
         accelerator: the processes.
         folder: the run's.
@@ -44,6 +47,13 @@ class Tracker:
                 runs.write_json(folder / runs.CONFIG, settings)
         wanted = self.main and settings["wandb"] != "disabled"
         self.wandb = WandB(accelerator, folder, settings) if wanted else None
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.wandb:
+            self.wandb.close(failed=kind is not None)
 
     def curve(self, step: int, values: dict[str, float]) -> None:
         """Add a point to the curves over updates, in W&B only."""
@@ -63,10 +73,10 @@ class Tracker:
         if self.wandb:
             self.wandb.log(line, line["global_step"])
 
-    def finish(self, test: Evaluation, samples: Data) -> None:
-        """Send the confusion matrix, the mistakes and, where asked for, the model to W&B, and let it end."""
+    def end(self, test: Evaluation, samples: Data) -> None:
+        """Add what belongs to the end to W&B: confusion matrix, mistakes and, where asked for, the model."""
         if self.wandb:
-            self.wandb.finish(test, samples, self.lines[-1]["global_step"])
+            self.wandb.jobs.put(partial(self.wandb.log_end, test, samples, self.lines[-1]["global_step"]))
 
 
 class WandB:
@@ -150,11 +160,11 @@ class WandB:
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Log values at an update; those of one update are merged."""
-        self.jobs.put(lambda: self.accelerator.log(values, step=step))
+        self.jobs.put(partial(self.accelerator.log, values, step))
 
-    def finish(self, test: Evaluation, samples: Data, step: int) -> None:
-        """Log what belongs to the end, and wait for the jobs to be done, at most `FINISH_TIMEOUT` seconds."""
-        self.jobs.put(lambda: self.log_end(test, samples, step))
+    def close(self, failed: bool) -> None:
+        """Let the jobs be done and the run end, for at most `FINISH_TIMEOUT` seconds."""
+        self.jobs.put(partial(self.finish, failed))
         self.jobs.put(None)
         self.thread.join(FINISH_TIMEOUT)
         if self.thread.is_alive():
@@ -164,8 +174,18 @@ class WandB:
                     process.kill()
             self.thread.join(FINISH_TIMEOUT)
 
+    def finish(self, failed: bool) -> None:
+        """End the run, and say where to find it."""
+        run = self.accelerator.get_tracker("wandb", unwrap=True)
+        place, url, offline = Path(run.dir).parent, run.url, run.offline
+        run.finish(exit_code=int(failed))
+        if url:
+            tqdm.write(f"Weights & Biases: {url}")
+        elif offline:
+            tqdm.write(f"Weights & Biases has this run offline; send it with: wandb sync {place}")
+
     def log_end(self, test: Evaluation, samples: Data, step: int) -> None:
-        """Confusion matrix, table of mistakes and, where asked for, the model; then the run's end."""
+        """Log the confusion matrix, the table of mistakes and, where asked for, the model."""
         import wandb
 
         run = self.accelerator.get_tracker("wandb", unwrap=True)
@@ -192,12 +212,6 @@ class WandB:
             artifact = wandb.Artifact(f"{self.settings['dataset']}-{self.settings['model']}", type="model")
             artifact.add_file(str(self.folder / runs.WEIGHTS))
             run.log_artifact(artifact)
-        place, url, offline = Path(run.dir).parent, run.url, run.offline
-        run.finish()
-        if url:
-            tqdm.write(f"Weights & Biases: {url}")
-        elif offline:
-            tqdm.write(f"Weights & Biases has this run offline; send it with: wandb sync {place}")
 
     @staticmethod
     def close_service() -> None:

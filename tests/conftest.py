@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,13 @@ def call(*command: str | Path, cwd: Path = REPOSITORY, timeout: float = 300, **e
         text=True,
         timeout=timeout,
     )
+
+
+def free_port() -> int:
+    """A port on which nothing listens."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
 
 
 def torchrun(processes: int, *command: str | Path, **options):

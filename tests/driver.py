@@ -4,7 +4,7 @@
 
 Beside `runs`, the document may hold
     record: a folder for what each process saw: batches-<rank>.pt (the sample numbers of every update, in order) and
-        left-<rank>.json (whether the process group was gone at the end);
+        left-<rank>.json (how it left);
     timeouts: values for the constants of `mnist_dist.tracking`, in seconds.
 `fault` is one of the traps of this stack, let back in for that run; see `FAULTS`.
 """
@@ -115,13 +115,16 @@ def main() -> None:
                 sys.argv = ["train.py", *run["flags"]]
                 train.main()
 
-    try:
+    leave = os._exit
+
+    def recorded(status: int) -> None:
+        torch.save(seen, Path(spec["record"]) / f"batches-{RANK}.pt")
+        left = {"process_group_destroyed": not dist.is_initialized(), "status": status}
+        (Path(spec["record"]) / f"left-{RANK}.json").write_text(json.dumps(left))
+        leave(status)
+
+    with patch.object(os, "_exit", recorded) if spec.get("record") else nullcontext():
         distributed.run(train_all, "train.py")
-    finally:
-        if spec.get("record"):
-            torch.save(seen, Path(spec["record"]) / f"batches-{RANK}.pt")
-            left = {"process_group_destroyed": not dist.is_initialized()}
-            (Path(spec["record"]) / f"left-{RANK}.json").write_text(json.dumps(left))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,20 @@
 """Promise 4: python, accelerate launch and torchrun run the same code path; and nobody trains alone by mistake."""
 
 import json
+import subprocess
 
 import pytest
-from conftest import ACCELERATE, PYTHON, call, driver, torchrun, weight_difference
+from conftest import (
+    ACCELERATE,
+    PYTHON,
+    REPOSITORY,
+    call,
+    clean_environment,
+    driver,
+    free_port,
+    torchrun,
+    weight_difference,
+)
 
 from mnist_dist.distributed import check_environment
 from mnist_dist.errors import UserError
@@ -28,7 +39,26 @@ def test_every_launcher_trains_the_same_model(tmp_path):
         assert json.loads((tmp_path / name / "summary.json").read_text())["num_processes"] == processes
     # Field note 9: a process group left behind can abort a process whose work is done.
     for rank in range(2):
-        assert json.loads((tmp_path / f"left-{rank}.json").read_text()) == {"process_group_destroyed": True}
+        assert json.loads((tmp_path / f"left-{rank}.json").read_text()) == {
+            "process_group_destroyed": True,
+            "status": 0,
+        }
+
+
+def test_two_nodes_train_one_model_and_one_of_them_speaks(trained, tmp_path):
+    """Two torchrun agents that meet, as on two machines; accelerator.print alone would print on both."""
+    port = str(free_port())
+    command = [PYTHON, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=mnist"]
+    command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "evaluate.py", str(trained), "--cpu"]
+    command += ["--output-dir", str(tmp_path)]
+    agents = [
+        subprocess.Popen(command, env=clean_environment(), cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = [agent.communicate(timeout=120)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0]
+    assert "".join(outputs).count("Test Accuracy: ") == 1
+    assert json.loads((tmp_path / "evaluation.json").read_text())["num_processes"] == 2
 
 
 def test_the_launcher_that_starts_one_process_where_two_were_asked_for_is_refused(tmp_path):

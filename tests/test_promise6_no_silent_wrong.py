@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import socket
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PYTHON, REPOSITORY, call, clean_environment, torchrun
+from conftest import PYTHON, REPOSITORY, call, clean_environment, free_port, torchrun
 
 from mnist_dist import models, runs
 from mnist_dist.config import EvaluateConfig, TrainConfig, parse
@@ -120,12 +119,6 @@ def test_more_processes_than_samples_are_refused(tmp_path):
     flags = [*QUICK, "--val-size", "2", "--output-dir", tmp_path / "run"]
     done = torchrun(3, "train.py", *flags, timeout=120)
     assert_all_refused(done, "3 processes are more than the 2 samples they would share")
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
 
 
 def test_processes_with_other_settings_are_refused(tmp_path):

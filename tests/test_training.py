@@ -1,0 +1,70 @@
+"""The training itself, against loops written by hand in plain PyTorch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import PYTHON, call, read_lines, weights_of
+
+from mnist_dist.config import TrainConfig
+from mnist_dist.data import Loader, load
+from mnist_dist.models import MNISTNet
+from mnist_dist.schedules import learning_rate
+from mnist_dist.training import adam
+
+SETTINGS = {
+    "": {},
+    "--batch-size 100 --lr 0.003 --schedule cosine --warmup 0.2 --weight-decay 0.1 --label-smoothing 0.1 --clip-norm 0.5": {
+        "batch_size": 100,
+        "lr": 0.003,
+        "schedule": "cosine",
+        "warmup": 0.2,
+        "weight_decay": 0.1,
+        "label_smoothing": 0.1,
+        "clip_norm": 0.5,
+    },
+}
+
+
+@pytest.mark.parametrize("flags", SETTINGS)
+def test_an_epoch_is_that_of_a_hand_written_loop(flags, tmp_path):
+    common = "--dataset mnist-5k --epochs 1 --seed 3 --dtype float64 --cpu --wandb disabled --output-dir".split()
+    done = call(PYTHON, "train.py", *common, tmp_path / "run", *flags.split())
+    assert done.returncode == 0, done.stderr
+
+    config = TrainConfig(seed=3, epochs=1, **SETTINGS[flags])
+    train = load("mnist-5k", None, dtype=torch.float64).train
+    torch.manual_seed(3)
+    model = MNISTNet().double()
+    kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
+    optimizer = kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    batches, loss_sum, rate = list(Loader(train, config.batch_size, shuffle=True, seed=3)), 0.0, 0.0
+    for number, batch in enumerate(batches):
+        rate = learning_rate(number, len(batches), peak=config.lr, schedule=config.schedule, warmup=config.warmup)
+        optimizer.param_groups[0]["lr"] = rate
+        loss = F.cross_entropy(model(batch.images), batch.labels, label_smoothing=config.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        if config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        optimizer.step()
+        loss_sum += loss.item() * batch.size
+
+    for name, tensor in weights_of(tmp_path / "run").items():
+        torch.testing.assert_close(tensor, model.state_dict()[name], atol=1e-9, rtol=0)
+    (line,) = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert line["train_loss"] == pytest.approx(loss_sum / 4000, abs=1e-9)  # a true mean over samples
+    assert line["learning_rate"] == pytest.approx(rate, rel=1e-12)
+
+
+def test_without_decay_the_optimizer_is_adam_bit_for_bit():
+    torch.manual_seed(0)
+    ours, theirs = MNISTNet(), MNISTNet()
+    theirs.load_state_dict(ours.state_dict())
+    optimizers = adam(ours, TrainConfig()), torch.optim.Adam(theirs.parameters(), lr=0.001, fused=True)
+    for _ in range(10):
+        images, labels = torch.randn(32, 1, 28, 28), torch.randint(10, (32,))
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+    assert all(torch.equal(one, two) for one, two in zip(ours.parameters(), theirs.parameters(), strict=True))
