@@ -8,6 +8,7 @@ import os
 import pickle
 import platform
 import time
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -139,7 +140,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         UserError: the file cannot be read, holds something else, or numbers that are not finite.
     """
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on foreign files: the sentences below say what matters
+            weights = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"the model file {path} cannot be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:

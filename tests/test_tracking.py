@@ -141,7 +141,7 @@ def test_its_service_killed_or_stopped_in_mid_run_costs_a_warning(harm, warning,
     [
         ({"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": NOWHERE}, "goes offline for this run"),  # no network
         ({"WANDB_API_KEY": "short"}, "goes offline for this run (WANDB_API_KEY invalid"),
-        ({"WANDB_MODE": "nonsense"}, "failed and is left out"),
+        pytest.param({"WANDB_MODE": "nonsense"}, "failed and is left out", marks=pytest.mark.slow),
     ],
 )
 def test_no_network_a_bad_key_or_a_bad_mode_cost_a_warning(environment, warning, tmp_path):

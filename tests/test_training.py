@@ -11,27 +11,26 @@ from mnist_dist.models import MNISTNet
 from mnist_dist.schedules import learning_rate
 from mnist_dist.training import adam
 
-SETTINGS = {
-    "": {},
-    "--batch-size 100 --lr 0.003 --schedule cosine --warmup 0.2 --weight-decay 0.1 --label-smoothing 0.1 --clip-norm 0.5": {
-        "batch_size": 100,
-        "lr": 0.003,
-        "schedule": "cosine",
-        "warmup": 0.2,
-        "weight_decay": 0.1,
-        "label_smoothing": 0.1,
-        "clip_norm": 0.5,
-    },
+DEFAULTS: dict = {}
+OPTIONS = {
+    "batch_size": 100,
+    "lr": 0.003,
+    "schedule": "cosine",
+    "warmup": 0.2,
+    "weight_decay": 0.1,
+    "label_smoothing": 0.1,
+    "clip_norm": 0.5,
 }
 
 
-@pytest.mark.parametrize("flags", SETTINGS)
-def test_an_epoch_is_that_of_a_hand_written_loop(flags, tmp_path):
+@pytest.mark.parametrize("options", [DEFAULTS, OPTIONS])
+def test_an_epoch_is_that_of_a_hand_written_loop(options, tmp_path):
     common = "--dataset mnist-5k --epochs 1 --seed 3 --dtype float64 --cpu --wandb disabled --output-dir".split()
-    done = call(PYTHON, "train.py", *common, tmp_path / "run", *flags.split())
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    done = call(PYTHON, "train.py", *common, tmp_path / "run", *flags)
     assert done.returncode == 0, done.stderr
 
-    config = TrainConfig(seed=3, epochs=1, **SETTINGS[flags])
+    config = TrainConfig(seed=3, epochs=1, **options)
     train = load("mnist-5k", None, dtype=torch.float64).train
     torch.manual_seed(3)
     model = MNISTNet().double()
