@@ -24,7 +24,7 @@ def evaluation(folder: Path, result: Evaluation, samples: Data, split: str) -> N
     if len(worst):
         sure = result.probabilities.max(dim=1).values
         titles = [
-            f"{samples.classes[result.predictions[number]]} {100 * sure[number]:.0f}%\n"
+            f"{samples.classes[result.predictions[number]]}? ({100 * sure[number]:.0f}%)\n"
             f"is {samples.classes[result.labels[number]]}"
             for number in worst
         ]
@@ -42,7 +42,7 @@ def digits(path: Path, images: Tensor, titles: Sequence[str], heading: str, colu
     rows = math.ceil(len(images) / columns)
     columns = min(columns, len(images))
     lines = 1 + max(title.count("\n") for title in titles)
-    height, width, pitch_y, pitch_x = 28, 28, 33 + 7 * lines, 40
+    height, width, pitch_y, pitch_x = 28, 28, 32 + 5 * lines, 40
     figure = Figure(figsize=(0.029 * pitch_x * columns + 0.2, 0.029 * pitch_y * rows + 0.5), layout="constrained")
     axes = figure.subplots()  # one for all images: an Axes for each would take seconds to draw
     axes.set_title(heading, fontsize=10)
@@ -50,7 +50,7 @@ def digits(path: Path, images: Tensor, titles: Sequence[str], heading: str, colu
     for number, (image, title) in enumerate(zip(images.cpu().numpy(), titles, strict=True)):
         top, left = number // columns * pitch_y + pitch_y - height, number % columns * pitch_x + (pitch_x - width) // 2
         canvas[top : top + height, left : left + width] = image
-        axes.text(left + width / 2, top - 2, title, ha="center", va="bottom", fontsize=7, linespacing=1)
+        axes.text(left + width / 2, top - 2, title, ha="center", va="bottom", fontsize=8, linespacing=1)
     axes.imshow(canvas, cmap="gray_r", vmin=0, vmax=1)
     axes.axis("off")
     figure.savefig(path, dpi=150)
