@@ -9,11 +9,12 @@ import torch
 from accelerate.utils import set_seed
 
 from mnist_dist import data, distributed, models, plots, runs
+from mnist_dist.checkpoint import Keeper, TrainState
 from mnist_dist.config import TrainConfig, as_json, parse
 from mnist_dist.distributed import announce, from_main, same_everywhere, together
 from mnist_dist.evaluation import BATCH, evaluate
 from mnist_dist.tracking import Tracker
-from mnist_dist.training import TrainState, adam, train_epoch
+from mnist_dist.training import adam, train_epoch
 
 
 def main() -> None:
@@ -41,7 +42,11 @@ def main() -> None:
 
     # The run's folder and its settings.
     with together():
-        folder = runs.create(config.output_dir, samples.name, config.model) if accelerator.is_main_process else None
+        folder = (
+            runs.create(config.output_dir, samples.name, config.model, config.resume)
+            if accelerator.is_main_process
+            else None
+        )
     folder = from_main(folder)
     settings = as_json(config) | {
         "dataset": samples.name,
@@ -55,11 +60,14 @@ def main() -> None:
         f"{config.model} with {parameters:,} parameters; {settings['set_up']}; writing to {folder}",
     )
 
-    state = TrainState()
-    with Tracker(accelerator, folder, settings) as tracker:
+    # Where a stopped run left off, or the start.
+    keeper = Keeper(accelerator, folder, model, optimizer, settings, config.checkpoint_every)
+    state, lines = keeper.resume() if config.resume else (TrainState(), [])
+
+    with Tracker(accelerator, folder, settings, lines) as tracker:
         # The loop.
         while state.epoch < config.epochs:
-            trained = train_epoch(accelerator, model, optimizer, train_batches, state, config, tracker)
+            trained = train_epoch(accelerator, model, optimizer, train_batches, state, config, tracker, keeper)
             results = {name: evaluate(accelerator, model, batches) for name, batches in test_batches.items()}
             line = {"epoch": state.epoch, "global_step": state.global_step} | trained
             for name, result in results.items():

@@ -87,6 +87,10 @@ class TrainConfig(DataConfig):
     """Named settings; explicit flags win over them."""
     output_dir: Path | None = None
     """The run's folder; default runs/<timestamp>-<dataset>-<model>."""
+    resume: bool = False
+    """Go on from the newest intact checkpoint in --output-dir; from scratch, saying so, where there is none."""
+    checkpoint_every: int = 0
+    """Updates between two checkpoints; 0: at the ends of epochs only."""
     log_every: int = 50
     """Updates between two points of the loss curve."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -127,6 +131,9 @@ class TrainConfig(DataConfig):
             f"a number from 1 to the batch size, {self.batch_size}",
         )
         require(0 <= self.seed < 2**63, "--seed", self.seed, "a number from 0 to 2^63 - 1")
+        require(self.checkpoint_every >= 0, "--checkpoint-every", self.checkpoint_every, "a number of updates, or 0")
+        if self.resume and self.output_dir is None:
+            raise UsageError("--resume needs --output-dir: name the folder of the run to go on with")
         require(self.log_every >= 1, "--log-every", self.log_every, "at least 1 update")
         require(
             bool(re.fullmatch(r"[\w.-]{1,128}", self.wandb_project)),

@@ -450,23 +450,23 @@ class GlobalBatchSampler(Sampler[Share]):
 
     def __init__(self, sampler: ExactDistributedSampler, batch_size: int, device: torch.device) -> None:
         self.sampler, self.batch_size, self.device = sampler, batch_size, device
+        self.first = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next; the first is 0."""
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Choose the epoch whose order comes next, and its batch to begin with; both count from 0."""
         self.sampler.set_epoch(epoch)
+        self.first = first
 
     def __iter__(self) -> Iterator[Share]:
         size, world, rank = self.sampler.size, self.sampler.num_replicas, self.sampler.rank
         indices = self.sampler.indices().to(self.device)
-        begin = 0
-        for start in range(0, size, self.batch_size):
+        for start in range(self.first * self.batch_size, size, self.batch_size):
             stop = min(start + self.batch_size, size)
-            end = len(range(rank, stop, world))  # of the epoch's first `stop` positions, this many are ours
-            yield Share(indices[begin:end], stop - start)
-            begin = end
+            # Of the epoch's first n positions, len(range(rank, n, world)) are this process's.
+            yield Share(indices[len(range(rank, start, world)) : len(range(rank, stop, world))], stop - start)
 
     def __len__(self) -> int:
-        return math.ceil(self.sampler.size / self.batch_size)
+        return math.ceil(self.sampler.size / self.batch_size) - self.first
 
 
 class Loader(DataLoader[Batch]):

@@ -9,7 +9,7 @@ import pickle
 import platform
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,12 @@ PLOTS = "plots"
 ROOT = Path("runs")
 
 
-def create(folder: Path | None, dataset: str, model: str) -> Path:
+def create(folder: Path | None, dataset: str, model: str, resume: bool = False) -> Path:
     """Make the folder of a new run.
 
     Args:
         folder: the one asked for; None for runs/<timestamp>-<dataset>-<model>.
+        resume: take a folder that holds a run as it is.
 
     Raises:
         UserError: the folder holds a run already.
@@ -51,9 +52,10 @@ def create(folder: Path | None, dataset: str, model: str) -> Path:
                 folder = ROOT / f"{name}-{attempt}"
     else:
         taken = [name for name in (CONFIG, METRICS, SUMMARY, WEIGHTS) if (folder / name).exists()]
-        if taken:
+        if taken and not resume:
             raise UserError(
-                f"--output-dir {folder} already holds a run ({', '.join(taken)}): choose another folder, or remove it"
+                f"--output-dir {folder} already holds a run ({', '.join(taken)}): choose another folder, or go on with "
+                "--resume"
             )
         folder.mkdir(parents=True, exist_ok=True)
     (folder / PLOTS).mkdir(exist_ok=True)
@@ -116,6 +118,11 @@ def write(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON document as `write` does; numbers that are not finite are refused as a `ValueError`."""
     write(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_json_lines(path: Path, values: Sequence[Any]) -> None:
+    """Write a file of JSON lines as `write` does."""
+    write(path, "".join(json.dumps(value, allow_nan=False) + "\n" for value in values).encode())
 
 
 def append_json(path: Path, value: Any) -> None:

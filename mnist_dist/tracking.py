@@ -34,17 +34,22 @@ class Tracker:
         accelerator: the processes.
         folder: the run's.
         settings: JSON values, written to config.json and W&B.
+        lines: of metrics.jsonl, up to where a stopped run is resumed; empty at the start.
 
     Attributes:
         lines: the lines of metrics.jsonl so far.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, settings: dict[str, Any]) -> None:
-        self.folder, self.lines = folder, list[dict[str, Any]]()
+    def __init__(
+        self, accelerator: Accelerator, folder: Path, settings: dict[str, Any], lines: list[dict[str, Any]]
+    ) -> None:
+        self.folder, self.lines = folder, list(lines)
         self.main = accelerator.is_main_process
         with together():
             if self.main:
                 runs.write_json(folder / runs.CONFIG, settings)
+                # A run that was killed may have written more than its last checkpoint holds: that is done again.
+                runs.write_json_lines(folder / runs.METRICS, lines)
         wanted = self.main and settings["wandb"] != "disabled"
         self.wandb = WandB(accelerator, folder, settings) if wanted else None
 

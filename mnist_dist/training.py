@@ -1,7 +1,7 @@
 """Training: one update, one epoch."""
 
+import math
 from contextlib import nullcontext
-from dataclasses import dataclass
 from time import perf_counter
 
 import torch
@@ -10,26 +10,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mnist_dist.checkpoint import Keeper, TrainState
 from mnist_dist.config import TrainConfig
 from mnist_dist.data import Batch, Loader
 from mnist_dist.errors import UserError
 from mnist_dist.schedules import learning_rate
 from mnist_dist.tracking import Tracker
-
-
-@dataclass
-class TrainState:
-    """How far a run has come.
-
-    Attributes:
-        epoch: epochs completed.
-        global_step: updates made.
-        train_seconds: time spent in training epochs, evaluation and files aside.
-    """
-
-    epoch: int = 0
-    global_step: int = 0
-    train_seconds: float = 0.0
 
 
 def adam(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -71,26 +57,35 @@ def train_epoch(
     state: TrainState,
     config: TrainConfig,
     tracker: Tracker,
+    keeper: Keeper,
 ) -> dict[str, float]:
-    """Visit every training sample once, and advance `state` by an epoch.
+    """Visit every training sample of an epoch once, from where `state` stands, and advance it to the next epoch.
 
-    Nothing in the loop waits for the device, except once in `--log-every` updates, for the loss curve.
+    Nothing in the loop waits for the device, except for a point of the loss curve and for a checkpoint.
 
     Returns:
         `train_loss` (mean over the epoch's samples of the losses at the time of their updates), `learning_rate` (of the
         last update) and `samples_per_second` (over all processes).
 
     Raises:
-        UserError: the loss was not finite.
+        UserError: the loss was not finite, or a checkpoint could not be written.
+        Stopped: some process was asked to stop; the checkpoint is written.
     """
     model.train()
-    samples, total_steps = len(batches.dataset), len(batches) * config.epochs
-    batches.sampler.set_epoch(state.epoch)
-    losses = torch.zeros(len(batches), dtype=next(model.parameters()).dtype, device=accelerator.device)
-    loss_sum, shown, rate = 0.0, 0, config.lr  # `shown`: updates whose losses are in `loss_sum` and on the curve
-    begin = perf_counter()
+    samples, steps = len(batches.dataset), math.ceil(len(batches.dataset) / config.batch_size)
+    batches.sampler.set_epoch(state.epoch, first=state.step)
+    losses = torch.zeros(steps, dtype=next(model.parameters()).dtype, device=accelerator.device)
+    rate, begin = config.lr, perf_counter() - state.epoch_seconds
+
+    def gather_losses() -> None:
+        first = len(state.losses)
+        recent = sum_over_processes(accelerator, losses[first : state.step])
+        check_finite(recent, state.global_step - len(recent) + 1)
+        state.losses += recent.tolist()
+
     progress = tqdm(
         total=samples,
+        initial=state.step * config.batch_size,
         desc=f"epoch {state.epoch + 1}/{config.epochs}",
         unit=" samples",
         unit_scale=True,
@@ -98,32 +93,37 @@ def train_epoch(
         disable=None if accelerator.is_main_process else True,  # None: only where standard error is a terminal
     )
     with progress:
-        for number, batch in enumerate(batches):
+        for batch in batches:
             rate = learning_rate(
-                state.global_step, total_steps, peak=config.lr, schedule=config.schedule, warmup=config.warmup
+                state.global_step, steps * config.epochs, peak=config.lr, schedule=config.schedule, warmup=config.warmup
             )
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            losses[number] = train_step(accelerator, model, optimizer, batch, config)
+            losses[state.step] = train_step(accelerator, model, optimizer, batch, config)
+            state.step += 1
             state.global_step += 1
             progress.update(batch.size)
-            done = number + 1
-            if done - shown == config.log_every or done == len(batches):
-                recent = sum_over_processes(accelerator, losses[shown:done])
-                check_finite(recent, state.global_step - len(recent) + 1)
-                loss_sum += recent.sum().item()
-                loss = recent.sum().item() / (min(done * config.batch_size, samples) - shown * config.batch_size)
+            if state.step % config.log_every == 0 or state.step == steps:
+                gather_losses()
+                first = (state.step - 1) // config.log_every * config.log_every  # where the last point of the curve was
+                loss = sum(state.losses[first:]) / (
+                    min(state.step * config.batch_size, samples) - first * config.batch_size
+                )
                 tracker.curve(state.global_step, {"train/loss": loss, "train/learning_rate": rate})
                 progress.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-                shown = done
+            if state.step < steps and keeper.due(state.global_step):  # an epoch's end has a checkpoint of its own
+                gather_losses()
+                state.epoch_seconds = perf_counter() - begin
+                keeper.keep(state, tracker.lines)
     seconds = perf_counter() - begin
-    state.epoch += 1
-    state.train_seconds += seconds
-    return {
-        "train_loss": loss_sum / samples,
+    figures = {
+        "train_loss": sum(state.losses) / samples,
         "learning_rate": rate,
         "samples_per_second": samples / seconds,
     }
+    state.epoch, state.step, state.losses, state.epoch_seconds = state.epoch + 1, 0, [], 0.0
+    state.train_seconds += seconds
+    return figures
 
 
 def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:

@@ -1,0 +1,232 @@
+"""Checkpoints: the whole training state, written aside and moved into place, verified before it is used."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mnist_dist.distributed import announce, from_main, together
+from mnist_dist.errors import UserError
+from mnist_dist.stopping import Stopped, StopRequest
+
+FOLDER, STATE, MANIFEST = "checkpoints", "state.pt", "manifest.json"
+FORMAT = 1  # raised when a checkpoint of before can no longer be read
+KEEP = 2  # the newest so many are kept
+MATHEMATICS = (  # settings in which a run cannot be changed on the way
+    *("dataset", "val_size", "model", "hidden", "batch_size", "lr", "schedule", "warmup", "weight_decay"),
+    *("label_smoothing", "clip_norm", "gradient_accumulation_steps", "seed", "mixed_precision", "dtype"),
+)
+
+
+@dataclass
+class TrainState:
+    """How far a run has come: with weights and optimizer, all that a stopped run needs to go on.
+
+    Attributes:
+        epoch: epochs completed.
+        step: updates made in the epoch in progress.
+        global_step: updates made.
+        losses: for each update of the epoch in progress whose losses were gathered, their sum over the global batch.
+        epoch_seconds: time spent in the updates of the epoch in progress.
+        train_seconds: the same of the completed epochs.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    losses: list[float] = field(default_factory=list)
+    epoch_seconds: float = 0.0
+    train_seconds: float = 0.0
+
+
+def write(run: Path, payload: dict[str, Any], step: int) -> Path:
+    """Write a checkpoint and remove all but the newest `KEEP`.
+
+    It is written under another name, flushed to the disk and then renamed, so that a crash at any instant leaves the one
+    before it as it was.
+
+    Args:
+        run: the run's folder.
+        payload: tensors, numbers, strings and containers of these, which `torch.load(weights_only=True)` reads back.
+        step: updates made, which name the checkpoint.
+
+    Raises:
+        OSError: it could not be written; nothing else has changed.
+    """
+    folder = run / FOLDER
+    place, aside = folder / f"step-{step:010d}", folder / f".step-{step:010d}"
+    if place.exists():
+        try:
+            read(place)
+            return place  # the same step is the same state
+        except UserError:
+            shutil.rmtree(place)
+    try:
+        for unfinished in folder.glob(".step-*"):  # a crash left them
+            shutil.rmtree(unfinished)
+        aside.mkdir(parents=True)
+        buffer = io.BytesIO()
+        torch.save(payload, buffer)
+        content = buffer.getvalue()
+        manifest = {"format": FORMAT, "step": step, "sha256": {STATE: hashlib.sha256(content).hexdigest()}}
+        for name, data in ((STATE, content), (MANIFEST, json.dumps(manifest).encode())):
+            with (aside / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        flush_folder(aside)
+        aside.rename(place)
+        flush_folder(folder)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    for old in sorted(folder.glob("step-*"))[:-KEEP]:
+        shutil.rmtree(old)
+    return place
+
+
+def flush_folder(folder: Path) -> None:
+    """See a folder's entries on the disk, as `os.fsync` does for a file's content."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(place: Path) -> dict[str, Any]:
+    """Read a checkpoint and verify it, as data: nothing in it can run.
+
+    Raises:
+        UserError: it is damaged, incomplete or of another format.
+    """
+    try:
+        manifest = json.loads((place / MANIFEST).read_text())
+        content = (place / STATE).read_bytes()
+        if manifest["format"] != FORMAT:
+            raise UserError(f"the checkpoint {place} has format {manifest['format']}, this version reads {FORMAT}")
+        if hashlib.sha256(content).hexdigest() != manifest["sha256"][STATE]:
+            raise UserError(f"the checkpoint {place} is damaged: {STATE} does not have the digest in {MANIFEST}")
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the parsers trip over, it is a damaged checkpoint
+        raise UserError(f"the checkpoint {place} is damaged: {type(error).__name__}") from error
+
+
+def newest(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest checkpoint of a run that verifies, or None, and a warning for each damaged one that was passed over."""
+    warnings = []
+    for place in sorted((run / FOLDER).glob("step-*"), reverse=True):
+        try:
+            return read(place), warnings
+        except UserError as error:
+            warnings.append(f"{error}; going on from an older one")
+    return None, warnings
+
+
+class Keeper:
+    """Keeps a run's checkpoints: says when one is due, writes it, and puts a run back where one was taken.
+
+    Every process holds one and calls it alike; the main process writes and reads.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        run: Path,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: dict[str, Any],
+        every: int,
+    ) -> None:
+        self.accelerator, self.run, self.every = accelerator, run, every
+        self.model, self.optimizer = accelerator.unwrap_model(model), optimizer
+        self.settings = {name: value for name, value in settings.items() if name in MATHEMATICS}
+        self.epochs = settings["epochs"]
+        if settings["schedule"] != "constant" or settings["warmup"]:
+            self.settings["epochs"] = self.epochs  # then they decide the rate of every update
+        self.request = StopRequest()
+        self.stopping = False
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is to be written after this update, the same on all processes.
+
+        To be called once after every update.
+        """
+        self.stopping = self.request.agreed() or self.stopping
+        return self.stopping or (self.every > 0 and step % self.every == 0)
+
+    def keep(self, state: TrainState, lines: list[dict[str, Any]]) -> None:
+        """Write a checkpoint, and stop the run here where it was asked to stop and is not complete.
+
+        Args:
+            state: how far the run has come.
+            lines: of metrics.jsonl.
+
+        Raises:
+            UserError: it could not be written; those before it are as they were.
+            Stopped: it is written, and the run was asked to stop.
+        """
+        place = None
+        with together():
+            if self.accelerator.is_main_process:
+                scaler = self.accelerator.scaler
+                payload = {
+                    "settings": self.settings,
+                    "state": asdict(state),
+                    "lines": lines,
+                    "model": self.model.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "scaler": scaler.state_dict() if scaler else None,
+                }
+                place = write(self.run, payload, state.global_step)
+        if self.stopping and state.epoch < self.epochs:
+            raise Stopped(
+                f"stopped on request at update {state.global_step}, with a checkpoint in {self.run / FOLDER}: run the same "
+                "command with --resume to go on"
+            )
+
+    def resume(self) -> tuple[TrainState, list[dict[str, Any]]]:
+        """Put model, optimizer and scaler back where the newest intact checkpoint was taken.
+
+        Returns:
+            How far the run had come, and the lines of metrics.jsonl; from the start where there is no checkpoint.
+
+        Raises:
+            UserError: the settings differ in something that changes the mathematics.
+        """
+        payload: dict[str, Any] | None = None
+        with together():
+            if self.accelerator.is_main_process:
+                payload, damaged = newest(self.run)
+                for warning in damaged:
+                    print(f"warning: {warning}", file=sys.stderr)
+        payload = from_main(payload)
+        if payload is None:
+            announce(self.accelerator, f"no checkpoint in {self.run / FOLDER}: starting from scratch")
+            return TrainState(), []
+        for name, value in self.settings.items():
+            if payload["settings"].get(name) != value:
+                raise UserError(
+                    f"--{name.replace('_', '-')} is {value}, but the run in {self.run} was trained with "
+                    f"{payload['settings'].get(name)}: resume with that, or start another run"
+                )
+        state = TrainState(**payload["state"])
+        if state.epoch > self.epochs:
+            raise UserError(f"--epochs {self.epochs} is less than the {state.epoch} that {self.run} has completed")
+        self.model.load_state_dict(payload["model"])
+        self.optimizer.load_state_dict(payload["optimizer"])
+        if payload["scaler"] and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(payload["scaler"])
+        announce(self.accelerator, f"going on from update {state.global_step} (epoch {state.epoch + 1})")
+        return state, payload["lines"]

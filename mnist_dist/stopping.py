@@ -1,0 +1,58 @@
+"""Asked to stop: signals, and the agreement of all processes on the update after which they do."""
+
+import signal
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mnist_dist.errors import UserError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+class Stopped(UserError):
+    """The run was asked to stop and has written a checkpoint."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, STATUS)
+
+
+class StopRequest:
+    """Notes a signal, and lets all processes learn of it after the same update.
+
+    The question is asked with each update and answered with the next, in a gloo group of its own on the CPU, so that
+    neither the update nor a GPU waits for it.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self.question: tuple[Any, torch.Tensor] | None = None
+        for number in SIGNALS:
+            signal.signal(number, self.note)
+
+    def note(self, number: int, _: FrameType | None) -> None:
+        """Remember a signal; a second SIGINT ends the process at once, as Ctrl-C does elsewhere."""
+        if number == signal.SIGINT and self.received == "SIGINT":
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+    def agreed(self) -> bool:
+        """Whether a process had been asked to stop by the update before this one (alone: by now).
+
+        All processes call it once an update, and get the same answer.
+        """
+        if not dist.is_initialized():
+            return self.received is not None
+        answer = False
+        if self.question:
+            work, asked = self.question
+            work.wait()
+            answer = bool(asked.item())
+        flag = torch.tensor([float(self.received is not None)])
+        work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
+        self.question = (work, flag)
+        return answer
