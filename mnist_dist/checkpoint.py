@@ -51,8 +51,8 @@ class TrainState:
 def write(run: Path, payload: dict[str, Any], step: int) -> Path:
     """Write a checkpoint and remove all but the newest `KEEP`.
 
-    It is written under another name, flushed to the disk and then renamed, so that a crash at any instant leaves the one
-    before it as it was.
+    It is written under another name, flushed to the disk and then renamed, so that a crash at any instant leaves the
+    one before it as it was.
 
     Args:
         run: the run's folder.
@@ -124,8 +124,8 @@ def read(place: Path) -> dict[str, Any]:
 
 
 def newest(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest checkpoint of a run that verifies, or None, and a warning for each damaged one that was passed over."""
-    warnings = []
+    """The newest checkpoint of a run that verifies, or None, and a warning for each damaged one passed over."""
+    warnings: list[str] = []
     for place in sorted((run / FOLDER).glob("step-*"), reverse=True):
         try:
             return read(place), warnings
@@ -177,7 +177,6 @@ class Keeper:
             UserError: it could not be written; those before it are as they were.
             Stopped: it is written, and the run was asked to stop.
         """
-        place = None
         with together():
             if self.accelerator.is_main_process:
                 scaler = self.accelerator.scaler
@@ -189,11 +188,11 @@ class Keeper:
                     "optimizer": self.optimizer.state_dict(),
                     "scaler": scaler.state_dict() if scaler else None,
                 }
-                place = write(self.run, payload, state.global_step)
+                write(self.run, payload, state.global_step)
         if self.stopping and state.epoch < self.epochs:
             raise Stopped(
-                f"stopped on request at update {state.global_step}, with a checkpoint in {self.run / FOLDER}: run the same "
-                "command with --resume to go on"
+                f"stopped on request at update {state.global_step}, with a checkpoint in {self.run / FOLDER}: run the "
+                "same command with --resume to go on"
             )
 
     def resume(self) -> tuple[TrainState, list[dict[str, Any]]]:

@@ -192,6 +192,17 @@ def run(main: Callable[[], None], name: str) -> None:
         status = getattr(error, "status", 1)
         if (dist.get_rank() if dist.is_initialized() else int(os.environ.get("LOCAL_RANK") or 0)) == 0:
             print(f"{name}: error: {explain(error)}", file=sys.stderr)
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        rank = os.environ.get("RANK", "0")
+        print(
+            f"{name}: error: process {rank} lost the connection to another, which has died: its own message says why, "
+            "and the same command with --resume goes on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # without the others there is nothing to take down together
     except KeyboardInterrupt:
         status = 130  # the shell's convention for SIGINT
         print("interrupted", file=sys.stderr)

@@ -29,7 +29,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self.group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self.question: tuple[Any, torch.Tensor] | None = None
         for number in SIGNALS:
             signal.signal(number, self.note)
@@ -45,7 +45,7 @@ class StopRequest:
 
         All processes call it once an update, and get the same answer.
         """
-        if not dist.is_initialized():
+        if self.group is None:
             return self.received is not None
         answer = False
         if self.question:

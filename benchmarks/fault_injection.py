@@ -1,0 +1,117 @@
+"""Kills or signals a short training at random instants, resumes it until it is done, and compares bits.
+
+    python benchmarks/fault_injection.py --faults 100
+    python benchmarks/fault_injection.py --faults 30 --processes 2
+    python benchmarks/fault_injection.py --faults 20 --processes 2 --signal TERM
+
+Each fault comes at an instant uniform over the time that the undisturbed run took from its first line to its end, so
+also inside the writing of checkpoints and files. KILL goes to all processes; TERM, INT and USR1 to one of them, chosen
+at random, which must make all leave with a checkpoint. The weights, metrics.jsonl and summary.json (times aside) must be
+those of the undisturbed run. The exit status is 0 only if all were.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+FLAGS = "--dataset mnist-5k --cpu --wandb disabled --epochs 4 --batch-size 40 --checkpoint-every 9 --schedule one-cycle"
+FLAGS += " --gradient-accumulation-steps 2 --val-size 100"
+TIMES = ("samples_per_second", "train_seconds")
+
+
+def start(folder: Path, processes: int, *more: str) -> subprocess.Popen:
+    """The training, in a session of its own so that all of it can be killed at once."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [*launcher, str(TRAIN), *FLAGS.split(), "--output-dir", str(folder), *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def ranks(launched: subprocess.Popen, processes: int) -> list[psutil.Process]:
+    """The processes that train."""
+    parent = psutil.Process(launched.pid)
+    return [parent] if processes == 1 else parent.children()
+
+
+def result(folder: Path) -> tuple[bytes, list, dict]:
+    """What must be the same: the weights' bytes, and the figures without times."""
+
+    def timeless(figures: dict) -> dict:
+        return {name: value for name, value in figures.items() if name not in TIMES}
+
+    lines = [timeless(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    summary = timeless(json.loads((folder / "summary.json").read_text()))
+    return (folder / "mnist_model.pth").read_bytes(), lines, summary
+
+
+def disturb(folder: Path, processes: int, name: str, duration: float, dice: random.Random) -> str:
+    """One run with one fault, resumed until it is done. Returns what happened, for the log."""
+    running = start(folder, processes)
+    assert running.stdout
+    running.stdout.readline()  # it has begun
+    instant = dice.uniform(0, duration)
+    time.sleep(instant)
+    number = getattr(signal, f"SIG{name}")
+    try:
+        if name == "KILL":
+            os.killpg(running.pid, number)
+        else:
+            dice.choice(ranks(running, processes)).send_signal(number)
+    except (ProcessLookupError, psutil.Error, IndexError):
+        pass  # it was done already
+    _, errors = running.communicate(timeout=120)
+    if name != "KILL" and running.returncode != 0 and "stopped on request" not in errors:
+        return f"{name} after {instant:.2f} s: left with {running.returncode} and no checkpoint: {errors[-2000:]}"
+    again = start(folder, processes, "--resume")
+    output, errors = again.communicate(timeout=300)
+    if again.returncode != 0:
+        return f"{name} after {instant:.2f} s: the resumed run failed: {errors[-2000:]}"
+    resumed = [line for line in output.splitlines() if line.startswith(("going on", "no checkpoint"))]
+    return f"{name} after {instant:.2f} s: {', '.join(resumed)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, default=10)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--signal", choices=["KILL", "TERM", "INT", "USR1"], default="KILL")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    args = parser.parse_args()
+    print(f"{args.faults} faults, SIG{args.signal}, {args.processes} process(es), --seed {args.seed}", flush=True)
+    dice, same = random.Random(args.seed), 0
+    with tempfile.TemporaryDirectory() as root:
+        reference = start(Path(root) / "reference", args.processes)
+        assert reference.stdout
+        reference.stdout.readline()
+        begin = time.perf_counter()
+        _, errors = reference.communicate(timeout=300)
+        duration = time.perf_counter() - begin
+        if reference.returncode:
+            sys.exit(f"the undisturbed run failed: {errors}")
+        expected = result(Path(root) / "reference")
+        for number in range(args.faults):
+            folder = Path(root) / f"run-{number}"
+            story = disturb(folder, args.processes, args.signal, duration, dice)
+            equal = (folder / "summary.json").exists() and result(folder) == expected
+            same += equal
+            print(f"{number + 1:4d} {'same bits' if equal else 'DIFFERENT'}  {story}", flush=True)
+    print(f"{same} of {args.faults} runs ended with the bits of the undisturbed one")
+    sys.exit(same != args.faults)
+
+
+if __name__ == "__main__":
+    main()

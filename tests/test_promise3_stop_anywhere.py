@@ -1,0 +1,241 @@
+"""Promise 3: stop anywhere, lose nothing."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import PYTHON, REPOSITORY, call, clean_environment, driver, weight_difference
+
+from mnist_dist import checkpoint
+from mnist_dist.errors import UserError
+
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+from fault_injection import result
+
+FLAGS = "--dataset mnist-5k --cpu --wandb disabled --batch-size 50 --checkpoint-every 7".split()
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run of three epochs, and the same stopped by SIGTERM in mid-epoch, with how it left."""
+    root = tmp_path_factory.mktemp("stopped")
+    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "3", "--output-dir", root / "whole")
+    assert done.returncode == 0, done.stderr
+    command = [PYTHON, "train.py", *FLAGS, "--epochs", "3", "--output-dir", root / "stopped"]
+    running = subprocess.Popen(command, cwd=REPOSITORY, env=clean_environment(), stderr=subprocess.PIPE, text=True)
+    while not list((root / "stopped" / "checkpoints").glob("step-*")):
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.send_signal(signal.SIGTERM)
+    _, errors = running.communicate(timeout=60)
+    return root / "whole", root / "stopped", running.returncode, errors
+
+
+def test_asked_to_stop_it_leaves_with_a_checkpoint_and_status_75(stopped):
+    _, run, status, errors = stopped
+    assert status == 75, errors
+    assert errors.startswith("train.py: error: stopped on request at update ") and errors.count("\n") == 1
+    assert not (run / "summary.json").exists() and not (run / "mnist_model.pth").exists()
+    places = list((run / "checkpoints").iterdir())
+    assert 1 <= len(places) <= 2 and all(place.name.startswith("step-") for place in places)
+
+
+def test_resumed_it_ends_with_the_bits_of_the_run_that_was_never_stopped(stopped, tmp_path):
+    whole, run, _, _ = stopped
+    shutil.copytree(run, tmp_path / "run")
+    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "3", "--output-dir", tmp_path / "run", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "going on from update " in done.stdout
+    assert result(tmp_path / "run") == result(whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_name_and_the_end_is_the_same(stopped, tmp_path):
+    whole, run, _, _ = stopped
+    shutil.copytree(run, tmp_path / "run")
+    newest = max((tmp_path / "run" / "checkpoints").iterdir())
+    state = newest / "state.pt"
+    state.write_bytes(state.read_bytes()[:-100])
+    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "3", "--output-dir", tmp_path / "run", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"warning: the checkpoint {newest} is damaged") and done.stderr.count("\n") == 1
+    assert result(tmp_path / "run") == result(whole)
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--lr", "0.01"], "--lr is 0.01, but the run in "),
+        pytest.param(["--seed", "1"], "--seed is 1, but the run in ", marks=pytest.mark.slow),
+        pytest.param(["--schedule", "cosine"], "--schedule is cosine, but", marks=pytest.mark.slow),
+    ],
+)
+def test_other_mathematics_are_refused_by_name(stopped, flags, complaint):
+    _, run, _, _ = stopped
+    before = sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file())
+    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "3", *flags, "--output-dir", run, "--resume")
+    assert done.returncode == 1 and complaint in done.stderr and done.stderr.count("\n") == 1
+    assert sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file()) == before
+
+
+@pytest.fixture
+def written(tmp_path) -> Path:
+    """A run's folder with two checkpoints."""
+    for step in (3, 4, 5):
+        checkpoint.write(tmp_path, {"weights": torch.arange(100.0) + step, "step": step}, step)
+    return tmp_path
+
+
+def test_the_newest_two_are_kept_and_the_newest_is_read(written):
+    assert sorted(place.name for place in (written / "checkpoints").iterdir()) == ["step-0000000004", "step-0000000005"]
+    payload, warnings = checkpoint.newest(written)
+    assert payload["step"] == 5 and torch.equal(payload["weights"], torch.arange(100.0) + 5) and warnings == []
+
+
+def test_a_write_that_fails_leaves_the_others_as_they_were(written, monkeypatch):
+    def no_space(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.write(written, {"step": 6}, 6)
+    monkeypatch.undo()
+    assert sorted(place.name for place in (written / "checkpoints").iterdir()) == ["step-0000000004", "step-0000000005"]
+    assert checkpoint.newest(written)[0]["step"] == 5
+
+
+def test_what_a_crash_left_unfinished_is_not_read_and_is_cleared_away(written):
+    (written / "checkpoints" / ".step-0000000006").mkdir()
+    (written / "checkpoints" / ".step-0000000006" / "state.pt").write_bytes(b"half")
+    assert checkpoint.newest(written)[0]["step"] == 5
+    checkpoint.write(written, {"step": 6}, 6)
+    assert sorted(place.name for place in (written / "checkpoints").iterdir()) == ["step-0000000005", "step-0000000006"]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_mutated_checkpoint_is_never_accepted(written, seed):
+    random = torch.Generator().manual_seed(seed)
+    place = written / "checkpoints" / "step-0000000005"
+    file = place / ("state.pt" if seed % 3 else "manifest.json")
+    content = bytearray(file.read_bytes())
+    where = int(torch.randint(len(content), (1,), generator=random))
+    match seed % 4:
+        case 0:
+            content[where] ^= 1 << int(torch.randint(8, (1,), generator=random))
+        case 1:
+            del content[where:]
+        case 2:
+            content[where:] = content[where:][::-1] + b"\0"
+        case 3:
+            content.clear()
+    file.write_bytes(content)
+    payload, warnings = checkpoint.newest(written)
+    if payload["step"] == 5:  # a flipped bit in the manifest may leave its meaning as it was
+        assert file.name == "manifest.json" and torch.equal(payload["weights"], torch.arange(100.0) + 5)
+    else:
+        assert payload["step"] == 4 and str(place) in warnings[0]
+
+
+def test_a_checkpoint_of_another_format_or_with_code_in_it_is_refused(written, monkeypatch):
+    class Malicious:
+        def __reduce__(self):
+            return os.system, (f"touch {written / 'pwned'}",)
+
+    checkpoint.write(written, {"x": Malicious()}, 7)
+    with pytest.raises(UserError, match="is damaged: UnpicklingError"):
+        checkpoint.read(written / "checkpoints" / "step-0000000007")
+    assert not (written / "pwned").exists()
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    with pytest.raises(UserError, match="has format 1, this version reads 2"):
+        checkpoint.read(written / "checkpoints" / "step-0000000005")
+
+
+@pytest.mark.slow
+def test_epochs_may_grow_where_that_changes_nothing_before(tmp_path):
+    for epochs, folder, more in (("4", "whole", []), ("2", "grown", []), ("4", "grown", ["--resume"])):
+        done = call(PYTHON, "train.py", *FLAGS, "--epochs", epochs, "--output-dir", tmp_path / folder, *more)
+        assert done.returncode == 0, done.stderr
+    assert result(tmp_path / "grown") == result(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on_with_the_same_batches(tmp_path):
+    """Stopped on two processes, resumed on three: float64 weights are those of one process to 1e-9."""
+    flags = [*FLAGS, "--dtype", "float64", "--epochs", "2", "--output-dir"]
+    done = call(PYTHON, "train.py", *flags, tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    running = subprocess.Popen(
+        [
+            PYTHON,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "train.py",
+            *flags,
+            tmp_path / "run",
+        ],
+        cwd=REPOSITORY,
+        env=clean_environment(),
+    )
+    while not list((tmp_path / "run" / "checkpoints").glob("step-*")):
+        assert running.poll() is None
+        time.sleep(0.01)
+    psutil.Process(running.pid).children()[1].send_signal(signal.SIGUSR1)
+    assert running.wait(timeout=60) != 0
+    assert not (tmp_path / "run" / "summary.json").exists()
+    done = driver(3, [([*flags, tmp_path / "run", "--resume"], None)])
+    assert done.returncode == 0, done.stderr
+    assert "going on from update " in done.stdout
+    assert weight_difference(tmp_path / "run", tmp_path / "whole") < 1e-9
+    one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("run", "whole"))
+    assert one["train_loss"] == pytest.approx(two["train_loss"], abs=1e-9)
+
+
+@pytest.mark.slow
+def test_where_a_rank_dies_the_others_leave_and_the_launcher_can_restart_them(tmp_path):
+    flags = [*FLAGS, "--epochs", "6", "--output-dir"]
+    done = driver(2, [([*flags, tmp_path / "whole"], None)])
+    assert done.returncode == 0, done.stderr
+    for restarts in (0, 1):
+        run = tmp_path / f"run{restarts}"
+        launch = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        running = subprocess.Popen(
+            [*launch, f"--max-restarts={restarts}", "train.py", *flags, run],
+            cwd=REPOSITORY,
+            env=clean_environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not list((run / "checkpoints").glob("step-*")):
+            assert running.poll() is None
+            time.sleep(0.01)
+        psutil.Process(running.pid).children()[1].kill()
+        begin = time.monotonic()
+        _, errors = running.communicate(timeout=120)
+        assert "]: Traceback" not in errors, errors
+        if restarts:
+            assert running.returncode == 0, errors
+            assert result(run) == result(tmp_path / "whole")
+        else:
+            assert running.returncode != 0 and time.monotonic() - begin < 30
+            assert not (run / "summary.json").exists()
+            assert checkpoint.newest(run)[0] is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "name", "faults"), [(1, "KILL", 5), (2, "KILL", 3), (1, "INT", 2), (1, "USR1", 2), (2, "TERM", 3)]
+)
+def test_faults_at_random_instants(processes, name, faults):
+    program = REPOSITORY / "benchmarks" / "fault_injection.py"
+    done = call(PYTHON, program, f"--faults={faults}", f"--processes={processes}", f"--signal={name}", timeout=600)
+    print(done.stdout)  # with the seed
+    assert done.returncode == 0, done.stdout + done.stderr
