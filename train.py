@@ -5,8 +5,6 @@ accelerate launch train.py
 torchrun --nproc-per-node 2 train.py --cpu
 """
 
-import os
-
 import torch
 from accelerate.utils import set_seed
 
@@ -22,7 +20,6 @@ from mnist_dist.training import adam, train_epoch
 def main() -> None:
     # The settings, and the processes, which must agree on them.
     config: TrainConfig = parse(TrainConfig)
-    resume = config.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # or restarted by its launcher
     dtype = getattr(torch, config.dtype)
     accelerator = distributed.start(cpu=config.cpu, mixed_precision=config.mixed_precision, dtype=dtype)
     same_everywhere("the settings", as_json(config))
@@ -46,7 +43,9 @@ def main() -> None:
     # The run's folder and its settings.
     with together():
         folder = (
-            runs.create(config.output_dir, samples.name, config.model, resume) if accelerator.is_main_process else None
+            runs.create(config.output_dir, samples.name, config.model, config.resume)
+            if accelerator.is_main_process
+            else None
         )
     folder = from_main(folder)
     settings = as_json(config) | {
@@ -63,7 +62,7 @@ def main() -> None:
 
     # Where a stopped run left off, or the start.
     keeper = Keeper(accelerator, folder, model, optimizer, settings, config.checkpoint_every)
-    state, lines = keeper.resume() if resume else (TrainState(), [])
+    state, lines = keeper.resume() if config.resume else (TrainState(), [])
 
     with Tracker(accelerator, folder, settings, lines) as tracker:
         # The loop.

@@ -6,8 +6,8 @@
 
 Each fault comes at an instant uniform over the time that the undisturbed run took from its first line to its end, so
 also inside the writing of checkpoints and files. KILL goes to all processes; TERM, INT and USR1 to one of them, chosen
-at random, which must make all leave with a checkpoint. The weights, metrics.jsonl and summary.json (times aside) must be
-those of the undisturbed run. The exit status is 0 only if all were.
+at random, which must make all leave with a checkpoint. The weights, metrics.jsonl and summary.json (times aside) must
+be those of the undisturbed run. The exit status is 0 only if all were.
 """
 
 import argparse
@@ -24,21 +24,21 @@ from pathlib import Path
 import psutil
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-FLAGS = "--dataset mnist-5k --cpu --wandb disabled --epochs 4 --batch-size 40 --checkpoint-every 9 --schedule one-cycle"
+FLAGS = (
+    "--dataset mnist-5k --cpu --wandb disabled --epochs 12 --batch-size 40 --checkpoint-every 9 --schedule one-cycle"
+)
 FLAGS += " --gradient-accumulation-steps 2 --val-size 100"
 TIMES = ("samples_per_second", "train_seconds")
 
 
 def start(folder: Path, processes: int, *more: str) -> subprocess.Popen:
-    """The training, in a session of its own so that all of it can be killed at once."""
+    """The training, begun."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [*launcher, str(TRAIN), *FLAGS.split(), "--output-dir", str(folder), *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def ranks(launched: subprocess.Popen, processes: int) -> list[psutil.Process]:
@@ -68,7 +68,8 @@ def disturb(folder: Path, processes: int, name: str, duration: float, dice: rand
     number = getattr(signal, f"SIG{name}")
     try:
         if name == "KILL":
-            os.killpg(running.pid, number)
+            for process in {psutil.Process(running.pid), *ranks(running, processes)}:
+                process.kill()
         else:
             dice.choice(ranks(running, processes)).send_signal(number)
     except (ProcessLookupError, psutil.Error, IndexError):
