@@ -19,18 +19,18 @@ def main() -> None:
 
     # The model, from its weights alone; the data it was trained on, as its run's settings tell.
     with together():
-        path, settings = runs.locate(config.model)
-        weights = runs.load_weights(path)
+        trained = runs.locate(config.model)
+        weights = runs.load_weights(trained.weights)
         model = models.from_state_dict(weights)
-        if config.split == "val" and not settings.get("val_size"):
-            raise UserError(f"--split val: the run of {path} held no samples out (--val-size 0): use --split test")
+        if config.split == "val" and not trained.val_size:
+            raise UserError(f"--split val: the run of {trained.weights} held no samples out: use --split test")
     same_everywhere("the weights", runs.fingerprint(weights))
     samples = data.obtain(
         accelerator,
-        config.dataset or settings.get("dataset", "auto"),
-        config.data_dir or Path(settings.get("data_dir", "data")),
-        settings.get("val_size", 0),
-        settings.get("seed", 0),
+        config.dataset or trained.dataset,
+        config.data_dir or Path(trained.data_dir),
+        trained.val_size,
+        trained.seed,
         next(model.parameters()).dtype,
     )
 
@@ -39,7 +39,7 @@ def main() -> None:
     batches = data.Loader(split, BATCH, accelerator.num_processes, accelerator.process_index, shuffle=False)
     result = evaluate(accelerator, model.to(accelerator.device), batches)
 
-    folder = config.output_dir or path.parent
+    folder = config.output_dir or trained.weights.parent
     with together():
         if accelerator.is_main_process:
             (folder / runs.PLOTS).mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def main() -> None:
             runs.write_json(
                 folder / runs.EVALUATION,
                 {
-                    "model": str(path),
+                    "model": str(trained.weights),
                     "dataset": samples.name,
                     "split": config.split,
                     "num_processes": accelerator.num_processes,

@@ -50,20 +50,16 @@ def download(config: DownloadConfig) -> None:
 
 def predict(config: PredictConfig) -> None:
     """Print the class and the probabilities of each picture."""
-    weights, settings = runs.locate(config.weights or runs.newest())
-    model = models.from_state_dict(runs.load_weights(weights)).float()
-    source = data.SOURCES.get(settings.get("dataset", "mnist"), data.SOURCES["mnist"])
-    normalization = settings.get("normalization", {})
-    mean, std = (
-        normalization.get(key, value) for key, value in zip(("mean", "std"), data.MNIST_NORMALIZATION, strict=True)
-    )
-    print(f"model: {weights}")
+    trained = runs.locate(config.weights or runs.newest())
+    model = models.from_state_dict(runs.load_weights(trained.weights)).float()
+    classes = data.SOURCES.get(trained.dataset, data.SOURCES["mnist"]).classes
+    print(f"model: {trained.weights}")
     for path in config.images:
-        digit = (images.read_digit(path) - mean) / std
+        digit = (images.read_digit(path) - trained.mean) / trained.std
         probabilities = model.probabilities(digit[None, None])[0]
         best = int(probabilities.argmax())
-        print(f"{path}: {source.classes[best]} ({100 * probabilities[best]:.2f}%)")
-        for name, probability in zip(source.classes, probabilities.tolist(), strict=True):
+        print(f"{path}: {classes[best]} ({100 * probabilities[best]:.2f}%)")
+        for name, probability in zip(classes, probabilities.tolist(), strict=True):
             print(f"  {name:>8} {100 * probability:6.2f}% {'#' * round(40 * probability)}")
 
 

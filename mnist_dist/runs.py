@@ -10,6 +10,7 @@ import platform
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,21 @@ def newest() -> Path:
     return finished[-1].parent
 
 
-def locate(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The weights file that a run's folder or a file's name stands for, and the settings of its run.
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, and what its run's config.json says of its data; the defaults where there is none."""
 
-    Returns:
-        The path of the `state_dict`, and what config.json beside it says; empty where there is none.
+    weights: Path
+    dataset: str = "auto"
+    data_dir: str = "data"
+    val_size: int = 0
+    seed: int = 0
+    mean: float = 0.1307
+    std: float = 0.3081
+
+
+def locate(path: Path) -> Trained:
+    """The model that a run's folder or a file's name stands for.
 
     Raises:
         UserError: nothing is there, or its settings cannot be read.
@@ -88,14 +99,22 @@ def locate(path: Path) -> tuple[Path, dict[str, Any]]:
     weights = path / WEIGHTS if path.is_dir() else path
     if not weights.is_file():
         raise UserError(f"there is no model at {weights}: name a finished run's folder or a .pth file")
+    config = weights.parent / CONFIG
+    if not config.exists():
+        return Trained(weights)
     try:
-        return weights, json.loads((weights.parent / CONFIG).read_text())
-    except FileNotFoundError:
-        return weights, {}
-    except (OSError, ValueError) as error:
+        settings = json.loads(config.read_text())
+        settings |= settings["normalization"]
+        known = {field.name: settings[field.name] for field in fields(Trained) if field.name != "weights"}
+        for name, value in known.items():
+            if type(value) is not type(getattr(Trained, name)):
+                raise ValueError(f"{name} is {value!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"the settings in {weights.parent / CONFIG} cannot be read ({error}): restore them or move the model"
+            f"the settings in {config} are not those of a run ({type(error).__name__}: {error}): restore the file, or "
+            "move the model out of the folder"
         ) from error
+    return Trained(weights, **known)
 
 
 def write(path: Path, content: bytes) -> None:

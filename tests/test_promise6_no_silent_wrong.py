@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -207,10 +208,29 @@ def test_bad_model_files_are_refused_and_run_nothing(make, sentence, tmp_path, m
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "model.pth")
     with pytest.raises(UserError) as refusal:
-        path, _ = runs.locate(tmp_path / "model.pth")
-        models.from_state_dict(runs.load_weights(path))
+        models.from_state_dict(runs.load_weights(runs.locate(tmp_path / "model.pth").weights))
     assert sentence in str(refusal.value)
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", "{}", b"\xff\xfe", '{"normalization": 3}', '{"dataset": 5, "normalization": {"mean": 1}}'],
+)
+def test_settings_beside_a_model_that_are_none_are_refused(content, trained, tmp_path):
+    shutil.copy(trained / "mnist_model.pth", tmp_path)
+    (tmp_path / "config.json").write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(UserError, match=r"config\.json are not those of a run"):
+        runs.locate(tmp_path)
+
+
+def test_settings_of_a_wrong_type_are_refused_by_name(trained, tmp_path):
+    shutil.copy(trained / "mnist_model.pth", tmp_path)
+    settings = json.loads((trained / "config.json").read_text())
+    assert runs.locate(trained) == runs.Trained(trained / "mnist_model.pth", "mnist-5k")
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"val_size": "many"}))
+    with pytest.raises(UserError, match="val_size is 'many'"):
+        runs.locate(tmp_path)
 
 
 @pytest.mark.parametrize("seed", range(40))
