@@ -12,7 +12,7 @@ from mnist_dist import data, distributed, models, plots, runs
 from mnist_dist.checkpoint import Keeper, TrainState
 from mnist_dist.config import TrainConfig, as_json, parse
 from mnist_dist.distributed import announce, from_main, same_everywhere, together
-from mnist_dist.evaluation import BATCH, evaluate
+from mnist_dist.evaluation import BATCH, Evaluation, evaluate
 from mnist_dist.tracking import Tracker
 from mnist_dist.training import adam, train_epoch
 
@@ -50,6 +50,7 @@ def main() -> None:
     folder = from_main(folder)
     settings = as_json(config) | {
         "dataset": samples.name,
+        "mixed_precision": accelerator.mixed_precision,
         "normalization": {"mean": samples.mean, "std": samples.std},
         "set_up": distributed.describe(accelerator),
         "versions": runs.versions(),
@@ -64,11 +65,15 @@ def main() -> None:
     keeper = Keeper(accelerator, folder, model, optimizer, settings, config.checkpoint_every)
     state, lines = keeper.resume() if config.resume else (TrainState(), [])
 
+    def evaluate_all() -> dict[str, Evaluation]:
+        return {name: evaluate(accelerator, model, batches) for name, batches in test_batches.items()}
+
     with Tracker(accelerator, folder, settings, lines) as tracker:
         # The loop.
+        results: dict[str, Evaluation] = {}
         while state.epoch < config.epochs:
             trained = train_epoch(accelerator, model, optimizer, train_batches, state, config, tracker, keeper)
-            results = {name: evaluate(accelerator, model, batches) for name, batches in test_batches.items()}
+            results = evaluate_all()
             line = {"epoch": state.epoch, "global_step": state.global_step} | trained
             for name, result in results.items():
                 line |= result.metrics(name)
@@ -79,9 +84,11 @@ def main() -> None:
                 + "".join(f"{name} accuracy {100 * result.accuracy:.2f}%  " for name, result in results.items())
                 + f"{line['samples_per_second']:,.0f} samples/s",
             )
+            keeper.due(state.global_step)  # an epoch's end always is: this asks whether to stop there
+            keeper.keep(state, tracker.lines)
 
         # What remains of it: the weights and the pictures.
-        test = results["test"]
+        test = (results or evaluate_all())["test"]  # none yet where a run is resumed that had only this left to do
         with together():
             if accelerator.is_main_process:
                 runs.save_weights(folder / runs.WEIGHTS, accelerator.unwrap_model(model))

@@ -16,6 +16,7 @@ from torch import nn
 
 from mnist_dist.distributed import announce, from_main, together
 from mnist_dist.errors import UserError
+from mnist_dist.runs import WEIGHTS
 from mnist_dist.stopping import Stopped, StopRequest
 
 FOLDER, STATE, MANIFEST = "checkpoints", "state.pt", "manifest.json"
@@ -210,6 +211,8 @@ class Keeper:
                 payload, damaged = newest(self.run)
                 for warning in damaged:
                     print(f"warning: {warning}", file=sys.stderr)
+                if payload is None and (self.run / WEIGHTS).exists():
+                    raise UserError(f"{self.run} holds a trained model but no intact checkpoint: start another run")
         payload = from_main(payload)
         if payload is None:
             announce(self.accelerator, f"no checkpoint in {self.run / FOLDER}: starting from scratch")

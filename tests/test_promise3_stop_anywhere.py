@@ -57,6 +57,24 @@ def test_resumed_it_ends_with_the_bits_of_the_run_that_was_never_stopped(stopped
     assert result(tmp_path / "run") == result(whole)
 
 
+def test_killed_after_the_last_epoch_only_the_end_is_done_again(stopped, tmp_path):
+    whole, _, _, _ = stopped
+    shutil.copytree(whole, tmp_path / "run")
+    for name in ("summary.json", "mnist_model.pth"):
+        (tmp_path / "run" / name).unlink()
+    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "3", "--output-dir", tmp_path / "run", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert result(tmp_path / "run") == result(whole)
+
+
+def test_a_trained_model_without_checkpoints_is_not_overwritten(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    done = call(PYTHON, "train.py", *FLAGS, "--output-dir", tmp_path / "run", "--resume")
+    assert done.returncode == 1 and "holds a trained model but no intact checkpoint" in done.stderr
+    assert (tmp_path / "run" / "mnist_model.pth").read_bytes() == (trained / "mnist_model.pth").read_bytes()
+
+
 def test_a_damaged_checkpoint_is_passed_over_by_name_and_the_end_is_the_same(stopped, tmp_path):
     whole, run, _, _ = stopped
     shutil.copytree(run, tmp_path / "run")
