@@ -57,6 +57,7 @@ def test_resumed_it_ends_with_the_bits_of_the_run_that_was_never_stopped(stopped
     assert result(tmp_path / "run") == result(whole)
 
 
+@pytest.mark.slow
 def test_killed_after_the_last_epoch_only_the_end_is_done_again(stopped, tmp_path):
     whole, _, _, _ = stopped
     shutil.copytree(whole, tmp_path / "run")
@@ -75,6 +76,7 @@ def test_a_trained_model_without_checkpoints_is_not_overwritten(trained, tmp_pat
     assert (tmp_path / "run" / "mnist_model.pth").read_bytes() == (trained / "mnist_model.pth").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_by_name_and_the_end_is_the_same(stopped, tmp_path):
     whole, run, _, _ = stopped
     shutil.copytree(run, tmp_path / "run")

@@ -43,6 +43,7 @@ def test_every_launcher_trains_the_same_model(tmp_path):
         }
 
 
+@pytest.mark.slow
 def test_two_nodes_train_one_model_and_one_of_them_speaks(trained, tmp_path):
     """Two torchrun agents that meet, as on two machines; accelerator.print alone would print on both."""
     port = str(free_port())

@@ -81,6 +81,7 @@ def test_the_folder_holds_what_the_readme_says(trained):
     assert summary["train_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_held_out_samples_are_reported_beside_the_test_set(tmp_path):
     flags = "--dataset mnist-5k --epochs 1 --wandb disabled --cpu --val-size 500 --model cnn --batch-size 500".split()
     done = call(PYTHON, "train.py", *flags, "--output-dir", tmp_path / "run")
