@@ -55,14 +55,14 @@ def main() -> None:
         "set_up": distributed.describe(accelerator),
         "versions": runs.versions(),
     }
+
+    # Where a stopped run left off, or the start.
+    keeper = Keeper(accelerator, folder, model, optimizer, settings, config.checkpoint_every)
     announce(
         accelerator,
         f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples; "
         f"{config.model} with {parameters:,} parameters; {settings['set_up']}; writing to {folder}",
     )
-
-    # Where a stopped run left off, or the start.
-    keeper = Keeper(accelerator, folder, model, optimizer, settings, config.checkpoint_every)
     state, lines = keeper.resume() if config.resume else (TrainState(), [])
 
     def evaluate_all() -> dict[str, Evaluation]:

@@ -25,11 +25,11 @@ FLAGS = "--dataset mnist-5k --cpu --wandb disabled --batch-size 50 --checkpoint-
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """A run of three epochs, and the same stopped by SIGTERM in mid-epoch, with how it left."""
+    """A run of ten epochs, and the same stopped by SIGTERM in mid-epoch, with how it left."""
     root = tmp_path_factory.mktemp("stopped")
-    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "3", "--output-dir", root / "whole")
+    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "10", "--output-dir", root / "whole")
     assert done.returncode == 0, done.stderr
-    command = [PYTHON, "train.py", *FLAGS, "--epochs", "3", "--output-dir", root / "stopped"]
+    command = [PYTHON, "train.py", *FLAGS, "--epochs", "10", "--output-dir", root / "stopped"]
     running = subprocess.Popen(command, cwd=REPOSITORY, env=clean_environment(), stderr=subprocess.PIPE, text=True)
     while not list((root / "stopped" / "checkpoints").glob("step-*")):
         assert running.poll() is None
@@ -51,7 +51,7 @@ def test_asked_to_stop_it_leaves_with_a_checkpoint_and_status_75(stopped):
 def test_resumed_it_ends_with_the_bits_of_the_run_that_was_never_stopped(stopped, tmp_path):
     whole, run, _, _ = stopped
     shutil.copytree(run, tmp_path / "run")
-    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "3", "--output-dir", tmp_path / "run", "--resume")
+    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "10", "--output-dir", tmp_path / "run", "--resume")
     assert done.returncode == 0, done.stderr
     assert "going on from update " in done.stdout
     assert result(tmp_path / "run") == result(whole)
@@ -63,7 +63,7 @@ def test_killed_after_the_last_epoch_only_the_end_is_done_again(stopped, tmp_pat
     shutil.copytree(whole, tmp_path / "run")
     for name in ("summary.json", "mnist_model.pth"):
         (tmp_path / "run" / name).unlink()
-    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "3", "--output-dir", tmp_path / "run", "--resume")
+    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "10", "--output-dir", tmp_path / "run", "--resume")
     assert done.returncode == 0, done.stderr
     assert result(tmp_path / "run") == result(whole)
 
@@ -83,7 +83,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_name_and_the_end_is_the_same(sto
     newest = max((tmp_path / "run" / "checkpoints").iterdir())
     state = newest / "state.pt"
     state.write_bytes(state.read_bytes()[:-100])
-    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "3", "--output-dir", tmp_path / "run", "--resume")
+    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "10", "--output-dir", tmp_path / "run", "--resume")
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith(f"warning: the checkpoint {newest} is damaged") and done.stderr.count("\n") == 1
     assert result(tmp_path / "run") == result(whole)
@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_name_and_the_end_is_the_same(sto
 def test_other_mathematics_are_refused_by_name(stopped, flags, complaint):
     _, run, _, _ = stopped
     before = sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file())
-    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "3", *flags, "--output-dir", run, "--resume")
+    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "10", *flags, "--output-dir", run, "--resume")
     assert done.returncode == 1 and complaint in done.stderr and done.stderr.count("\n") == 1
     assert sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file()) == before
 
