@@ -41,18 +41,19 @@ def main() -> None:
         optimizer = optimizer.optimizer  # Accelerate's wrapper has nothing to add and costs a fifth of an MLP's step
 
     # The run's folder and its settings.
+    run = None
     with together():
-        folder = (
-            runs.create(config.output_dir, samples.name, config.model, config.resume)
-            if accelerator.is_main_process
-            else None
-        )
-    folder = from_main(folder)
+        if accelerator.is_main_process:
+            run = runs.create(config.output_dir, samples.name, config.model, config.resume)
+    run = from_main(run)
+    folder = run.folder
     settings = as_json(config) | {
         "dataset": samples.name,
         "mixed_precision": accelerator.mixed_precision,
         "normalization": {"mean": samples.mean, "std": samples.std},
         "set_up": distributed.describe(accelerator),
+        "wandb_id": run.wandb_id,
+        "launcher": run.launcher,
         "versions": runs.versions(),
     }
 
@@ -63,12 +64,12 @@ def main() -> None:
         f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples; "
         f"{config.model} with {parameters:,} parameters; {settings['set_up']}; writing to {folder}",
     )
-    state, lines = keeper.resume() if config.resume else (TrainState(), [])
+    state, history = keeper.resume() if run.resume else (TrainState(), [])
 
     def evaluate_all() -> dict[str, Evaluation]:
         return {name: evaluate(accelerator, model, batches) for name, batches in test_batches.items()}
 
-    with Tracker(accelerator, folder, settings, lines) as tracker:
+    with Tracker(accelerator, folder, settings, history) as tracker:
         # The loop.
         results: dict[str, Evaluation] = {}
         while state.epoch < config.epochs:
@@ -85,7 +86,7 @@ def main() -> None:
                 + f"{line['samples_per_second']:,.0f} samples/s",
             )
             keeper.due(state.global_step)  # an epoch's end always is: this asks whether to stop there
-            keeper.keep(state, tracker.lines)
+            keeper.keep(state, tracker.history)
 
         # What remains of it: the weights and the pictures.
         test = (results or evaluate_all())["test"]  # none yet where a run is resumed that had only this left to do

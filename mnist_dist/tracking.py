@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import queue
+import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -34,24 +35,24 @@ class Tracker:
         accelerator: the processes.
         folder: the run's.
         settings: JSON values, written to config.json and W&B.
-        lines: of metrics.jsonl, up to where a stopped run is resumed; empty at the start.
+        history: of a stopped run, up to where it is resumed; empty at the start.
 
     Attributes:
-        lines: the lines of metrics.jsonl so far.
+        history: all figures so far, in order: points of the curves and epochs, each with its `global_step`.
     """
 
     def __init__(
-        self, accelerator: Accelerator, folder: Path, settings: dict[str, Any], lines: list[dict[str, Any]]
+        self, accelerator: Accelerator, folder: Path, settings: dict[str, Any], history: list[dict[str, Any]]
     ) -> None:
-        self.folder, self.lines = folder, list(lines)
+        self.folder, self.history = folder, list(history)
         self.main = accelerator.is_main_process
         with together():
             if self.main:
                 runs.write_json(folder / runs.CONFIG, settings)
                 # A run that was killed may have written more than its last checkpoint holds: that is done again.
-                runs.write_json_lines(folder / runs.METRICS, lines)
+                runs.write_json_lines(folder / runs.METRICS, self.lines)
         wanted = self.main and settings["wandb"] != "disabled"
-        self.wandb = WandB(accelerator, folder, settings) if wanted else None
+        self.wandb = WandB(accelerator, folder, settings, history) if wanted else None
 
     def __enter__(self) -> "Tracker":
         return self
@@ -60,10 +61,16 @@ class Tracker:
         if self.wandb:
             self.wandb.close(failed=kind is not None)
 
-    def curve(self, step: int, values: dict[str, float]) -> None:
-        """Add a point to the curves over updates, in W&B only."""
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """Those of metrics.jsonl: the epochs."""
+        return [figures for figures in self.history if "epoch" in figures]
+
+    def curve(self, point: dict[str, Any]) -> None:
+        """Add a point to the curves over updates."""
+        self.history.append(point)
         if self.wandb:
-            self.wandb.log(values, step)
+            self.wandb.put(point)
 
     def epoch(self, line: dict[str, Any]) -> None:
         """Add an epoch's figures.
@@ -71,32 +78,42 @@ class Tracker:
         Raises:
             UserError: on every process, where metrics.jsonl could not be written.
         """
-        self.lines.append(line)
+        self.history.append(line)
         with together():
             if self.main:
                 runs.append_json(self.folder / runs.METRICS, line)
         if self.wandb:
-            self.wandb.log(line, line["global_step"])
+            self.wandb.put(line)
 
     def end(self, test: Evaluation, samples: Data) -> None:
         """Add what belongs to the end to W&B: confusion matrix, mistakes and, where asked for, the model."""
         if self.wandb:
-            self.wandb.jobs.put(partial(self.wandb.log_end, test, samples, self.lines[-1]["global_step"]))
+            self.wandb.jobs.put(partial(self.wandb.log_end, test, samples))
 
 
 class WandB:
     """W&B in a thread of its own, so that nothing it does, or fails to do, holds up or ends the training.
 
     Every call is a job for that thread, in order. The first that fails costs one warning; those after it are dropped.
+
+    A stopped run stays one run with one history. Its id is in config.json. Online, W&B goes on with that id, and is
+    given what it lacks. Offline W&B cannot go on (wandb #2423, #4624), so the new part holds the history from the
+    beginning, and the parts before it are removed once it is complete.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, accelerator: Accelerator, folder: Path, settings: dict[str, Any], history: list[dict[str, Any]]
+    ) -> None:
         self.accelerator, self.folder, self.settings = accelerator, folder, settings
         self.failed = False
+        self.row: dict[str, Any] = {}  # the figures of the latest update, which may not be complete
+        self.first = 0  # the first update that W&B has not got
         self.jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self.work, name="wandb-jobs", daemon=True)
         self.thread.start()
         self.jobs.put(self.start)
+        for figures in history:
+            self.put(figures)
         self.started = threading.Event()
         self.jobs.put(self.started.set)
         # Importing W&B beside the first updates would slow both down; a network that does not answer is not waited for.
@@ -140,6 +157,7 @@ class WandB:
             self.close_service()  # else it says that the run is in use
             self.init("offline")
         run = self.accelerator.get_tracker("wandb", unwrap=True)
+        self.first = run.step
         for split in ("train", "val", "test"):
             run.define_metric(f"{split}_*", step_metric="epoch")
 
@@ -151,7 +169,9 @@ class WandB:
         options = {
             "dir": str(self.folder),
             "name": self.folder.name,
+            "id": self.settings["wandb_id"],
             "mode": mode,
+            "resume": "allow" if mode == "online" else None,
             "settings": wandb.Settings(
                 silent=True,
                 console="off",
@@ -163,9 +183,21 @@ class WandB:
             self.settings["wandb_project"], config=self.settings, init_kwargs={"wandb": options}
         )
 
-    def log(self, values: dict[str, Any], step: int) -> None:
-        """Log values at an update; those of one update are merged."""
-        self.jobs.put(partial(self.accelerator.log, values, step))
+    def put(self, figures: dict[str, Any]) -> None:
+        """Log the figures of an update, with its number as `global_step`."""
+        self.jobs.put(partial(self.log, figures))
+
+    def log(self, figures: dict[str, Any]) -> None:
+        """Collect the figures of one update into one row, so that none of them can be there without the others."""
+        if self.row and self.row["global_step"] != figures["global_step"]:
+            self.send()
+        self.row = self.row | figures
+
+    def send(self) -> None:
+        """Give W&B the latest row, unless it has it from before a stop."""
+        row, self.row = self.row, {}
+        if row and row["global_step"] >= self.first:
+            self.accelerator.log(row, step=row["global_step"])
 
     def close(self, failed: bool) -> None:
         """Let the jobs be done and the run end, for at most `FINISH_TIMEOUT` seconds."""
@@ -181,18 +213,25 @@ class WandB:
 
     def finish(self, failed: bool) -> None:
         """End the run, and say where to find it."""
+        self.send()
         run = self.accelerator.get_tracker("wandb", unwrap=True)
         place, url, offline = Path(run.dir).parent, run.url, run.offline
         run.finish(exit_code=int(failed))
+        if offline:
+            for part in place.parent.glob(f"offline-run-*-{self.settings['wandb_id']}"):
+                if part != place:
+                    shutil.rmtree(part)
         if url:
             tqdm.write(f"Weights & Biases: {url}")
         elif offline:
             tqdm.write(f"Weights & Biases has this run offline; send it with: wandb sync {place}")
 
-    def log_end(self, test: Evaluation, samples: Data, step: int) -> None:
+    def log_end(self, test: Evaluation, samples: Data) -> None:
         """Log the confusion matrix, the table of mistakes and, where asked for, the model."""
         import wandb
 
+        step = self.row["global_step"]
+        self.send()
         run = self.accelerator.get_tracker("wandb", unwrap=True)
         names, predictions = list(samples.classes), test.predictions.tolist()
         confusion = wandb.plot.confusion_matrix(

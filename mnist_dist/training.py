@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from pathlib import Path
 from time import perf_counter
 
 import torch
@@ -10,9 +11,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mnist_dist.augment import distort
 from mnist_dist.checkpoint import Keeper, TrainState
 from mnist_dist.config import TrainConfig
-from mnist_dist.data import Batch, Loader
+from mnist_dist.data import DISTORT, Batch, Loader, seeded
 from mnist_dist.errors import UserError
 from mnist_dist.schedules import learning_rate
 from mnist_dist.tracking import Tracker
@@ -68,7 +70,7 @@ def train_epoch(
         last update) and `samples_per_second` (over all processes).
 
     Raises:
-        UserError: the loss was not finite, or a checkpoint could not be written.
+        UserError: a loss or a gradient was not finite, or a checkpoint could not be written.
         Stopped: some process was asked to stop; the checkpoint is written.
     """
     model.train()
@@ -79,9 +81,10 @@ def train_epoch(
 
     def gather_losses() -> None:
         first = len(state.losses)
-        recent = sum_over_processes(accelerator, losses[first : state.step])
-        check_finite(recent, state.global_step - len(recent) + 1)
-        state.losses += recent.tolist()
+        unfit = torch.stack([~parameter.isfinite().all() for parameter in model.parameters()]).any()
+        sums = sum_over_processes(accelerator, torch.cat([losses[first : state.step], unfit.to(losses.dtype)[None]]))
+        check_finite(sums[:-1], state.global_step, bool(sums[-1]), keeper.last)
+        state.losses += sums[:-1].tolist()
 
     progress = tqdm(
         total=samples,
@@ -99,6 +102,15 @@ def train_epoch(
             )
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            if config.affine or config.elastic:
+                batch.images = distort(
+                    batch.images,
+                    batch.size,
+                    batch.positions,
+                    affine=config.affine,
+                    elastic=config.elastic,
+                    generator=seeded(config.seed, DISTORT, state.epoch, state.step),
+                )
             losses[state.step] = train_step(accelerator, model, optimizer, batch, config)
             state.step += 1
             state.global_step += 1
@@ -109,12 +121,12 @@ def train_epoch(
                 loss = sum(state.losses[first:]) / (
                     min(state.step * config.batch_size, samples) - first * config.batch_size
                 )
-                tracker.curve(state.global_step, {"train/loss": loss, "train/learning_rate": rate})
+                tracker.curve({"global_step": state.global_step, "train/loss": loss, "train/learning_rate": rate})
                 progress.set_postfix_str(f"loss {loss:.4f}", refresh=False)
             if state.step < steps and keeper.due(state.global_step):  # an epoch's end has a checkpoint of its own
                 gather_losses()
                 state.epoch_seconds = perf_counter() - begin
-                keeper.keep(state, tracker.lines)
+                keeper.keep(state, tracker.history)
     seconds = perf_counter() - begin
     figures = {
         "train_loss": sum(state.losses) / samples,
@@ -132,19 +144,24 @@ def sum_over_processes(accelerator: Accelerator, values: Tensor) -> Tensor:
     return gathered.double().cpu().sum(dim=0)
 
 
-def check_finite(losses: Tensor, first_step: int) -> None:
+def check_finite(losses: Tensor, step: int, unfit: bool, last_good: Path | None) -> None:
     """Stop a run whose numbers broke.
 
     Args:
-        losses: (n,) of consecutive updates.
-        first_step: number of the update of the first of them, counted from 1.
+        losses: (n,) of the latest updates.
+        step: number of the last of them, counted from 1.
+        unfit: whether the weights after it hold numbers that are not finite.
+        last_good: the newest checkpoint, for the message.
 
     Raises:
-        UserError: one of them is infinite or not a number; the message names its update.
+        UserError: a loss, or a gradient and so the weights, is infinite or not a number; the message names the update.
     """
     broken = torch.nonzero(~losses.isfinite())
+    if not (len(broken) or unfit):
+        return
+    what = f"the gradient of update {step} is not finite"  # else the loss of the next one would show it
     if len(broken):
-        raise UserError(
-            f"the loss of update {first_step + int(broken[0])} is {losses[broken[0]].item()}: try a lower --lr, "
-            "a --clip-norm, or another --mixed-precision"
-        )
+        number = step - len(losses) + 1 + int(broken[0])
+        what = f"the loss of update {number} is {losses[broken[0]].item()}, by itself or by the gradient before it"
+    good = f"the last good checkpoint is {last_good}" if last_good else "there is no checkpoint of before"
+    raise UserError(f"{what}; {good}: try a lower --lr, a --clip-norm, or another --mixed-precision")

@@ -9,6 +9,8 @@ Beside `runs`, the document may hold
 `fault` is one of the traps of this stack, let back in for that run; see `FAULTS`.
 """
 
+import contextlib
+import itertools
 import json
 import os
 import sys
@@ -22,7 +24,7 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train
-from mnist_dist import data, distributed, schedules, tracking, training
+from mnist_dist import data, distributed, runs, schedules, tracking, training
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
@@ -85,6 +87,57 @@ def padding_counted():
     return patch.object(data.GlobalBatchSampler, "__iter__", padded)
 
 
+def overflow(model):
+    """Let the gradient of this update, and of no other, be infinite."""
+    parameter = next(model.parameters())
+    handle = parameter.register_hook(lambda gradient: (handle.remove(), gradient * torch.inf)[1])
+
+
+def fp16_scaler():
+    """Not a fault: the gradient scaler of fp16, which Accelerate gives to GPUs only, with an overflow now and then."""
+    start, train_step = distributed.start, training.train_step
+
+    def scaled(**options):
+        accelerator = start(**options)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=7)
+        return accelerator
+
+    def step(accelerator, model, optimizer, batch, config):
+        if batch.index[0] % 20 == 0:
+            overflow(model)
+        return train_step(accelerator, model, optimizer, batch, config)
+
+    both = contextlib.ExitStack()
+    both.enter_context(patch.object(distributed, "start", scaled))
+    both.enter_context(patch.object(training, "train_step", step))
+    return both
+
+
+def gradient_breaks_at_update_30():
+    """The loss stays finite and the gradient does not, in the last update of an epoch of 30."""
+    train_step, updates = training.train_step, itertools.count(1)
+
+    def step(accelerator, model, optimizer, batch, config):
+        if next(updates) == 30 and RANK == WORLD - 1:
+            overflow(model)
+        return train_step(accelerator, model, optimizer, batch, config)
+
+    return patch.object(training, "train_step", step)
+
+
+def disk_full_at_metrics():
+    """Another program fills the disk of the run's folder just before a line of metrics.jsonl is written."""
+    append = runs.append_json
+
+    def filled(path, value):
+        with contextlib.suppress(OSError), (path.parent / "filler").open("ab", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        append(path, value)
+
+    return patch.object(runs, "append_json", filled)
+
+
 FAULTS = {
     fault.__name__: fault
     for fault in (
@@ -93,6 +146,9 @@ FAULTS = {
         schedule_stepped_by_every_process,
         processes_weighed_equally,
         padding_counted,
+        fp16_scaler,
+        gradient_breaks_at_update_30,
+        disk_full_at_metrics,
     )
 }
 

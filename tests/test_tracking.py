@@ -1,6 +1,7 @@
 """Weights & Biases: the offline run read back, and everything that can go wrong with it."""
 
 import json
+import signal
 import struct
 import subprocess
 import sys
@@ -95,6 +96,37 @@ def test_the_end_says_how_to_send_it(offline):
     (folder,) = (run / "wandb").glob("offline-run-*")
     assert f"wandb sync {folder}" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("Test Accuracy: ")
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_and_stopped_is_one_run_with_one_history(tmp_path):
+    """Killed, resumed and asked to stop, resumed: one offline part, equal to that of a run that was never stopped."""
+    flags = [*FLAGS[:-1], "--epochs", "40", "--checkpoint-every", "11", "--wandb", "offline", "--output-dir"]
+    done = call(PYTHON, "train.py", *flags, tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    for harm, more in ((signal.SIGKILL, []), (signal.SIGTERM, ["--resume"])):
+        command = [PYTHON, "train.py", *map(str, [*flags, run, *more])]
+        process = subprocess.Popen(command, cwd=REPOSITORY, env=clean_environment(), stderr=subprocess.DEVNULL)
+        before = (run / "metrics.jsonl").stat().st_size if more else 0
+        while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > before):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(harm)
+        assert process.wait(timeout=60) == (75 if harm == signal.SIGTERM else -harm)
+    done = call(PYTHON, "train.py", *flags, run, "--resume")
+    assert done.returncode == 0, done.stderr
+
+    def timeless(folder: Path) -> list[dict[str, Any]]:
+        changing = ("_timestamp", "_runtime", "samples_per_second")
+        rows = read_offline_run(folder)[1]
+        return [{key: row[key] for key in row if not key.endswith(changing) and "." not in key} for row in rows]
+
+    assert timeless(run) == timeless(tmp_path / "whole")
+    steps = [row["_step"] for row in timeless(run)]
+    assert steps == sorted(set(steps))
+    (part,) = (run / "wandb").glob("offline-run-*")
+    assert part.name.endswith(json.loads((run / "config.json").read_text())["wandb_id"])
 
 
 def driver_alone(flags: list, *, timeouts: dict[str, float], **environment: str) -> subprocess.Popen:

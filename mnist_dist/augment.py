@@ -1,0 +1,59 @@
+"""Random distortions of whole batches, the same for a global batch however many processes share it."""
+
+import math
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SIZE = 28  # pixels a side
+ROTATION, SCALE, SHEAR, SHIFT = 15.0, 0.15, 0.15, 2.0  # degrees, share, share and pixels at strength 1: the largest
+ELASTIC = 1.0  # pixels at strength 1: the standard deviation of the displacement in each direction
+KNOTS = 7  # a side, of the elastic field
+SMOOTHNESS = 4.0  # pixels: the standard deviation of the Gaussian that smooths it (Simard et al. 2003)
+
+
+def distort(
+    images: Tensor, size: int, positions: slice, *, affine: float, elastic: float, generator: torch.Generator
+) -> Tensor:
+    """Rotate, scale, shear, shift and bend each image at random, all in one interpolation.
+
+    The random numbers are drawn for the whole global batch and then sliced, so the share of a process is distorted as
+    it would be in any other sharing.
+
+    Args:
+        images: (n, 1, 28, 28), this process's share; outside its border an image goes on as it ends there.
+        size: samples in the global batch.
+        positions: those of the share in the global batch; n of them.
+        affine: strength of rotation, scale, shear and shift; 0 for none.
+        elastic: strength of the bending; 0 for none.
+        generator: on the CPU; gives 6 + 98 numbers a sample of the global batch, whatever the strengths.
+
+    Returns:
+        Images of the same shape and dtype.
+    """
+    uniform = affine * (2 * torch.rand(size, 6, generator=generator) - 1)[positions].to(images)
+    noise = elastic * ELASTIC * torch.randn(size, 2, KNOTS, KNOTS, generator=generator)[positions].to(images)
+    angle, shear = math.radians(ROTATION) * uniform[:, 0], SHEAR * uniform[:, 1]
+    across, down = (SCALE * uniform[:, 2]).exp(), (SCALE * uniform[:, 3]).exp()
+    x, y = (2 * SHIFT / SIZE * uniform[:, 4:]).unbind(1)  # grid_sample's unit is half a side
+    # The point that each pixel of the result is taken from: rotation x shear x scale, then the shift.
+    cos, sin = angle.cos(), angle.sin()
+    theta = torch.stack(
+        [cos * across, (cos * shear - sin) * down, x, sin * across, (sin * shear + cos) * down, y], dim=1
+    ).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    if elastic:
+        spread = bumps(images.dtype, images.device)
+        grid = grid + (2 / SIZE) * (spread @ noise @ spread.T).permute(0, 2, 3, 1)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+@cache
+def bumps(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(28, 7): the weight of each knot at each pixel, such that independent noise of deviation 1 keeps deviation 1."""
+    pixels = torch.arange(SIZE, dtype=torch.float64)
+    knots = (torch.arange(KNOTS, dtype=torch.float64) + 0.5) * SIZE / KNOTS - 0.5
+    weights = (-((pixels[:, None] - knots) ** 2) / (2 * SMOOTHNESS**2)).exp()
+    return (weights / weights.norm(dim=1, keepdim=True)).to(dtype=dtype, device=device)

@@ -1,0 +1,107 @@
+"""A trained model in other formats, each read back and compared with the original before it is put in place."""
+
+import importlib
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from mnist_dist import models, runs
+from mnist_dist.errors import UserError
+
+SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
+TOLERANCE = 1e-4  # between logits, relative to the largest; other runtimes sum in another order
+INPUT, OUTPUT = "images", "logits"
+
+
+def export(trained: runs.Trained, kind: str, target: Path) -> float:
+    """Write a model in another format. All of them take normalised images (N, 1, 28, 28), any N, and give logits.
+
+    Args:
+        trained: the model.
+        kind: "safetensors" (the weights under their names), "onnx" or "torch-export" (weights and computation).
+        target: the file to write.
+
+    Returns:
+        The largest difference between the logits of the file, read back, and those of the original, on 64 images.
+
+    Raises:
+        UserError: a package is missing, or the file read back does not give the original's logits.
+        OSError: the file cannot be written.
+    """
+    model = models.from_state_dict(runs.load_weights(trained.weights)).float()
+    generator = torch.Generator().manual_seed(0)
+    grey = torch.rand(64, *models.IMAGE, generator=generator)
+    images = (grey - trained.mean) / trained.std
+    aside = target.with_name(f".{target.name}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporters' remarks on themselves: what counts is compared below
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+            read_back = WRITERS[kind](model, images, aside, trained)
+            parts = images.split([1, 63])  # two sizes of batch
+            with torch.no_grad():
+                expected, found = (torch.cat([forward(part) for part in parts]) for forward in (model, read_back))
+        difference = float((found - expected).abs().max())
+        if not difference <= TOLERANCE * float(expected.abs().max()):
+            raise UserError(
+                f"the {kind} file gives other logits than {trained.weights} (by {difference:.2g}): not kept"
+            )
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
+    return difference
+
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def to_safetensors(model: nn.Module, _: Tensor, path: Path, trained: runs.Trained) -> Forward:
+    """Write the weights, with what the images were normalised by as metadata. Returns the forward pass read back."""
+    normalization = {"dataset": trained.dataset, "mean": trained.mean, "std": trained.std}
+    path.write_bytes(save(model.state_dict(), metadata={"format": "pt", "mnist_dist": json.dumps(normalization)}))
+    return models.from_state_dict(load_file(path))
+
+
+def to_torch_export(model: nn.Module, images: Tensor, path: Path, _: runs.Trained) -> Forward:
+    """Write weights and computation as `torch.export` does. Returns the forward pass read back."""
+    batch = torch.export.Dim("batch")
+    with path.open("wb") as file:  # the function insists on its suffix only for names
+        torch.export.save(torch.export.export(model, (images,), dynamic_shapes=({0: batch},)), file)
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
+
+
+def to_onnx(model: nn.Module, images: Tensor, path: Path, _: runs.Trained) -> Forward:
+    """Write weights and computation as ONNX. Returns the forward pass by ONNX's reference implementation."""
+    try:
+        reference = importlib.import_module("onnx.reference")
+        importlib.import_module("onnxscript")
+    except ImportError as error:
+        raise UserError(f"--format onnx needs the package {error.name}: pip install onnx onnxscript") from error
+    torch.onnx.export(
+        model,
+        (images,),
+        path,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        dynamo=True,
+        verbose=False,
+    )
+    session = reference.ReferenceEvaluator(str(path))
+    return lambda batch: torch.from_numpy(np.asarray(session.run(None, {INPUT: batch.numpy()})[0]))
+
+
+WRITERS: dict[str, Callable[[nn.Module, Tensor, Path, runs.Trained], Forward]] = {
+    "safetensors": to_safetensors,
+    "onnx": to_onnx,
+    "torch-export": to_torch_export,
+}

@@ -1,0 +1,57 @@
+"""How the processes find each other, also after a launcher has started them again."""
+
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+SCHEME = "mnist-dist"
+METHOD = f"{SCHEME}://"  # for `init_process_group(init_method=...)`
+PATIENCE = timedelta(minutes=10)
+
+
+def rendezvous(_: str, **options: Any) -> Iterator[tuple[dist.Store, int, int]]:
+    """torch's rendezvous by environment variables, with keys that no earlier attempt has written.
+
+    `torchrun --max-restarts` keeps one store for all attempts (torch 2.15), so a process that is started again would
+    read the address of one that is dead: `connectFullMesh failed ... Connection refused` (pytorch #135712, #167288).
+
+    Yields:
+        The store, this process's rank, and the number of processes.
+    """
+    store, rank, world = next(iter(dist.rendezvous("env://", **options)))
+    yield dist.PrefixStore(agree(store, rank, world, options.get("timeout", PATIENCE)), store), rank, world
+
+
+def agree(store: dist.Store, rank: int, world: int, patience: timedelta) -> str:
+    """A name for this attempt that its processes share, whatever earlier ones have left in the store.
+
+    Counters would not do: launchers on several nodes count restarts differently. So each process asks with a token of
+    its own, and the first answers tokens, dead ones too, until every process has thanked for this attempt's name.
+
+    Raises:
+        dist.DistStoreError: some process did not come in time.
+    """
+    token = uuid.uuid4().hex
+    if rank:
+        store.set(f"ask/{rank}", token)
+        name = store.get(f"answer/{token}").decode()
+        store.set(f"thanks/{name}/{rank}", "")
+        return name
+    deadline, waiting = time.monotonic() + patience.total_seconds(), set(range(1, world))
+    while waiting:
+        for other in sorted(waiting):
+            if store.check([f"thanks/{token}/{other}"]):
+                waiting.remove(other)
+            elif store.check([f"ask/{other}"]):
+                store.set(f"answer/{store.get(f'ask/{other}').decode()}", token)
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"process {min(waiting)} did not come")
+        time.sleep(0.005)
+    return token
+
+
+dist.register_rendezvous_handler(SCHEME, rendezvous)
