@@ -2,7 +2,8 @@
 
     python benchmarks/fault_injection.py --faults 100
     python benchmarks/fault_injection.py --faults 30 --processes 2
-    python benchmarks/fault_injection.py --faults 20 --processes 2 --signal TERM
+    python benchmarks/fault_injection.py --faults 20 --processes 2 --signal TERM INT USR1
+    python benchmarks/fault_injection.py --faults 20 --processes 2 --signal TERM INT USR1 --launcher accelerate
 
 Each fault comes at an instant uniform over the time that the undisturbed run took from its first line to its end, so
 also inside the writing of checkpoints and files. KILL goes to all processes; TERM, INT and USR1 to one of them, chosen
@@ -27,16 +28,23 @@ TRAIN = Path(__file__).parents[1] / "train.py"
 FLAGS = (
     "--dataset mnist-5k --cpu --wandb disabled --epochs 12 --batch-size 40 --checkpoint-every 9 --schedule one-cycle"
 )
-FLAGS += " --gradient-accumulation-steps 2 --val-size 100"
+FLAGS += " --gradient-accumulation-steps 2 --val-size 100 --affine 0.5 --elastic 0.5"
 TIMES = ("samples_per_second", "train_seconds")
 
 
-def start(folder: Path, processes: int, *more: str) -> subprocess.Popen:
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"],
+    "accelerate": [
+        *("-m", "accelerate.commands.accelerate_cli", "launch"),
+        *("--config_file", str(TRAIN.with_name("accelerate_config.yaml")), "--num_processes"),
+    ],
+}
+
+
+def start(folder: Path, processes: int, launcher: str, *more: str) -> subprocess.Popen:
     """The training, begun."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*launcher, str(TRAIN), *FLAGS.split(), "--output-dir", str(folder), *more]
+    launch = [*LAUNCHERS[launcher], str(processes)] if processes > 1 else []
+    command = [sys.executable, *launch, str(TRAIN), *FLAGS.split(), "--output-dir", str(folder), *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -58,9 +66,9 @@ def result(folder: Path) -> tuple[bytes, list, dict]:
     return (folder / "mnist_model.pth").read_bytes(), lines, summary
 
 
-def disturb(folder: Path, processes: int, name: str, duration: float, dice: random.Random) -> str:
+def disturb(folder: Path, processes: int, launcher: str, name: str, duration: float, dice: random.Random) -> str:
     """One run with one fault, resumed until it is done. Returns what happened, for the log."""
-    running = start(folder, processes)
+    running = start(folder, processes, launcher)
     assert running.stdout
     running.stdout.readline()  # it has begun
     instant = dice.uniform(0, duration)
@@ -77,7 +85,7 @@ def disturb(folder: Path, processes: int, name: str, duration: float, dice: rand
     _, errors = running.communicate(timeout=120)
     if name != "KILL" and running.returncode != 0 and "stopped on request" not in errors:
         return f"{name} after {instant:.2f} s: left with {running.returncode} and no checkpoint: {errors[-2000:]}"
-    again = start(folder, processes, "--resume")
+    again = start(folder, processes, launcher, "--resume")
     output, errors = again.communicate(timeout=300)
     if again.returncode != 0:
         return f"{name} after {instant:.2f} s: the resumed run failed: {errors[-2000:]}"
@@ -89,13 +97,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=10)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--signal", choices=["KILL", "TERM", "INT", "USR1"], default="KILL")
+    parser.add_argument("--signal", choices=["KILL", "TERM", "INT", "USR1"], nargs="+", default=["KILL"])
+    parser.add_argument("--launcher", choices=list(LAUNCHERS), default="torchrun")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     args = parser.parse_args()
-    print(f"{args.faults} faults, SIG{args.signal}, {args.processes} process(es), --seed {args.seed}", flush=True)
+    what = f"{args.faults} faults, {' '.join(args.signal)}, {args.processes} process(es)"
+    print(f"{what} under {args.launcher}, --seed {args.seed}" if args.processes > 1 else f"{what}, --seed {args.seed}")
     dice, same = random.Random(args.seed), 0
     with tempfile.TemporaryDirectory() as root:
-        reference = start(Path(root) / "reference", args.processes)
+        reference = start(Path(root) / "reference", args.processes, args.launcher)
         assert reference.stdout
         reference.stdout.readline()
         begin = time.perf_counter()
@@ -106,7 +116,8 @@ def main() -> None:
         expected = result(Path(root) / "reference")
         for number in range(args.faults):
             folder = Path(root) / f"run-{number}"
-            story = disturb(folder, args.processes, args.signal, duration, dice)
+            name = dice.choice(args.signal)
+            story = disturb(folder, args.processes, args.launcher, name, duration, dice)
             equal = (folder / "summary.json").exists() and result(folder) == expected
             same += equal
             print(f"{number + 1:4d} {'same bits' if equal else 'DIFFERENT'}  {story}", flush=True)
