@@ -166,15 +166,18 @@ def main() -> None:
     training.train_step = watched
 
     def train_all() -> None:
-        for run in spec["runs"]:
-            with FAULTS[run["fault"]]() if run.get("fault") else nullcontext():
-                sys.argv = ["train.py", *run["flags"]]
-                train.main()
+        try:
+            for run in spec["runs"]:
+                with FAULTS[run["fault"]]() if run.get("fault") else nullcontext():
+                    sys.argv = ["train.py", *run["flags"]]
+                    train.main()
+        finally:
+            if spec.get("record"):
+                torch.save(seen, Path(spec["record"]) / f"batches-{RANK}.pt")
 
     leave = os._exit
 
     def recorded(status: int) -> None:
-        torch.save(seen, Path(spec["record"]) / f"batches-{RANK}.pt")
         left = {"process_group_destroyed": not dist.is_initialized(), "status": status}
         (Path(spec["record"]) / f"left-{RANK}.json").write_text(json.dumps(left))
         leave(status)

@@ -64,10 +64,14 @@ def test_real_processes_count_each_test_sample_once(trained, tmp_path):
 
 def test_real_processes_train_on_each_sample_once_in_the_order_of_one_process(tmp_path):
     flags = "--dataset mnist-5k --epochs 2 --batch-size 50 --cpu --wandb disabled --output-dir".split()
-    done = driver(3, [([*flags, tmp_path / "run"], None)], record=str(tmp_path))
-    assert done.returncode == 0, done.stderr
+    done = driver(
+        3,
+        [([*flags, tmp_path / "run"], None), ([*flags, tmp_path / "padded"], "padding_counted")],
+        record=str(tmp_path),
+    )
+    assert (tmp_path / "run" / "summary.json").exists(), done.stderr
     seen = [torch.load(tmp_path / f"batches-{rank}.pt", weights_only=True) for rank in range(3)]
-    updates = [sorted(sum(shares, [])) for shares in zip(*seen, strict=True)]
+    updates = [sorted(sum(shares, [])) for shares in zip(*seen, strict=True)][:160]
     alone = Loader(numbered(4000), 50, shuffle=True, seed=0)
     for epoch, batches in enumerate((updates[:80], updates[80:])):
         assert sorted(sum(batches, [])) == list(range(4000))
@@ -76,14 +80,10 @@ def test_real_processes_train_on_each_sample_once_in_the_order_of_one_process(tm
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert [(line["epoch"], line["global_step"]) for line in lines] == [(1, 80), (2, 160)]
 
-
-def test_padding_let_back_in_is_caught(tmp_path):
-    """Field note 6, planted: an evaluation that counts a sample twice must not come to a result."""
-    flags = "--dataset mnist-5k --epochs 1 --batch-size 400 --cpu --wandb disabled --output-dir".split()
-    done = driver(3, [([*flags, tmp_path / "run"], "padding_counted")])
+    # Field note 6, planted: an evaluation that counts a sample twice must not come to a result.
     assert done.returncode != 0
     assert "2 of 1000 samples were not counted exactly once" in done.stderr
-    assert not (tmp_path / "run" / "summary.json").exists()
+    assert not (tmp_path / "padded" / "summary.json").exists()
 
 
 @pytest.mark.slow

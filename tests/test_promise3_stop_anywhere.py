@@ -68,6 +68,7 @@ def test_killed_after_the_last_epoch_only_the_end_is_done_again(stopped, tmp_pat
     assert result(tmp_path / "run") == result(whole)
 
 
+@pytest.mark.slow
 def test_a_trained_model_without_checkpoints_is_not_overwritten(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
@@ -226,7 +227,7 @@ EVERYTHING += "--weight-decay 0.01 --affine 1 --elastic 1 --val-size 100 --epoch
     [
         pytest.param(1, None, marks=pytest.mark.slow),
         (2, None),
-        (1, "fp16_scaler"),
+        pytest.param(1, "fp16_scaler", marks=pytest.mark.slow),
         pytest.param(2, "fp16_scaler", marks=pytest.mark.slow),
     ],
 )

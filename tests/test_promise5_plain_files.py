@@ -34,6 +34,7 @@ def test_a_stranger_can_load_the_model(trained):
     assert_a_stranger_gets_the_same_accuracy(trained)
 
 
+@pytest.mark.slow
 def test_also_where_several_processes_in_mixed_precision_trained_it(tmp_path):
     flags = "--dataset mnist-5k --epochs 1 --wandb disabled --cpu --output-dir".split()
     launch = (*ACCELERATE, "--num_processes", "2", "--mixed_precision", "bf16")

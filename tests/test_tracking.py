@@ -155,7 +155,7 @@ def assert_only_a_warning(process: subprocess.Popen, run: Path, warning: str) ->
 @pytest.mark.parametrize(
     ("harm", "warning"),
     [
-        (psutil.Process.kill, "left out from here on"),
+        pytest.param(psutil.Process.kill, "left out from here on", marks=pytest.mark.slow),
         pytest.param(psutil.Process.suspend, "no answer within 3 s", marks=pytest.mark.slow),
     ],
 )

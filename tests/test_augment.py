@@ -1,0 +1,69 @@
+"""Random distortions: what they do to an image, and that they do not depend on how a batch is shared."""
+
+import pytest
+import torch
+
+from mnist_dist.augment import distort, fields
+from mnist_dist.data import seeded
+
+
+def distorted(images, *, affine=0.0, elastic=0.0, seed=0, size=None, positions=None):
+    positions = positions or slice(0, len(images), 1)
+    return distort(images, size or len(images), positions, affine=affine, elastic=elastic, generator=seeded(seed))
+
+
+@pytest.fixture
+def digits():
+    """Smooth blobs away from the border: (64, 1, 28, 28), background -0.4."""
+    y, x = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
+    centres = 11 + 6 * torch.rand(64, 2, 1, 1, generator=seeded(7))
+    return (2.8 * (-((x - centres[:, :1]) ** 2 + (y - centres[:, 1:]) ** 2) / 18).exp() - 0.4).view(64, 1, 28, 28)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 7])
+def test_a_share_is_distorted_as_in_the_whole_batch(digits, processes):
+    whole = distorted(digits.double(), affine=1, elastic=1)
+    for rank in range(processes):
+        part = slice(rank, 64, processes)
+        share = distorted(digits.double()[part], affine=1, elastic=1, size=64, positions=part)
+        assert torch.allclose(share, whole[part], atol=1e-12)
+
+
+def test_strength_0_changes_nothing_and_the_seed_decides_the_rest(digits):
+    assert torch.allclose(distorted(digits), digits, atol=1e-5)
+    assert torch.equal(distorted(digits, affine=1, seed=1), distorted(digits, affine=1, seed=1))
+    assert not torch.allclose(distorted(digits, affine=1, seed=1), distorted(digits, affine=1, seed=2), atol=0.1)
+
+
+@pytest.mark.parametrize("strength", [{"affine": 1.0}, {"elastic": 1.0}, {"affine": 1.0, "elastic": 1.0}])
+def test_images_change_but_stay_in_range_with_their_background_and_most_of_their_ink(digits, strength):
+    result = distorted(digits, **strength)
+    assert result.shape == digits.shape and result.dtype == digits.dtype
+    assert (result - digits).abs().amax(dim=(1, 2, 3)).min() > 0.05  # each one
+    assert result.min() >= digits.min() - 1e-5 and result.max() <= digits.max() + 1e-5
+    ink, before = ((image + 0.4).sum(dim=(1, 2, 3)) for image in (result, digits))
+    assert (ink / before).min() > 0.5 and (ink / before).max() < 2
+
+
+def test_the_centre_moves_by_at_most_the_shift_and_what_turning_about_the_middle_adds(digits):
+    def centres(images):
+        mass = (images + 0.4).squeeze(1)
+        mass = mass / mass.sum(dim=(1, 2), keepdim=True)
+        place = torch.arange(28.0)
+        return torch.stack([(mass.sum(1) * place).sum(1), (mass.sum(2) * place).sum(1)], dim=1)
+
+    moved = (centres(distorted(digits, affine=1)) - centres(digits)).abs()
+    assert 1.0 < moved.max() < 2.0 + 3.5  # pixels
+    assert moved.mean() > 0.5
+
+
+def test_an_elastic_field_has_the_same_deviation_at_every_pixel():
+    bumps = fields(torch.float64, torch.device("cpu"))[3:]
+    assert torch.allclose(bumps.norm(dim=0), torch.ones(784, dtype=torch.float64))
+
+
+def test_the_fields_are_those_of_torchs_affine_grid():
+    theta = torch.randn(5, 2, 3, dtype=torch.float64, generator=seeded(3))
+    expected = torch.nn.functional.affine_grid(theta, [5, 1, 28, 28], align_corners=False)
+    points = theta @ fields(torch.float64, torch.device("cpu"))[:3]
+    assert torch.allclose(points.view(5, 2, 28, 28).permute(0, 2, 3, 1), expected)

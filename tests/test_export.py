@@ -1,0 +1,82 @@
+"""Other formats: each is read by its own library alone, and gives the logits of the original."""
+
+import json
+
+import pytest
+import torch
+from conftest import PYTHON, call
+
+from mnist_dist import export, models, runs
+from mnist_dist.errors import UserError
+
+
+@pytest.fixture(scope="module", params=[("mlp", (128, 64)), ("mlp", ()), ("cnn", ())], ids=["mlp", "linear", "cnn"])
+def trained(request, tmp_path_factory):
+    """A model file of each kind, and images with the logits that it gives for them."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("export")
+    model = models.build(*request.param).eval()
+    runs.save_weights(folder / "mnist_model.pth", model)
+    images = torch.randn(5, 1, 28, 28)
+    with torch.no_grad():
+        return runs.locate(folder / "mnist_model.pth"), images, model(images)
+
+
+def test_safetensors(trained, tmp_path):
+    from safetensors import safe_open
+
+    model, images, logits = trained
+    assert export.export(model, "safetensors", tmp_path / "m.safetensors") < 1e-6
+    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        assert json.loads(file.metadata()["mnist_dist"]) == {"dataset": "auto", "mean": 0.1307, "std": 0.3081}
+    assert runs.fingerprint(weights) == runs.fingerprint(runs.load_weights(model.weights))
+    with torch.no_grad():
+        again = models.from_state_dict(runs.load_weights(tmp_path / "m.safetensors"))(images)
+    assert torch.allclose(again, logits, atol=1e-6)
+
+
+def test_torch_export(trained, tmp_path):
+    model, images, logits = trained
+    assert export.export(model, "torch-export", tmp_path / "m.pt2") < 1e-5
+    found = torch.export.load(tmp_path / "m.pt2").module()(images)
+    assert torch.allclose(found, logits, atol=1e-5)
+
+
+def test_onnx(trained, tmp_path):
+    from onnx import checker, load
+    from onnx.reference import ReferenceEvaluator
+
+    model, images, logits = trained
+    assert export.export(model, "onnx", tmp_path / "m.onnx") < 1e-4
+    assert {path.name for path in tmp_path.iterdir()} == {"m.onnx"}  # no file beside it
+    checker.check_model(load(tmp_path / "m.onnx"), full_check=True)
+    (found,) = ReferenceEvaluator(str(tmp_path / "m.onnx")).run(["logits"], {"images": images.numpy()})
+    assert torch.allclose(torch.from_numpy(found), logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "onnx", "torch-export"])
+def test_a_file_that_gives_other_logits_is_not_kept(trained, kind, tmp_path, monkeypatch):
+    """A writer that loses something: the file of before stays, and nothing else is left."""
+    write = export.WRITERS[kind]
+
+    def careless(model, images, path, trained):
+        changed = models.from_state_dict({name: 1.01 * tensor for name, tensor in model.state_dict().items()})
+        return write(changed, images, path, trained)
+
+    monkeypatch.setitem(export.WRITERS, kind, careless)
+    (tmp_path / "m").write_text("of before")
+    with pytest.raises(UserError, match=f"the {kind} file gives other logits"):
+        export.export(trained[0], kind, tmp_path / "m")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["of before"]
+
+
+def test_the_command_says_what_it_wrote_and_refuses_in_one_sentence(trained, tmp_path):
+    weights = trained[0].weights
+    target = tmp_path / "m.safetensors"
+    done = call(PYTHON, "-m", "mnist_dist", "export", weights, "--format", "safetensors", "--output", target)
+    assert done.returncode == 0 and str(target) in done.stdout and target.exists(), done.stderr
+    done = call(PYTHON, "-m", "mnist_dist", "export", tmp_path, "--format", "onnx")
+    assert done.returncode == 1 and "there is no model at" in done.stderr and done.stderr.count("\n") == 1
+    done = call(PYTHON, "-m", "mnist_dist", "export", weights, "--format", "keras")
+    assert done.returncode == 2 and "'keras'" in done.stderr and done.stderr.count("\n") == 1
