@@ -1,18 +1,21 @@
-"""The smaller commands: python -m mnist_dist explore | download | predict | export."""
+"""The smaller commands: python -m mnist_dist explore | download | predict | export | verify."""
 
 import sys
+import time
 from typing import Annotated
 
 import tyro
 
 from mnist_dist import data, distributed, images, models, plots, runs
-from mnist_dist.config import DownloadConfig, ExploreConfig, ExportConfig, PredictConfig, parse
+from mnist_dist.config import DownloadConfig, ExploreConfig, ExportConfig, PredictConfig, VerifyConfig, parse
+from mnist_dist.errors import UserError
 
 Command = (
     Annotated[ExploreConfig, tyro.conf.subcommand("explore")]
     | Annotated[DownloadConfig, tyro.conf.subcommand("download")]
     | Annotated[PredictConfig, tyro.conf.subcommand("predict")]
     | Annotated[ExportConfig, tyro.conf.subcommand("export")]
+    | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
 )
 
 
@@ -74,6 +77,22 @@ def export(config: ExportConfig) -> None:
     print(f"{target}: its logits, read back, differ from the original's by {difference:.2g} at most")
 
 
+def verify(config: VerifyConfig) -> None:
+    """Say whether this distributed set-up is right."""
+    from mnist_dist import verify as checks  # it needs the whole training, as no other command here
+
+    begin = time.perf_counter()
+    result = checks.answer(config)
+    if distributed.is_first():
+        print(result)
+        if config.json:
+            runs.write_json(config.json, result.as_json())
+    if result.failed:
+        raise UserError(f"this set-up is not right: {', '.join(result.failed)} failed")
+    if distributed.is_first():
+        print(f"\nthis set-up trains right ({time.perf_counter() - begin:.0f} s)")
+
+
 def main() -> None:
     config = parse(Command, prog="python -m mnist_dist")
     if isinstance(config, ExploreConfig):
@@ -82,8 +101,10 @@ def main() -> None:
         download(config)
     elif isinstance(config, PredictConfig):
         predict(config)
-    else:
+    elif isinstance(config, ExportConfig):
         export(config)
+    else:
+        verify(config)
 
 
 if __name__ == "__main__":

@@ -226,6 +226,29 @@ class ExportConfig:
         """Nothing here can contradict the rest."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(DataConfig):
+    """Answer in under a minute whether this set-up trains right. Start it as you start the training."""
+
+    processes: int = 0
+    """How many processes are meant; 0: as many as there are."""
+    cpu: bool = False
+    """Force the CPU."""
+    output_dir: Path = Path("runs")
+    """Where runs go; what is written there must be seen by all nodes, and is removed again."""
+    json: Path | None = None
+    """Write the result for machines to this file, too."""
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UsageError: names the flag, its value and what to give instead.
+        """
+        super().check()
+        require(self.processes >= 0, "--processes", self.processes, "a number of processes, or 0")
+
+
 def parse(config_type: Any, args: Sequence[str] | None = None, prog: str | None = None) -> Any:
     """The settings on a command line, checked.
 

@@ -165,6 +165,11 @@ def announce(accelerator: Accelerator, text: str) -> None:
         print(text, flush=True)
 
 
+def is_first() -> bool:
+    """Whether this process speaks for all; for its node, before the processes are connected."""
+    return (dist.get_rank() if dist.is_initialized() else int(os.environ.get("LOCAL_RANK") or 0)) == 0
+
+
 def describe(accelerator: Accelerator) -> str:
     """The set-up in a few words, such as `2 processes on CPU (gloo), no mixed precision`."""
     world, device = accelerator.num_processes, accelerator.device
@@ -191,7 +196,7 @@ def run(main: Callable[[], None], name: str) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
     except (UserError, OSError) as error:
         status = getattr(error, "status", 1)
-        if (dist.get_rank() if dist.is_initialized() else int(os.environ.get("LOCAL_RANK") or 0)) == 0:
+        if is_first():
             print(f"{name}: error: {explain(error)}", file=sys.stderr)
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):

@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node W tests/driver.py '{"runs": [{"flags": [flags of train.py], "fault": NAME}, ...]}'
 
-Beside `runs`, the document may hold
+A run with `verify`, the name of a file, is no training: `python -m mnist_dist verify` with these flags, its answer
+written to that file. Beside `runs`, the document may hold
     record: a folder for what each process saw: batches-<rank>.pt (the sample numbers of every update, in order) and
         left-<rank>.json (how it left);
     timeouts: values for the constants of `mnist_dist.tracking`, in seconds.
@@ -14,6 +15,7 @@ import itertools
 import json
 import os
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
@@ -24,7 +26,8 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train
-from mnist_dist import data, distributed, runs, schedules, tracking, training
+from mnist_dist import data, distributed, models, runs, schedules, tracking, training, verify
+from mnist_dist.config import VerifyConfig, parse
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
@@ -93,6 +96,28 @@ def overflow(model):
     handle = parameter.register_hook(lambda gradient: (handle.remove(), gradient * torch.inf)[1])
 
 
+def processes_with_different_seeds():
+    """Each process shuffles with a seed of its own."""
+    begin = data.ExactDistributedSampler.__init__
+
+    def seeded_by_rank(self, *arguments, seed=0, **options):
+        begin(self, *arguments, seed=seed + RANK, **options)
+
+    return patch.object(data.ExactDistributedSampler, "__init__", seeded_by_rank)
+
+
+def slow_process():
+    """The last process takes longer for every batch, as beside another program or on a hot GPU."""
+    forward = models.MNISTNet.forward
+
+    def slowly(self, images):
+        if RANK == WORLD - 1:
+            time.sleep(0.01)
+        return forward(self, images)
+
+    return patch.object(models.MNISTNet, "forward", slowly)
+
+
 def fp16_scaler():
     """Not a fault: the gradient scaler of fp16, which Accelerate gives to GPUs only, with an overflow now and then."""
     start, train_step = distributed.start, training.train_step
@@ -146,6 +171,8 @@ FAULTS = {
         schedule_stepped_by_every_process,
         processes_weighed_equally,
         padding_counted,
+        processes_with_different_seeds,
+        slow_process,
         fp16_scaler,
         gradient_breaks_at_update_30,
         disk_full_at_metrics,
@@ -169,8 +196,13 @@ def main() -> None:
         try:
             for run in spec["runs"]:
                 with FAULTS[run["fault"]]() if run.get("fault") else nullcontext():
-                    sys.argv = ["train.py", *run["flags"]]
-                    train.main()
+                    if "verify" in run:
+                        answer = verify.answer(parse(VerifyConfig, run["flags"]))
+                        if RANK == 0:
+                            runs.write_json(Path(run["verify"]), answer.as_json())
+                    else:
+                        sys.argv = ["train.py", *run["flags"]]
+                        train.main()
         finally:
             if spec.get("record"):
                 torch.save(seen, Path(spec["record"]) / f"batches-{RANK}.pt")
