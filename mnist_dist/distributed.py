@@ -210,8 +210,8 @@ def run(main: Callable[[], None], name: str) -> None:
         )
         os._exit(1)  # without the others there is nothing to take down together
     except KeyboardInterrupt:
-        status = 130  # the shell's convention for SIGINT
-        print("interrupted", file=sys.stderr)
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(130)  # the shell's convention for SIGINT; at once, so nothing is finished
     finally:
         if connected := dist.is_initialized():
             dist.destroy_process_group()

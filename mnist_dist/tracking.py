@@ -58,7 +58,7 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.wandb:
+        if self.wandb and kind is not KeyboardInterrupt:  # who presses Ctrl-C twice does not want to wait for W&B
             self.wandb.close(failed=kind is not None)
 
     @property

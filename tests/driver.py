@@ -150,6 +150,28 @@ def gradient_breaks_at_update_30():
     return patch.object(training, "train_step", step)
 
 
+def last_process_raises_at_update_30():
+    """An exception that nobody foresaw, on one process alone."""
+    train_step, updates = training.train_step, itertools.count(1)
+
+    def step(accelerator, model, optimizer, batch, config):
+        if next(updates) == 30 and RANK == WORLD - 1:
+            raise MemoryError("planted")
+        return train_step(accelerator, model, optimizer, batch, config)
+
+    return patch.object(training, "train_step", step)
+
+
+def stuck_in_an_update():
+    """An update that does not end."""
+
+    def step(*_):
+        print("stuck", flush=True)
+        time.sleep(600)
+
+    return patch.object(training, "train_step", step)
+
+
 def disk_full_at_metrics():
     """Another program fills the disk of the run's folder just before a line of metrics.jsonl is written."""
     append = runs.append_json
@@ -175,6 +197,8 @@ FAULTS = {
         slow_process,
         fp16_scaler,
         gradient_breaks_at_update_30,
+        last_process_raises_at_update_30,
+        stuck_in_an_update,
         disk_full_at_metrics,
     )
 }

@@ -258,6 +258,41 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_update_and_checkp
     assert checkpoint.newest(tmp_path / "run")[0]["state"]["global_step"] == 20
 
 
+@pytest.mark.slow
+def test_where_one_process_raises_all_leave_and_its_own_message_says_why(tmp_path):
+    flags = "--dataset mnist-5k --cpu --wandb disabled --checkpoint-every 20 --output-dir".split()
+    begin = time.monotonic()
+    done = driver(3, [([*flags, tmp_path / "run"], "last_process_raises_at_update_30")])
+    assert (
+        done.returncode != 0 and time.monotonic() - begin < 30 + 45
+    )  # seconds to leave, and to start on a busy machine
+    assert "MemoryError: planted" in done.stderr
+    assert checkpoint.newest(tmp_path / "run")[0]["state"]["global_step"] == 20
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_leaves_at_once(tmp_path):
+    """Also from an update that does not end, and without waiting for W&B."""
+    flags = ["--dataset", "mnist-5k", "--cpu", "--wandb", "offline", "--output-dir", str(tmp_path / "run")]
+    spec = {"runs": [{"flags": flags, "fault": "stuck_in_an_update"}]}
+    running = subprocess.Popen(
+        [PYTHON, REPOSITORY / "tests" / "driver.py", json.dumps(spec)],
+        env=clean_environment(PYTHONPATH=str(REPOSITORY)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while running.stdout.readline() != "stuck\n":
+        assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.wait(timeout=1)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(timeout=5) == 130
+    assert running.stderr.read() == "interrupted\n"
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of its own, and a function to set its size in KiB."""

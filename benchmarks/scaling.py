@@ -1,0 +1,154 @@
+"""Measures what a step costs on 1 to 4 processes, and how well a simple model of it foretells the points left out.
+
+    python benchmarks/scaling.py --output benchmarks/results/scaling-cpu.json
+    python benchmarks/scaling.py --gpus           (nothing measured: the model read with assumed constants)
+
+The model: a step of a global batch B on W processes takes
+
+    s (a + c B / W) + r(W),    s = max(1, W / cores)
+
+with a, the cost of a step without samples, and c, that of a sample, fitted to one process alone; and r(W), the
+all-reduce of the gradient, timed alone. The steps on several processes are not used in the fit: they are the check.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from mnist_dist import data, models
+from mnist_dist.config import TrainConfig
+from mnist_dist.distributed import run, start
+from mnist_dist.training import adam, train_step
+
+PROCESSES, BATCHES, STEPS = (1, 2, 3, 4), (64, 256, 1024, 4096), 60
+PARAMETERS = 109_386
+# Assumed, not measured: there was no GPU.
+GPU_STEP_EAGER, GPU_STEP_CAPTURED = (
+    300e-6,
+    40e-6,
+)  # seconds a step without samples: about 60 kernels at 5 us; as a graph
+GPU_SAMPLE = 6 * PARAMETERS / 6e12  # seconds a sample: forward and backward at a tenth of 60 TFLOP/s
+GPU_HOP, GPU_BANDWIDTH = 10e-6, 25e9  # seconds a level of the all-reduce's tree; bytes a second between nodes
+
+
+def worker(path: Path) -> None:
+    """One process: the median seconds of a step at each batch, and of an all-reduce as large as the gradient."""
+    accelerator = start(cpu=True, mixed_precision="no")
+    ranks = (accelerator.num_processes, accelerator.process_index)
+    images = data.Images(torch.randn(8 * max(BATCHES), 1, 28, 28), torch.randint(0, 10, (8 * max(BATCHES),)))
+    found = {}
+    for size in BATCHES:
+        config = TrainConfig(batch_size=size)
+        model = models.build("mlp")
+        model, optimizer = accelerator.prepare(model, adam(model, config))
+        loader, times = data.Loader(images, size, *ranks, shuffle=True), []
+        while len(times) < STEPS + 10:
+            for batch in loader:
+                begin = time.perf_counter()
+                train_step(accelerator, model, optimizer.optimizer, batch, config)
+                times.append(time.perf_counter() - begin)
+        found[f"step-{size}"] = statistics.median(times[10:])
+    if dist.is_initialized() and ranks[0] > 1:
+        gradient, times = torch.ones(PARAMETERS), []
+        for _ in range(200):
+            begin = time.perf_counter()
+            dist.all_reduce(gradient)
+            times.append(time.perf_counter() - begin)
+        found["all-reduce"] = statistics.median(times)
+    if accelerator.is_main_process:
+        path.write_text(json.dumps(found))
+
+
+def measure(processes: int, path: Path) -> dict[str, float]:
+    """What so many processes, with a thread each, find."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *launch, __file__, "--worker", str(path)]
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    return json.loads(path.read_text())
+
+
+def foretell(world: int, size: float, step: float) -> float:
+    """Seconds of a step on GPUs, by the same model with the assumed constants."""
+    reduce = GPU_HOP * math.log2(world) + 2 * (world - 1) / world * 4 * PARAMETERS / GPU_BANDWIDTH
+    return step + GPU_SAMPLE * size / world + reduce
+
+
+def foretell_gpus() -> None:
+    """Print the tables of docs/scaling.md."""
+    for name, step in (("eager", GPU_STEP_EAGER), ("captured", GPU_STEP_CAPTURED)):
+        print(
+            f"\n| GPUs ({name}) | us a step at 64 | speed-up | us a step at 4,096 | speed-up | half of ideal at batch |"
+        )
+        print("|---:|---:|---:|---:|---:|---:|")
+        for world in (1, 8, 64, 512, 4096):
+            cells = [f"{world:,}"]
+            for size in (64, 4096):
+                seconds = foretell(world, size, step)
+                cells += [f"{1e6 * seconds:,.0f}", f"{foretell(1, size, step) / seconds:.2f}"]
+            # t(1, B) = W t(W, B) / 2, solved for B
+            half = (world * foretell(world, 0, step) - 2 * step) / GPU_SAMPLE
+            cells.append(f"{half:,.0f}" if world > 1 else "")
+            print("| " + " | ".join(cells) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("scaling.json"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--gpus", action="store_true", help="print the model's tables for GPUs, measuring nothing")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        run(lambda: worker(args.worker), "scaling.py")
+    if args.gpus:
+        foretell_gpus()
+        return
+    rounds = [{world: measure(world, args.output) for world in PROCESSES} for _ in range(args.rounds)]
+    found = {
+        world: {name: statistics.median(one[world][name] for one in rounds) for name in rounds[0][world]}
+        for world in PROCESSES
+    }
+    # Relative errors count, so each point is divided by what was measured.
+    measured = np.array([found[1][f"step-{size}"] for size in BATCHES])
+    table = np.stack([np.ones(len(BATCHES)), np.array(BATCHES)], axis=1)
+    (per_step, per_sample), *_ = np.linalg.lstsq(table / measured[:, None], np.ones(len(BATCHES)), rcond=None)
+    cores, points = os.cpu_count() or 1, []
+    print(f"a = {1e6 * per_step:.0f} us a step, c = {1e6 * per_sample:.2f} us a sample")
+    for world in PROCESSES:
+        share = max(1, world / cores)
+        for size in BATCHES:
+            foretold = share * (per_step + per_sample * size / world) + found[world].get("all-reduce", 0.0)
+            point = {"processes": world, "batch": size, "measured": found[world][f"step-{size}"], "model": foretold}
+            points.append(point)
+            error = 100 * (foretold / point["measured"] - 1)
+            taken, said = 1e6 * point["measured"], 1e6 * foretold
+            print(f"W={world} B={size:5d}  {taken:7.0f} us, model {said:7.0f} us ({error:+.0f}%)")
+    result = {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {cores} cores",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "rounds": args.rounds,
+        "seconds_a_step": per_step,
+        "seconds_a_sample": per_sample,
+        "all_reduce_seconds": {world: found[world]["all-reduce"] for world in PROCESSES if world > 1},
+        "points": points,
+    }
+    args.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
