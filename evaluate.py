@@ -4,6 +4,7 @@ python evaluate.py runs/20261122-101500-mnist-mlp
 torchrun --nproc-per-node 2 evaluate.py mnist_model.pth --cpu
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
 from mnist_dist import data, distributed, models, plots, runs
@@ -55,6 +56,8 @@ def main() -> None:
                     "accuracy": result.accuracy,
                     "correct": result.correct,
                     "total": result.total,
+                    "calibration_error": result.calibration_error,
+                    "reliability": [asdict(bin) for bin in result.reliability()],
                     "class_accuracy": dict(zip(samples.classes, result.class_accuracy, strict=True)),
                     "confusion_matrix": result.confusion.tolist(),
                 },
@@ -63,7 +66,9 @@ def main() -> None:
         share = "   no sample" if accuracy is None else f"{100 * accuracy:8.2f}% "
         announce(accelerator, f"{name:>8} {share} {' '.join(f'{count:5d}' for count in row)}")
     announce(
-        accelerator, f"{folder / runs.EVALUATION} and {folder / runs.PLOTS} have the confusion matrix and the mistakes"
+        accelerator,
+        f"expected calibration error {100 * result.calibration_error:.2f}%; {folder / runs.EVALUATION} and "
+        f"{folder / runs.PLOTS} have the confusion matrix, the reliability and the mistakes",
     )
     announce(
         accelerator,

@@ -14,7 +14,7 @@ from mnist_dist.config import TrainConfig, as_json, parse
 from mnist_dist.distributed import announce, from_main, same_everywhere, together
 from mnist_dist.evaluation import BATCH, Evaluation, evaluate
 from mnist_dist.tracking import Tracker
-from mnist_dist.training import adam, train_epoch
+from mnist_dist.training import adam, average, train_epoch
 
 
 def main() -> None:
@@ -34,9 +34,11 @@ def main() -> None:
 
     # The model, the same on every process, and its optimizer.
     set_seed(config.seed)
-    model = models.build(config.model, config.hidden).to(dtype)
+    model = models.build(config.model, config.hidden).to(accelerator.device, dtype)
     parameters = models.parameter_count(model)
-    model, optimizer = accelerator.prepare(model, adam(model, config))
+    optimizer = adam(model, config)
+    averaged = average(model, optimizer, config.ema) if config.ema else None
+    model, optimizer = accelerator.prepare(model, optimizer)
     if accelerator.scaler is None:
         optimizer = optimizer.optimizer  # Accelerate's wrapper has nothing to add and costs a fifth of an MLP's step
 
@@ -58,7 +60,7 @@ def main() -> None:
     }
 
     # Where a stopped run left off, or the start.
-    keeper = Keeper(accelerator, folder, model, optimizer, settings, config.checkpoint_every)
+    keeper = Keeper(accelerator, folder, model, optimizer, settings, config.checkpoint_every, averaged)
     announce(
         accelerator,
         f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples; "
@@ -67,7 +69,7 @@ def main() -> None:
     state, history = keeper.resume() if run.resume else (TrainState(), [])
 
     def evaluate_all() -> dict[str, Evaluation]:
-        return {name: evaluate(accelerator, model, batches) for name, batches in test_batches.items()}
+        return {name: evaluate(accelerator, averaged or model, batches) for name, batches in test_batches.items()}
 
     with Tracker(accelerator, folder, settings, history) as tracker:
         # The loop.
@@ -92,7 +94,10 @@ def main() -> None:
         test = (results or evaluate_all())["test"]  # none yet where a run is resumed that had only this left to do
         with together():
             if accelerator.is_main_process:
-                runs.save_weights(folder / runs.WEIGHTS, accelerator.unwrap_model(model))
+                runs.save_weights(
+                    folder / runs.WEIGHTS,
+                    averaged.get_submodule("module") if averaged else accelerator.unwrap_model(model),
+                )
                 plots.learning_curves(folder / runs.PLOTS / "learning_curves.png", tracker.lines, samples.name)
                 plots.evaluation(folder / runs.PLOTS, test, samples, "test")
         tracker.end(test, samples)

@@ -4,9 +4,11 @@ import sys
 import time
 from typing import Annotated
 
+import torch
 import tyro
 
 from mnist_dist import data, distributed, images, models, plots, runs
+from mnist_dist.augment import distort
 from mnist_dist.config import DownloadConfig, ExploreConfig, ExportConfig, PredictConfig, VerifyConfig, parse
 from mnist_dist.errors import UserError
 
@@ -43,6 +45,14 @@ def explore(config: ExploreConfig) -> None:
     titles = [samples.classes[label] for label in labels]
     plots.digits(config.output, first, titles, f"The first {len(labels)} training samples of {samples.name}")
     print(f"\n{config.output} shows the first {len(labels)} training samples with their labels")
+    rows = [samples.train.images[:10]]
+    for seed in range(4):
+        whole, draw = slice(0, 10, 1), data.seeded(seed)
+        rows.append(distort(rows[0], 10, whole, affine=config.affine, elastic=config.elastic, generator=draw))
+    place = config.output.with_stem(f"{config.output.stem}-distorted")
+    heading = f"Ten samples, and each distorted four times (--affine {config.affine:g} --elastic {config.elastic:g})"
+    plots.digits(place, samples.pixels(torch.cat(rows)[:, 0]), titles[:10] + [""] * 40, heading)
+    print(f"{place} shows what --affine {config.affine:g} and --elastic {config.elastic:g} make of ten of them")
 
 
 def download(config: DownloadConfig) -> None:

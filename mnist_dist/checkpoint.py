@@ -25,7 +25,7 @@ KEEP = 2  # the newest so many are kept
 MATHEMATICS = (  # settings in which a run cannot be changed on the way
     *("dataset", "val_size", "seed", "batch_size", "gradient_accumulation_steps", "affine", "elastic"),
     *("model", "hidden", "mixed_precision", "dtype"),
-    *("lr", "schedule", "warmup", "weight_decay", "label_smoothing", "clip_norm"),
+    *("lr", "schedule", "warmup", "weight_decay", "label_smoothing", "clip_norm", "ema"),
 )
 
 
@@ -155,9 +155,10 @@ class Keeper:
         optimizer: torch.optim.Optimizer,
         settings: dict[str, Any],
         every: int,
+        averaged: nn.Module | None = None,
     ) -> None:
         self.accelerator, self.run, self.every = accelerator, run, every
-        self.model, self.optimizer = accelerator.unwrap_model(model), optimizer
+        self.model, self.optimizer, self.averaged = accelerator.unwrap_model(model), optimizer, averaged
         self.settings = {name: value for name, value in settings.items() if name in MATHEMATICS}
         self.epochs = settings["epochs"]
         if settings["schedule"] != "constant" or settings["warmup"]:
@@ -193,6 +194,7 @@ class Keeper:
                     "state": asdict(state),
                     "history": history,
                     "model": self.model.state_dict(),
+                    "averaged": self.averaged.state_dict() if self.averaged else None,
                     "optimizer": self.optimizer.state_dict(),
                     "scaler": scaler.state_dict() if scaler else None,
                 }
@@ -244,6 +246,8 @@ class Keeper:
         if state.epoch > self.epochs:
             raise UserError(f"--epochs {self.epochs} is less than the {state.epoch} that {self.run} has completed")
         self.model.load_state_dict(payload["model"])
+        if self.averaged:
+            self.averaged.load_state_dict(payload["averaged"])
         self.optimizer.load_state_dict(payload["optimizer"])
         if payload["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(payload["scaler"])

@@ -77,6 +77,8 @@ class TrainConfig(DataConfig):
     """Strength of random bending of the training images; 1: displacements of 1 pixel (standard deviation)."""
     clip_norm: float = 0.0
     """Largest norm of an update's gradient; 0: no limit."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which then is the model, usually 0.99 to 0.9999; 0: none."""
     gradient_accumulation_steps: int = 1
     """Pieces in which a process works through its share of a batch, to need less memory; changes nothing else."""
     seed: int = 0
@@ -130,6 +132,7 @@ class TrainConfig(DataConfig):
         require(0 <= self.affine <= 4, "--affine", self.affine, "a strength from 0 to 4")
         require(0 <= self.elastic <= 8, "--elastic", self.elastic, "a strength from 0 to 8")
         require(0 <= self.clip_norm < math.inf, "--clip-norm", self.clip_norm, "a norm above 0, or 0 for no limit")
+        require(0 <= self.ema < 1, "--ema", self.ema, "a decay from 0 to below 1")
         require(
             1 <= self.gradient_accumulation_steps <= self.batch_size,
             "--gradient-accumulation-steps",
@@ -181,7 +184,11 @@ class ExploreConfig(DataConfig):
     """Look at the data: sizes, shapes, mean, spread, class balance, and a picture of the first digits."""
 
     output: Path = Path("digits.png")
-    """The picture to write."""
+    """The picture to write; the one of distorted digits is written beside it."""
+    affine: float = 1.0
+    """Strength of rotation, scale, shear and shift in the second picture, as in train.py."""
+    elastic: float = 1.0
+    """Strength of bending in the second picture, as in train.py."""
 
 
 @dataclass(frozen=True, kw_only=True)

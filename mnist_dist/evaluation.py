@@ -12,6 +12,15 @@ from mnist_dist.data import Loader
 BATCH = 1000  # samples in a global batch of an evaluation; the result does not depend on it
 
 
+@dataclass(frozen=True)
+class Bin:
+    """Samples of like confidence: how many, their mean confidence, and the share of them classified correctly."""
+
+    count: int
+    confidence: float
+    accuracy: float
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """What a model says about every sample of a data set.
@@ -68,6 +77,23 @@ class Evaluation:
             int(confusion[label, label]) / count if (count := int(confusion[label].sum())) else None
             for label in range(len(confusion))
         ]
+
+    def reliability(self, bins: int = 15) -> list[Bin]:
+        """Samples sorted into equally wide intervals of confidence, the probability of the predicted class."""
+        confidence, predictions = self.probabilities.max(dim=1)
+        right = (predictions == self.labels).double()
+        place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+        found = []
+        for number in range(bins):
+            inside = place == number
+            if count := int(inside.sum()):
+                found.append(Bin(count, float(confidence[inside].mean()), float(right[inside].mean())))
+        return found
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error (Guo et al. 2017): the mean gap of confidence and accuracy, in [0, 1]."""
+        return sum(bin.count * abs(bin.confidence - bin.accuracy) for bin in self.reliability()) / self.total
 
     def mistakes(self) -> Tensor:
         """(m,) int64, the numbers of the misclassified samples, the most confident mistake first."""

@@ -20,6 +20,7 @@ def evaluation(folder: Path, result: Evaluation, samples: Data, split: str) -> N
     """Draw the confusion matrix and the most confident mistakes of an evaluation into a folder."""
     heading = f"{samples.name} {split}: {100 * result.accuracy:.2f}% ({result.correct}/{result.total})"
     confusion_matrix(folder / "confusion_matrix.png", result.confusion, samples.classes, heading)
+    reliability(folder / "reliability.png", result, heading)
     worst = result.mistakes()[:50]
     if len(worst):
         sure = result.probabilities.max(dim=1).values
@@ -86,6 +87,23 @@ def confusion_matrix(path: Path, confusion: Tensor, classes: Sequence[str], head
     axes.set_xticks(range(len(classes)), classes, rotation=45 if max(map(len, classes)) > 2 else 0)
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted", ylabel="true", title=heading)
+    figure.savefig(path, dpi=150)
+
+
+def reliability(path: Path, result: Evaluation, heading: str) -> None:
+    """Accuracy against confidence: on the diagonal where a model is right as often as it says."""
+    bins = result.reliability()
+    figure = Figure(figsize=(5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 100], [0, 100], color="grey", linewidth=1)
+    axes.plot([100 * bin.confidence for bin in bins], [100 * bin.accuracy for bin in bins], marker="o")
+    for bin in bins:
+        axes.annotate(
+            f"{bin.count:,}", (100 * bin.confidence, 100 * bin.accuracy), (4, -10), textcoords="offset points"
+        )
+    axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 102), ylim=(0, 102))
+    axes.set_title(f"{heading}\nexpected calibration error {100 * result.calibration_error:.2f}%", fontsize=9)
+    axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from mnist_dist.augment import distort
@@ -23,6 +24,21 @@ from mnist_dist.tracking import Tracker
 def adam(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (AdamW, Loshchilov and Hutter 2019); without decay it is Adam, bit for bit."""
     return torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def average(model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) -> nn.Module:
+    """A moving average of the weights that every step of the optimizer moves on (Polyak and Juditsky 1992).
+
+    Args:
+        model: the bare network, on its device.
+        decay: share of the average that a step keeps, in [0, 1).
+
+    Returns:
+        The network with the averaged weights; the same on all processes, since the weights are.
+    """
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(model))
+    return averaged
 
 
 def train_step(

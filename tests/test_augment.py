@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import PYTHON, call
 
 from mnist_dist.augment import distort, fields
 from mnist_dist.data import seeded
@@ -67,3 +68,11 @@ def test_the_fields_are_those_of_torchs_affine_grid():
     expected = torch.nn.functional.affine_grid(theta, [5, 1, 28, 28], align_corners=False)
     points = theta @ fields(torch.float64, torch.device("cpu"))[:3]
     assert torch.allclose(points.view(5, 2, 28, 28).permute(0, 2, 3, 1), expected)
+
+
+def test_explore_draws_them(tmp_path):
+    done = call(PYTHON, "-m", "mnist_dist", "explore", "--dataset", "mnist-5k", "--output", tmp_path / "d.png")
+    assert done.returncode == 0, done.stderr
+    assert "4,000 samples, images 4000 x 1 x 28 x 28" in done.stdout
+    for name in ("d.png", "d-distorted.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -60,6 +60,7 @@ def test_the_folder_holds_what_the_readme_says(trained):
         "confusion_matrix.png",
         "learning_curves.png",
         "mistakes.png",
+        "reliability.png",
     }
     config = json.loads((trained / "config.json").read_text())
     assert config["dataset"] == "mnist-5k" and config["hidden"] == [128, 64] and config["lr"] == 0.001
@@ -110,4 +111,5 @@ def test_evaluation_of_a_lone_file(trained, tmp_path):
     assert done.stdout.splitlines()[-1] == (
         f"Test Accuracy: {100 * result['accuracy']:.2f}% ({result['correct']}/{result['total']})"
     )
+    assert 0 < result["calibration_error"] < 0.2 and sum(bin["count"] for bin in result["reliability"]) == 1000
     assert (tmp_path / "plots" / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")

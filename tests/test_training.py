@@ -20,6 +20,7 @@ OPTIONS = {
     "weight_decay": 0.1,
     "label_smoothing": 0.1,
     "clip_norm": 0.5,
+    "ema": 0.9,
 }
 
 
@@ -36,6 +37,7 @@ def test_an_epoch_is_that_of_a_hand_written_loop(options, tmp_path):
     model = MNISTNet().double()
     kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
     optimizer = kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    average: dict = {}
     batches, loss_sum, rate = list(Loader(train, config.batch_size, shuffle=True, seed=3)), 0.0, 0.0
     for number, batch in enumerate(batches):
         rate = learning_rate(number, len(batches), peak=config.lr, schedule=config.schedule, warmup=config.warmup)
@@ -47,9 +49,11 @@ def test_an_epoch_is_that_of_a_hand_written_loop(options, tmp_path):
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.step()
         loss_sum += loss.item() * batch.size
+        now = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        average = now if number == 0 else {k: config.ema * average[k] + (1 - config.ema) * now[k] for k in now}
 
     for name, tensor in weights_of(tmp_path / "run").items():
-        torch.testing.assert_close(tensor, model.state_dict()[name], atol=1e-9, rtol=0)
+        torch.testing.assert_close(tensor, average[name], atol=1e-9, rtol=0)
     (line,) = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert line["train_loss"] == pytest.approx(loss_sum / 4000, abs=1e-9)  # a true mean over samples
     assert line["learning_rate"] == pytest.approx(rate, rel=1e-12)
