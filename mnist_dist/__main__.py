@@ -40,18 +40,18 @@ def explore(config: ExploreConfig) -> None:
         counts = part.labels.bincount(minlength=len(samples.classes)).tolist()
         for label, count in zip(samples.classes, counts, strict=True):
             print(f"  {label:>8} {count:6,} {100 * count / len(part):6.2f}% {'#' * round(200 * count / len(part))}")
-    labels = samples.train.labels[:50].tolist()
-    first = samples.pixels(samples.train.images[: len(labels), 0])
-    titles = [samples.classes[label] for label in labels]
-    plots.digits(config.output, first, titles, f"The first {len(labels)} training samples of {samples.name}")
-    print(f"\n{config.output} shows the first {len(labels)} training samples with their labels")
-    rows = [samples.train.images[:10]]
+    shown = torch.arange(50) * len(samples.train) // 50  # evenly spaced: mnist-5k is in the order of its classes
+    titles = [samples.classes[label] for label in samples.train.labels[shown].tolist()]
+    pictures = samples.train.images[shown]
+    plots.digits(config.output, samples.pixels(pictures[:, 0]), titles, f"50 training samples of {samples.name}")
+    print(f"\n{config.output} shows 50 training samples with their labels")
+    rows = [pictures[::5]]
     for seed in range(4):
         whole, draw = slice(0, 10, 1), data.seeded(seed)
         rows.append(distort(rows[0], 10, whole, affine=config.affine, elastic=config.elastic, generator=draw))
     place = config.output.with_stem(f"{config.output.stem}-distorted")
     heading = f"Ten samples, and each distorted four times (--affine {config.affine:g} --elastic {config.elastic:g})"
-    plots.digits(place, samples.pixels(torch.cat(rows)[:, 0]), titles[:10] + [""] * 40, heading)
+    plots.digits(place, samples.pixels(torch.cat(rows)[:, 0]), titles[::5] + [""] * 40, heading)
     print(f"{place} shows what --affine {config.affine:g} and --elastic {config.elastic:g} make of ten of them")
 
 
