@@ -1,46 +1,71 @@
-"""Evaluate a trained model exactly: accuracy, per-class accuracy, confusion matrix, most confident mistakes.
+"""Evaluate a trained model exactly: accuracy, per-class accuracy, calibration, confusion matrix, mistakes.
 
 python evaluate.py runs/20261122-101500-mnist-mlp
+python evaluate.py runs/first runs/second runs/third --output-dir runs/ensemble
 torchrun --nproc-per-node 2 evaluate.py mnist_model.pth --cpu
 """
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from mnist_dist import data, distributed, models, plots, runs
+from mnist_dist.augment import distort
 from mnist_dist.config import EvaluateConfig, parse
 from mnist_dist.distributed import announce, same_everywhere, together
 from mnist_dist.errors import UserError
-from mnist_dist.evaluation import BATCH, evaluate
+from mnist_dist.evaluation import BATCH, evaluate, mean
 
 
 def main() -> None:
     config: EvaluateConfig = parse(EvaluateConfig)
     accelerator = distributed.start(cpu=config.cpu, mixed_precision="no")
 
-    # The model, from its weights alone; the data it was trained on, as its run's settings tell.
+    # The models, from their weights alone; the data they were trained on, as their runs' settings tell.
     with together():
-        trained = runs.locate(config.model)
-        weights = runs.load_weights(trained.weights)
-        model = models.from_state_dict(weights)
-        if config.split == "val" and not trained.val_size:
-            raise UserError(f"--split val: the run of {trained.weights} held no samples out: use --split test")
-    same_everywhere("the weights", runs.fingerprint(weights))
+        trained = [runs.locate(path) for path in config.models]
+        weights = [runs.load_weights(one.weights) for one in trained]
+        networks = [models.from_state_dict(one) for one in weights]
+        first, dtype = trained[0], next(networks[0].parameters()).dtype
+        for other in trained:
+            if (other.dataset, other.mean, other.std) != (first.dataset, first.mean, first.std):
+                raise UserError(
+                    f"{other.weights} was trained on other data than {first.weights}: evaluate it by itself"
+                )
+            if config.split != "test" and (other.val_size, other.seed) != (first.val_size, first.seed):
+                raise UserError(f"{other.weights} held out other samples than {first.weights}: use --split test")
+        if config.split == "val" and not first.val_size:
+            raise UserError(f"--split val: the run of {first.weights} held no samples out: use --split test")
+    same_everywhere("the weights", [runs.fingerprint(one) for one in weights])
     samples = data.obtain(
         accelerator,
-        config.dataset or trained.dataset,
-        config.data_dir or Path(trained.data_dir),
-        trained.val_size,
-        trained.seed,
-        next(model.parameters()).dtype,
+        config.dataset or first.dataset,
+        config.data_dir or Path(first.data_dir),
+        first.val_size,
+        first.seed,
+        dtype,
     )
 
-    # Every sample counted once, each process its share.
+    # Every sample counted once, each process its share; and the same again for every distorted copy.
     split = getattr(samples, config.split)
     batches = data.Loader(split, BATCH, accelerator.num_processes, accelerator.process_index, shuffle=False)
-    result = evaluate(accelerator, model.to(accelerator.device), batches)
 
-    folder = config.output_dir or trained.weights.parent
+    def distorted(copy: int, number: int, batch: data.Batch) -> Tensor:
+        generator, strength = data.seeded(data.VIEW, copy, number), {"affine": config.affine, "elastic": config.elastic}
+        return distort(batch.images, batch.size, batch.positions, generator=generator, **strength)
+
+    views = [None, *(partial(distorted, copy) for copy in range(config.distortions))]
+    result = mean(
+        [
+            evaluate(accelerator, network.to(accelerator.device, dtype), batches, view)
+            for network in networks
+            for view in views
+        ]
+    )
+
+    folder = config.output_dir or first.weights.parent
     with together():
         if accelerator.is_main_process:
             (folder / runs.PLOTS).mkdir(parents=True, exist_ok=True)
@@ -48,7 +73,8 @@ def main() -> None:
             runs.write_json(
                 folder / runs.EVALUATION,
                 {
-                    "model": str(trained.weights),
+                    "models": [str(one.weights) for one in trained],
+                    "distortions": config.distortions,
                     "dataset": samples.name,
                     "split": config.split,
                     "num_processes": accelerator.num_processes,

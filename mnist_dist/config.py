@@ -16,6 +16,7 @@ import tyro
 from mnist_dist.errors import UsageError
 from mnist_dist.recipes import RECIPES
 
+MAX_AFFINE, MAX_ELASTIC = 4, 8  # strengths at which nobody could tell the digits
 MAX_PARAMETERS = 100_000_000  # 1.6 GB of weights, gradients and Adam state: more is a slip of the keyboard
 
 
@@ -129,8 +130,8 @@ class TrainConfig(DataConfig):
         require(self.warmup is None or 0 <= self.warmup < 1, "--warmup", self.warmup, "a share from 0 to below 1")
         require(0 <= self.weight_decay <= 1000, "--weight-decay", self.weight_decay, "a number from 0 to 1000")
         require(0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "a share from 0 to below 1")
-        require(0 <= self.affine <= 4, "--affine", self.affine, "a strength from 0 to 4")
-        require(0 <= self.elastic <= 8, "--elastic", self.elastic, "a strength from 0 to 8")
+        require(0 <= self.affine <= MAX_AFFINE, "--affine", self.affine, f"a strength from 0 to {MAX_AFFINE}")
+        require(0 <= self.elastic <= MAX_ELASTIC, "--elastic", self.elastic, f"a strength from 0 to {MAX_ELASTIC}")
         require(0 <= self.clip_norm < math.inf, "--clip-norm", self.clip_norm, "a norm above 0, or 0 for no limit")
         require(0 <= self.ema < 1, "--ema", self.ema, "a decay from 0 to below 1")
         require(
@@ -154,20 +155,26 @@ class TrainConfig(DataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Evaluate a trained model exactly, at any number of processes."""
+    """Evaluate a trained model, or the mean of several, exactly, at any number of processes."""
 
-    model: tyro.conf.Positional[Path]
-    """A run's folder, or a .pth file with a model's state_dict."""
+    models: tyro.conf.Positional[tuple[Path, ...]]
+    """Runs' folders, or .pth files with a model's state_dict; the probabilities of several are averaged."""
     dataset: Literal["auto", "mnist", "fashion-mnist", "kmnist", "mnist-5k"] | None = None
     """Default: what the run was trained on; auto for a lone .pth file."""
     data_dir: Path | None = None
     """Folder with MNIST/raw/... in it; default: the run's, or data."""
     split: Literal["test", "train", "val"] = "test"
     """Which samples; val are those that the run held out of its training set."""
+    distortions: int = 0
+    """Average the probabilities over so many distorted copies of each image, too."""
+    affine: float = 0.3
+    """Strength of rotation, scale, shear and shift of these copies, as in train.py."""
+    elastic: float = 0.3
+    """Strength of their bending, as in train.py."""
     cpu: bool = False
     """Force the CPU."""
     output_dir: Path | None = None
-    """Where evaluation.json and the pictures go; default: the run's folder, or the file's."""
+    """Where evaluation.json and the pictures go; default: the model's folder; needed for several."""
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -175,6 +182,13 @@ class EvaluateConfig:
         Raises:
             UsageError: names the flag, its value and what to give instead.
         """
+        if not self.models:
+            raise UsageError("no model to evaluate was given: name a run's folder or a .pth file, or several")
+        if len(self.models) > 1 and self.output_dir is None:
+            raise UsageError("several models need --output-dir: name the folder for what they say together")
+        require(0 <= self.distortions <= 1000, "--distortions", self.distortions, "a number of copies from 0 to 1000")
+        require(0 <= self.affine <= MAX_AFFINE, "--affine", self.affine, f"a strength from 0 to {MAX_AFFINE}")
+        require(0 <= self.elastic <= MAX_ELASTIC, "--elastic", self.elastic, f"a strength from 0 to {MAX_ELASTIC}")
         if self.data_dir is not None:
             DataConfig(data_dir=self.data_dir).check()
 

@@ -381,7 +381,7 @@ def stratified_split(labels: Tensor, size: int, generator: torch.Generator) -> t
 
 # ------------------------------------------------------------------------------- which process sees which sample
 
-ORDER, HOLD_OUT, DISTORT = 1, 2, 3  # what a stream of random numbers is for; no two purposes share a stream
+ORDER, HOLD_OUT, DISTORT, VIEW = 1, 2, 3, 4  # what a stream of random numbers is for; no two purposes share a stream
 
 
 def seeded(*words: int) -> torch.Generator:

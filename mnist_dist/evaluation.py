@@ -1,5 +1,6 @@
 """Exact evaluation: every sample counted once, over any number of processes."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mnist_dist.data import Loader
+from mnist_dist.data import Batch, Loader
 
 BATCH = 1000  # samples in a global batch of an evaluation; the result does not depend on it
 
@@ -111,13 +112,24 @@ class Evaluation:
         }
 
 
+def mean(results: Sequence[Evaluation]) -> Evaluation:
+    """What several evaluations of the same samples say together: the mean of their probabilities."""
+    if len(results) == 1:
+        return results[0]
+    probabilities = torch.stack([result.probabilities for result in results]).mean(dim=0)
+    return Evaluation(probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log(), results[0].labels)
+
+
 @torch.no_grad()
-def evaluate(accelerator: Accelerator, model: nn.Module, batches: Loader) -> Evaluation:
+def evaluate(
+    accelerator: Accelerator, model: nn.Module, batches: Loader, view: Callable[[int, Batch], Tensor] | None = None
+) -> Evaluation:
     """Classify every sample once, each process its share, and gather the predictions on all processes.
 
     Args:
         model: the network, prepared by Accelerate or not; in mixed precision if it was prepared so.
         batches: an unshuffled loader.
+        view: what the network sees of a batch and its number, where that is not its images as they are.
 
     Raises:
         RuntimeError: a sample was counted twice or not at all, which is a fault of the loader.
@@ -126,8 +138,8 @@ def evaluate(accelerator: Accelerator, model: nn.Module, batches: Loader) -> Eva
     model.eval()
     images, labels = batches.dataset.images, batches.dataset.labels
     logits, seen = None, torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
-    for batch in batches:
-        output = model(batch.images)
+    for number, batch in enumerate(batches):
+        output = model(view(number, batch) if view else batch.images)
         if logits is None:
             logits = torch.zeros(len(labels), output.shape[1], dtype=images.dtype, device=labels.device)
         logits[batch.index] = output.to(images.dtype)

@@ -51,14 +51,14 @@ def train_step(
     """
     # DDP averages the gradients with equal weight for every process (pytorch #67253). Weighing the *sum* over the share
     # by W / B makes that average the mean over the global batch, however the B samples are shared out.
-    weight = accelerator.num_processes / batch.size
+    weight = torch.tensor(accelerator.num_processes / batch.size).to(batch.images)
     pieces = config.gradient_accumulation_steps
     losses = []
     parts = zip(batch.images.tensor_split(pieces), batch.labels.tensor_split(pieces), strict=True)
     for number, (images, labels) in enumerate(parts, 1):
         with nullcontext() if number == pieces else accelerator.no_sync(model):
             loss = F.cross_entropy(model(images), labels, reduction="sum", label_smoothing=config.label_smoothing)
-            accelerator.backward(loss * weight)
+            accelerator.backward(loss, gradient=weight.to(loss.dtype))
         losses.append(loss.detach())
     if config.clip_norm:
         accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)

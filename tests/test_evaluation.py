@@ -1,8 +1,17 @@
 """The figures of an evaluation, on cases that a person can count."""
 
+import json
+
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import torchrun
 
+from mnist_dist import models, runs
+from mnist_dist.augment import distort
+from mnist_dist.config import EvaluateConfig, parse
+from mnist_dist.data import VIEW, load, seeded
+from mnist_dist.errors import UsageError
 from mnist_dist.evaluation import Bin, Evaluation
 
 
@@ -39,3 +48,42 @@ def test_the_most_confident_mistake_comes_first():
     assert result.mistakes().tolist() == [2, 0]
     assert (result.correct, result.total) == (1, 3)
     assert result.confusion[1].tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0, 0]
+
+
+def test_several_models_and_distorted_copies_say_the_mean_of_their_probabilities(tmp_path):
+    """Also on three processes, where the copies must be distorted as on one."""
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        runs.save_weights(tmp_path / f"{seed}.pth", models.build("mlp", (16,)).double())
+    flags = [tmp_path / "1.pth", tmp_path / "2.pth", "--cpu", "--dataset", "mnist-5k", "--distortions", "2"]
+    for processes in (1, 3):
+        done = torchrun(processes, "evaluate.py", *flags, "--output-dir", tmp_path / str(processes))
+        assert done.returncode == 0, done.stderr
+    one, three = (json.loads((tmp_path / str(count) / "evaluation.json").read_text()) for count in (1, 3))
+    assert one["loss"] == pytest.approx(three["loss"], abs=1e-12)
+    assert one["confusion_matrix"] == three["confusion_matrix"] and one["distortions"] == 2
+
+    test, probabilities = load("mnist-5k", None, dtype=torch.float64).test, []
+    for seed in (1, 2):
+        model = models.from_state_dict(runs.load_weights(tmp_path / f"{seed}.pth"))
+        copies = [
+            distort(test.images, 1000, slice(0, 1000, 1), affine=0.3, elastic=0.3, generator=seeded(VIEW, copy, 0))
+            for copy in range(2)
+        ]
+        probabilities += [model.probabilities(images) for images in (test.images, *copies)]
+    expected = F.nll_loss(torch.stack(probabilities).mean(dim=0).log(), test.labels)
+    assert one["loss"] == pytest.approx(expected.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("", "no model to evaluate was given"),
+        ("a.pth b.pth", "several models need --output-dir"),
+        ("a.pth --distortions -1", "--distortions -1 is not possible"),
+        ("a.pth --affine 9", "--affine 9.0 is not possible"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(words, complaint):
+    with pytest.raises(UsageError, match=complaint):
+        parse(EvaluateConfig, words.split())
