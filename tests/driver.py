@@ -125,6 +125,18 @@ def gradient_breaks_at_update_30():
     return patch.object(training, "train_step", step)
 
 
+def last_rank_breaks():
+    """The last process meets a bug that the others do not."""
+
+    def step(accelerator, model, optimizer, batch, config):
+        if RANK == WORLD - 1:
+            raise KeyError("a bug")
+        return train_step(accelerator, model, optimizer, batch, config)
+
+    train_step = training.train_step
+    return patch.object(training, "train_step", step)
+
+
 def disk_full_at_metrics():
     """Another program fills the disk of the run's folder just before a line of metrics.jsonl is written."""
     append = runs.append_json
@@ -148,6 +160,7 @@ FAULTS = {
         padding_counted,
         fp16_scaler,
         gradient_breaks_at_update_30,
+        last_rank_breaks,
         disk_full_at_metrics,
     )
 }

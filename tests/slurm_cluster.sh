@@ -33,7 +33,7 @@ SlurmctldPort=$controller
 SlurmUser=root
 AuthType=auth/munge
 # A requeued job waits until its old credentials have expired: two minutes if not told otherwise.
-AuthInfo=socket=$dir/munge.socket,cred_expire=3
+AuthInfo=socket=$dir/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation=$dir/state
 SlurmctldPidFile=$dir/slurmctld.pid

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import platform
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PYTHON, REPOSITORY, call, clean_environment, free_port, torchrun
+from conftest import PYTHON, REPOSITORY, call, clean_environment, driver, free_port, torchrun
 
 from mnist_dist import models, runs
 from mnist_dist.config import EvaluateConfig, TrainConfig, parse
@@ -261,3 +262,15 @@ def test_an_interrupted_run_claims_no_success(tmp_path):
     complete = metrics.read_text().splitlines(keepends=True)
     epochs = [json.loads(line)["epoch"] for line in complete if line.endswith("\n")]
     assert epochs == list(range(1, len(epochs) + 1))
+
+
+@pytest.mark.slow
+def test_a_bug_on_one_rank_has_its_name_on_every_line(tmp_path):
+    flags = "--dataset mnist-5k --cpu --wandb disabled --output-dir".split()
+    done = driver(2, [([*flags, tmp_path / "run"], "last_rank_breaks")])
+    assert done.returncode != 0
+    name = f"[rank 1 on {platform.node()}]: "
+    lines = [line.removeprefix(name) for line in done.stderr.splitlines() if line.startswith(name)]
+    assert lines[0] == "Traceback (most recent call last):" and lines[-1] == "KeyError: 'a bug'", done.stderr
+    assert done.stderr.count("KeyError: 'a bug'") == 1
+    assert "process 0 lost the connection" in done.stderr
