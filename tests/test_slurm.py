@@ -28,7 +28,7 @@ export PATH={Path(PYTHON).parent}:$PATH
 """
 SCRIPTS = sorted(REPOSITORY.glob("slurm/*"))
 FLAGS = "--dataset mnist-5k --wandb disabled".split()
-FAULT_FLAGS = [*FLAGS, *"--epochs 25 --batch-size 50 --checkpoint-every 7 --val-size 100 --affine 1".split()]
+FAULT_FLAGS = [*FLAGS, *"--epochs 2 --batch-size 6 --checkpoint-every 20 --val-size 100 --affine 1".split()]
 ENDLESS = [*FLAGS, *"--epochs 100000 --checkpoint-every 50".split()]
 
 
@@ -170,7 +170,7 @@ def test_requeued_by_the_administrator_in_mid_epoch_it_goes_on_to_the_same_bits(
     job = cluster.succeeded(number)
     assert job["Restarts"] == "1"
     (update,) = re.findall(r"going on from update (\d+) ", cluster.log(number))
-    assert int(update) % 78, "it was stopped at an epoch's end: this proves less than it should"
+    assert int(update) % 650, "stopped between two epochs of 650 updates"
     assert result(cluster.run(number)) == result(whole)
 
 
@@ -188,10 +188,11 @@ def test_where_a_node_is_lost_the_job_is_requeued_and_goes_on_to_the_same_bits(c
     assert len(lost) > 1
     for pid in lost:
         os.kill(pid, signal.SIGKILL)
-    until(lambda: "n2" in cluster.command("sinfo", "--states=down", "--format=%n"), 90, lambda: cluster.log(number))
-    until(lambda: cluster.job(number)["JobState"] == "PENDING", 60, lambda: cluster.job(number))
-    assert "process 0 lost the connection to another" in cluster.log(number)
-    subprocess.run([REPOSITORY / "tests" / "slurm_cluster.sh", "node", cluster.state, "n2"], check=True)
+    try:
+        until(lambda: cluster.job(number)["JobState"] == "PENDING", 90, lambda: cluster.log(number))
+        assert "process 0 lost the connection to another" in cluster.log(number)
+    finally:
+        subprocess.run([REPOSITORY / "tests" / "slurm_cluster.sh", "node", cluster.state, "n2"], check=True)
     assert cluster.succeeded(number)["Restarts"] == "1"
     assert "going on from update " in cluster.log(number)
     assert result(cluster.run(number)) == result(whole)
@@ -222,8 +223,8 @@ def test_stopped_twice_in_a_row_without_progress_it_is_not_requeued_and_its_stat
         """Whether the job's ranks are there; they have seconds to go before their first update."""
         return f"{number}.0" in cluster.command("squeue", "--steps", "--noheader", "--format=%i")
 
-    for restarts in ("0", "1"):
-        until(lambda: cluster.job(number)["Restarts"] == restarts and starting(), 60, lambda: cluster.log(number))  # noqa: B023
+    for _ in range(2):
+        until(starting, 60, lambda: cluster.log(number))
         cluster.command("scancel", "--signal=USR1", number)
         until(lambda: not starting(), 60, lambda: cluster.log(number))
     job = cluster.end(number)
@@ -242,6 +243,8 @@ def test_a_failed_job_says_so_in_its_state_and_is_not_requeued(cluster):
 def test_an_array_trains_a_model_per_seed_and_a_task_that_stops_takes_no_other_with_it(cluster):
     flags = [*FLAGS, "--epochs", "100"]
     number = cluster.submit("array.sbatch", *flags, options=["--nodes=1", "--array=0-3"])
+    running = ("squeue", "--noheader", "--states=RUNNING", "--job", number)
+    until(lambda: len(cluster.command(*running).splitlines()) == 4, 30, lambda: cluster.command(*running))
     # One task bears the number of the whole array.
     (own,) = [task for task in range(4) if cluster.job(f"{number}_{task}")["JobId"] == number]
     cluster.begun(f"{number}_{own}")
