@@ -241,7 +241,7 @@ def test_a_failed_job_says_so_in_its_state_and_is_not_requeued(cluster):
 
 
 def test_an_array_trains_a_model_per_seed_and_a_task_that_stops_takes_no_other_with_it(cluster):
-    flags = [*FLAGS, "--epochs", "100"]
+    flags = [*FLAGS, "--epochs", "40"]
     number = cluster.submit("array.sbatch", *flags, options=["--nodes=1", "--array=0-3"])
     running = ("squeue", "--noheader", "--states=RUNNING", "--job", number)
     until(lambda: len(cluster.command(*running).splitlines()) == 4, 30, lambda: cluster.command(*running))
