@@ -1,7 +1,10 @@
 """The processes: how they start, agree, and leave."""
 
 import os
+import platform
 import sys
+import textwrap
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -47,7 +50,7 @@ def check_environment(environ: Mapping[str, str]) -> int:
         if int(environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
             raise UserError(
                 f"srun started {environ['SLURM_STEP_NUM_TASKS']} tasks that do not know of each other (WORLD_SIZE is "
-                "not set), so each would train its own model: start one `torchrun` a node instead"
+                "not set), so each would train its own model: submit slurm/train.sbatch, which tells them"
             )
         return 1
     missing = [name for name in RENDEZVOUS if not environ.get(name)]
@@ -198,17 +201,20 @@ def run(main: Callable[[], None], name: str) -> None:
         status = getattr(error, "status", 1)
         if is_first():
             print(f"{name}: error: {explain(error)}", file=sys.stderr)
-    except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            raise
+    except Exception as error:
         rank = os.environ.get("RANK", "0")
-        print(
-            f"{name}: error: process {rank} lost the connection to another, which has died: its own message says why, "
-            "and the same command with --resume goes on from the last checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(1)  # without the others there is nothing to take down together
+        if isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            print(
+                f"{name}: error: process {rank} lost the connection to another, which has died: its own message says "
+                "why, and the same command with --resume goes on from the last checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(1)  # without the others there is nothing to take down together
+        status = 1
+        # Many ranks share one log: all but the first say who they are.
+        prefix = "" if rank == "0" else f"[rank {rank} on {os.environ.get('SLURMD_NODENAME', platform.node())}]: "
+        print(textwrap.indent(traceback.format_exc(), prefix, lambda _: True), file=sys.stderr, end="")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         os._exit(130)  # the shell's convention for SIGINT; at once, so nothing is finished
