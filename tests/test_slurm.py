@@ -163,6 +163,15 @@ def test_two_nodes_train_and_evaluate_the_model_of_one_process(cluster, alone, r
     assert place and list((cluster.folder / place[1]).glob("run-*.wandb"))
 
 
+def test_verify_compares_the_nodes(cluster):
+    number = cluster.submit("verify.sbatch", "--dataset", "mnist-5k", "--json", "answer.json")
+    cluster.end(number)
+    answer = json.loads((cluster.folder / "answer.json").read_text())
+    assert [process["rank"] for process in answer["processes"]] == [0, 1]
+    failed = {check["name"] for check in answer["checks"] if not check["passed"]}
+    assert failed <= {"speed of each process"}, cluster.log(number)  # the nodes share two cores with other tests
+
+
 def test_requeued_by_the_administrator_in_mid_epoch_it_goes_on_to_the_same_bits(cluster, whole):
     number = cluster.submit("train.sbatch", *FAULT_FLAGS)
     cluster.begun(number)
