@@ -198,7 +198,7 @@ def test_where_a_node_is_lost_the_job_is_requeued_and_goes_on_to_the_same_bits(c
     for pid in lost:
         os.kill(pid, signal.SIGKILL)
     try:
-        until(lambda: cluster.job(number)["JobState"] == "PENDING", 90, lambda: cluster.log(number))
+        until(lambda: cluster.job(number)["JobState"] == "PENDING", 150, lambda: cluster.log(number))
         assert "process 0 lost the connection to another" in cluster.log(number)
     finally:
         subprocess.run([REPOSITORY / "tests" / "slurm_cluster.sh", "node", cluster.state, "n2"], check=True)
