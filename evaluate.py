@@ -36,6 +36,8 @@ def main() -> None:
                 )
             if config.split != "test" and (other.val_size, other.seed) != (first.val_size, first.seed):
                 raise UserError(f"{other.weights} held out other samples than {first.weights}: use --split test")
+        if config.split == "val" and config.dataset not in (None, first.dataset):
+            raise UserError(f"--split val: {first.weights} held out samples of {first.dataset}: leave --dataset out")
         if config.split == "val" and not first.val_size:
             raise UserError(f"--split val: the run of {first.weights} held no samples out: use --split test")
     same_everywhere("the weights", [runs.fingerprint(one) for one in weights])

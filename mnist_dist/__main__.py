@@ -9,7 +9,7 @@ import tyro
 
 from mnist_dist import data, distributed, images, models, plots, runs
 from mnist_dist.augment import distort
-from mnist_dist.config import DownloadConfig, ExploreConfig, ExportConfig, PredictConfig, VerifyConfig, parse
+from mnist_dist.config import DownloadConfig, ExploreConfig, ExportConfig, PredictConfig, VerifyConfig, parse, require
 from mnist_dist.errors import UserError
 
 Command = (
@@ -81,8 +81,10 @@ def export(config: ExportConfig) -> None:
     """Write a model in another format."""
     from mnist_dist import export as formats  # only this command needs torch's exporters
 
+    suffix = formats.SUFFIXES[config.format]
+    require(config.output is None or config.output.suffix == suffix, "--output", config.output, f"a {suffix} file")
     trained = runs.locate(config.model)
-    target = config.output or trained.weights.with_suffix(formats.SUFFIXES[config.format])
+    target = config.output or trained.weights.with_suffix(suffix)
     difference = formats.export(trained, config.format, target)
     print(f"{target}: its logits, read back, differ from the original's by {difference:.2g} at most")
 

@@ -16,10 +16,10 @@ from torch import nn
 
 from mnist_dist.distributed import announce, from_main, together
 from mnist_dist.errors import UserError
-from mnist_dist.runs import WEIGHTS
+from mnist_dist.runs import CHECKPOINTS, WEIGHTS
 from mnist_dist.stopping import Stopped, StopRequest
 
-FOLDER, STATE, MANIFEST = "checkpoints", "state.pt", "manifest.json"
+FOLDER, STATE, MANIFEST = CHECKPOINTS, "state.pt", "manifest.json"
 FORMAT = 2  # raised when a checkpoint of before can no longer be read
 KEEP = 2  # the newest so many are kept
 MATHEMATICS = (  # settings in which a run cannot be changed on the way
@@ -137,7 +137,7 @@ def newest(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
         try:
             return read(place), warnings
         except UserError as error:
-            warnings.append(f"{error}; going on from an older one")
+            warnings.append(f"{error}; looking for an older one")
     return None, warnings
 
 
@@ -202,7 +202,7 @@ class Keeper:
         if self.stopping and state.epoch < self.epochs:
             raise Stopped(
                 f"stopped on request at update {state.global_step}, with a checkpoint in {self.run / FOLDER}: run the "
-                "same command with --resume to go on"
+                f"same command with --output-dir {self.run} --resume to go on"
             )
 
     def resume(self) -> tuple[TrainState, list[dict[str, Any]]]:
@@ -220,8 +220,10 @@ class Keeper:
                 payload, damaged = newest(self.run)
                 for warning in damaged:
                     print(f"warning: {warning}", file=sys.stderr)
-                if payload is None and (self.run / WEIGHTS).exists():
-                    raise UserError(f"{self.run} holds a trained model but no intact checkpoint: start another run")
+                if payload is None and (damaged or (self.run / WEIGHTS).exists()):
+                    raise UserError(
+                        f"{self.run} holds a run but no intact checkpoint: choose another --output-dir, or delete it"
+                    )
         payload = from_main(payload)
         if payload is None:
             announce(self.accelerator, f"no checkpoint in {self.run / FOLDER}: starting from scratch")
@@ -243,8 +245,10 @@ class Keeper:
                     f"{payload['settings'].get(name)}: resume with that, or start another run"
                 )
         state = TrainState(**payload["state"])
-        if state.epoch > self.epochs:
-            raise UserError(f"--epochs {self.epochs} is less than the {state.epoch} that {self.run} has completed")
+        if (state.epoch, state.step) > (self.epochs, 0):
+            raise UserError(
+                f"--epochs {self.epochs} is less than what {self.run} has done: it is in epoch {state.epoch + 1}"
+            )
         self.model.load_state_dict(payload["model"])
         if self.averaged:
             self.averaged.load_state_dict(payload["averaged"])

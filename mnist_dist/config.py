@@ -204,6 +204,17 @@ class ExploreConfig(DataConfig):
     elastic: float = 1.0
     """Strength of bending in the second picture, as in train.py."""
 
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UsageError: names the flag, its value and what to give instead.
+        """
+        super().check()
+        require(self.output.suffix == ".png", "--output", self.output, "a .png file")
+        require(0 <= self.affine <= MAX_AFFINE, "--affine", self.affine, f"a strength from 0 to {MAX_AFFINE}")
+        require(0 <= self.elastic <= MAX_ELASTIC, "--elastic", self.elastic, f"a strength from 0 to {MAX_ELASTIC}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadConfig(DataConfig):

@@ -128,14 +128,19 @@ def together() -> Iterator[None]:
     A process that failed alone would leave the others waiting in the next collective operation.
 
     Raises:
-        UserError: on every process, where the block raised `UserError` or `OSError` on any.
+        UserError: on every process, where the block raised `UserError` or `OSError` on any, and on the others where it
+            raised something else on one, which raises that.
     """
-    failure = None
+    failure, bug = None, None
     try:
         yield
     except (UserError, OSError) as error:
         failure = (explain(error), getattr(error, "status", 1))
+    except Exception as error:
+        failure, bug = (f"another process failed with {type(error).__name__}: its own message says where", 1), error
     failures = [failure for failure in gather_object([failure]) if failure]
+    if bug:
+        raise bug
     if failures:
         raise UserError(*failures[0])
 
@@ -195,8 +200,10 @@ def run(main: Callable[[], None], name: str) -> None:
     status, connected = 0, False
     try:
         main()
-    except BrokenPipeError:  # whoever read our output, such as `head`, has left
+    except BrokenPipeError:
+        status = 1
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        print(f"{name}: error: it ended early, for whoever read its output, such as `head`, has left", file=sys.stderr)
     except (UserError, OSError) as error:
         status = getattr(error, "status", 1)
         if is_first():
@@ -206,7 +213,7 @@ def run(main: Callable[[], None], name: str) -> None:
         if isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             print(
                 f"{name}: error: process {rank} lost the connection to another, which has died: its own message says "
-                "why, and the same command with --resume goes on from the last checkpoint",
+                "why, if it could; a training goes on from its last checkpoint with --resume",
                 file=sys.stderr,
                 flush=True,
             )

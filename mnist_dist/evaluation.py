@@ -1,5 +1,6 @@
 """Exact evaluation: every sample counted once, over any number of processes."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mnist_dist.data import Batch, Loader
+from mnist_dist.errors import UserError
 
 BATCH = 1000  # samples in a global batch of an evaluation; the result does not depend on it
 
@@ -103,9 +105,16 @@ class Evaluation:
         return wrong[confidence.argsort(descending=True, stable=True)]
 
     def metrics(self, split: str) -> dict[str, float]:
-        """Loss, accuracy, correct and total under their names in the files, such as `test_accuracy`."""
+        """Loss, accuracy, correct and total under their names in the files, such as `test_accuracy`.
+
+        Raises:
+            UserError: the loss is infinite or not a number.
+        """
+        loss = self.loss
+        if not math.isfinite(loss):
+            raise UserError(f"the loss on the {split} samples is {loss}: try a lower --lr or a --clip-norm")
         return {
-            f"{split}_loss": self.loss,
+            f"{split}_loss": loss,
             f"{split}_accuracy": self.accuracy,
             f"{split}_correct": self.correct,
             f"{split}_total": self.total,

@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,7 @@ def export(trained: runs.Trained, kind: str, target: Path) -> float:
     generator = torch.Generator().manual_seed(0)
     grey = torch.rand(64, *models.IMAGE, generator=generator)
     images = (grey - trained.mean) / trained.std
-    aside = target.with_name(f".{target.name}")
+    aside = target.with_name(f".{os.getpid()}-{target.name}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporters' remarks on themselves: what counts is compared below

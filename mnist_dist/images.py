@@ -32,6 +32,8 @@ def read_digit(path: Path) -> Tensor:
         raise UserError(
             f"the picture {path} cannot be read ({reason}): give a PNG or JPEG file of one digit"
         ) from error
+    if not np.isfinite(grey).all():
+        raise UserError(f"the picture {path} has grey values that are not finite: give a PNG or JPEG file of one digit")
     edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     ink = np.abs(grey - np.median(edge))  # whatever differs from the background, lighter or darker
     if ink.max() < FAINTEST:

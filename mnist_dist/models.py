@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -86,7 +87,9 @@ def from_state_dict(weights: Mapping[str, Tensor]) -> Classifier:
         UserError: the weights are not those of a network of this module.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    hidden = [shape[0] for key, shape in shapes.items() if key.endswith(".weight") and shape][:-1]
+    layers = [re.fullmatch(r"fc(\d+)\.weight", key) for key in shapes]
+    numbers = sorted(int(layer[1]) for layer in layers if layer)  # files may keep names in another order
+    hidden = [shapes[f"fc{number}.weight"][0] for number in numbers if shapes[f"fc{number}.weight"]][:-1]
     with torch.device("meta"):  # shapes without memory: they may be absurd
         model = build("cnn" if "conv1.weight" in shapes else "mlp", hidden)
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}

@@ -1,6 +1,7 @@
 """A run's folder: its names, and files that are written whole or not at all."""
 
 import errno
+import fcntl
 import hashlib
 import io
 import itertools
@@ -33,7 +34,7 @@ CONFIG, METRICS, SUMMARY, WEIGHTS, EVALUATION = (
     "mnist_model.pth",
     "evaluation.json",
 )
-PLOTS = "plots"
+CHECKPOINTS, PLOTS = "checkpoints", "plots"
 ROOT = Path("runs")
 
 
@@ -99,18 +100,38 @@ def create(folder: Path | None, dataset: str, model: str, resume: bool = False) 
             except FileExistsError:
                 folder = ROOT / f"{name}-{attempt}"
     else:
-        taken = [name for name in (CONFIG, METRICS, SUMMARY, WEIGHTS) if (folder / name).exists()]
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--output-dir {folder} is a file: give a folder")
+        taken = [name for name in (CONFIG, METRICS, SUMMARY, WEIGHTS, CHECKPOINTS) if (folder / name).exists()]
         if taken and not resume:
             raise UserError(
                 f"--output-dir {folder} already holds a run ({', '.join(taken)}): choose another folder, or go on with "
                 "--resume"
             )
         folder.mkdir(parents=True, exist_ok=True)
+    lock(folder)
     (folder / PLOTS).mkdir(exist_ok=True)
     wandb_id = str(settings_of(folder).get("wandb_id") or os.environ.get("WANDB_RUN_ID", ""))
     if not re.fullmatch(r"[\w-]{1,64}", wandb_id):
         wandb_id = secrets.token_hex(4)
     return Run(folder, resume, wandb_id, mine)
+
+
+def lock(folder: Path) -> None:
+    """Let no other process write this run as long as this one lives; where the file system has no locks, do nothing.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, however it ends
+    except BlockingIOError as error:
+        raise UserError(
+            f"another process is writing the run in {folder}: wait for it, or choose another folder"
+        ) from error
+    except OSError:
+        os.close(descriptor)
 
 
 def newest() -> Path:
@@ -254,6 +275,10 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     ):
         raise UserError(f"the model file {path} does not hold a state_dict: save `model.state_dict()`")
     for name, tensor in weights.items():
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise UserError(
+                f"the model file {path} holds {name} without its values, or sparse: save it dense, on a device"
+            )
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             raise UserError(
                 f"the model file {path} holds {name} with values that are not finite numbers: train it again"

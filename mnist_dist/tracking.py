@@ -48,6 +48,7 @@ class Tracker:
         self.main = accelerator.is_main_process
         with together():
             if self.main:
+                (folder / runs.SUMMARY).unlink(missing_ok=True)  # of a finished run that goes on: it is not finished
                 runs.write_json(folder / runs.CONFIG, settings)
                 # A run that was killed may have written more than its last checkpoint holds: that is done again.
                 runs.write_json_lines(folder / runs.METRICS, self.lines)

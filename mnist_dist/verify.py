@@ -3,12 +3,14 @@
 import hashlib
 import platform
 import shutil
+import signal
 import statistics
 import tempfile
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from mnist_dist.data import Images, Loader
 from mnist_dist.distributed import describe, from_main, start
 from mnist_dist.errors import UserError, explain
 from mnist_dist.evaluation import BATCH, evaluate
+from mnist_dist.stopping import SIGNALS
 from mnist_dist.tracking import Tracker
 
 # The training that is done twice: 264 updates, few enough samples for the 5,000 digits. A prime batch, so that hardly
@@ -308,7 +311,8 @@ def check_shared_folder(accelerator: Accelerator, folder: Path) -> Check:
             )
         time.sleep(0.1)
     problems = [problem for problem in gather_object([problem]) if problem]
-    (folder / f"{name}-{accelerator.process_index}").unlink(missing_ok=True)
+    with suppress(OSError):
+        (folder / f"{name}-{accelerator.process_index}").unlink()
     return Check(
         "shared folder",
         not problems,
@@ -361,6 +365,7 @@ def check_gradient(accelerator: Accelerator, train: Images) -> Check:
 
 def check_training(accelerator: Accelerator, train: Images, root: Path) -> list[Check]:
     """A few hundred updates by the real loop, with a checkpoint, against a plain loop in one process."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     folder = Path(from_main(tempfile.mkdtemp(prefix=".verify-", dir=root) if accelerator.is_main_process else ""))
     try:
         model = fresh_model()
@@ -398,6 +403,8 @@ def check_training(accelerator: Accelerator, train: Images, root: Path) -> list[
             check_checkpoint(accelerator, folder, weights),
         ]
     finally:
+        for number, handler in handlers.items():  # the training's, which note a signal, are not for what follows
+            signal.signal(number, handler)
         gather_object([0])  # nobody reads it any more
         if accelerator.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)

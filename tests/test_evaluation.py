@@ -11,7 +11,7 @@ from mnist_dist import models, runs
 from mnist_dist.augment import distort
 from mnist_dist.config import EvaluateConfig, parse
 from mnist_dist.data import VIEW, load, seeded
-from mnist_dist.errors import UsageError
+from mnist_dist.errors import UsageError, UserError
 from mnist_dist.evaluation import Bin, Evaluation
 
 
@@ -41,6 +41,12 @@ def test_who_is_right_as_often_as_it_says_is_calibrated():
 def test_certainty_belongs_to_the_last_bin():
     (bin,) = says((0, 1 - 1e-12, 0), (1, 1 - 1e-12, 1)).reliability()
     assert (bin.count, bin.accuracy) == (2, 1.0)
+
+
+def test_a_loss_that_is_not_finite_is_refused():
+    result = Evaluation(torch.tensor([[0.0, torch.inf]], dtype=torch.float64), torch.tensor([0]))
+    with pytest.raises(UserError, match="the loss on the val samples is"):
+        result.metrics("val")
 
 
 def test_the_most_confident_mistake_comes_first():

@@ -78,5 +78,7 @@ def test_the_command_says_what_it_wrote_and_refuses_in_one_sentence(trained, tmp
     assert done.returncode == 0 and str(target) in done.stdout and target.exists(), done.stderr
     done = call(PYTHON, "-m", "mnist_dist", "export", tmp_path, "--format", "onnx")
     assert done.returncode == 1 and "there is no model at" in done.stderr and done.stderr.count("\n") == 1
+    done = call(PYTHON, "-m", "mnist_dist", "export", weights, "--format", "onnx", "--output", weights)
+    assert done.returncode == 2 and "give a .onnx file" in done.stderr and done.stderr.count("\n") == 1
     done = call(PYTHON, "-m", "mnist_dist", "export", weights, "--format", "keras")
     assert done.returncode == 2 and "'keras'" in done.stderr and done.stderr.count("\n") == 1

@@ -71,3 +71,11 @@ def test_streams_of_random_numbers_differ_by_every_word():
     draws = {tuple(torch.randint(2**40, (3,), generator=seeded(*words)).tolist()) for words in
              [(0, 1, 0), (0, 1, 1), (1, 1, 0), (0, 2), (1, 2), (2**63 - 1, 1, 0)]}  # fmt: skip
     assert len(draws) == 6
+
+
+def test_the_order_of_the_names_in_a_file_does_not_matter():
+    """safetensors sorts them: fc1, fc10, fc11, fc2."""
+    deep = build("mlp", tuple(range(8, 18)))
+    again = from_state_dict(dict(sorted(deep.state_dict().items())))
+    images = torch.randn(3, 1, 28, 28)
+    assert torch.equal(again(images), deep(images))

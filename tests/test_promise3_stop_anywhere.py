@@ -74,8 +74,42 @@ def test_a_trained_model_without_checkpoints_is_not_overwritten(trained, tmp_pat
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     done = call(PYTHON, "train.py", *FLAGS, "--output-dir", tmp_path / "run", "--resume")
-    assert done.returncode == 1 and "holds a trained model but no intact checkpoint" in done.stderr
+    assert done.returncode == 1 and "holds a run but no intact checkpoint" in done.stderr
     assert (tmp_path / "run" / "mnist_model.pth").read_bytes() == (trained / "mnist_model.pth").read_bytes()
+
+
+@pytest.mark.slow
+def test_where_no_checkpoint_is_intact_the_run_is_left_as_it_is(stopped, tmp_path):
+    _, run, _, _ = stopped
+    shutil.copytree(run, tmp_path / "run")
+    for state in (tmp_path / "run" / "checkpoints").glob("*/state.pt"):
+        state.write_bytes(state.read_bytes()[:-100])
+    before = sorted((path, path.read_bytes()) for path in (tmp_path / "run").rglob("*") if path.is_file())
+    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "10", "--output-dir", tmp_path / "run", "--resume")
+    assert done.returncode == 1 and "holds a run but no intact checkpoint" in done.stderr
+    assert sorted((path, path.read_bytes()) for path in (tmp_path / "run").rglob("*") if path.is_file()) == before
+
+
+@pytest.mark.slow
+def test_a_finished_run_that_goes_on_is_not_finished_and_has_one_writer(stopped, tmp_path):
+    whole, _, _, _ = stopped
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    flags = [*FLAGS, "--output-dir", str(run), "--resume"]
+    command = [PYTHON, "train.py", *flags, "--epochs", "100000"]
+    running = subprocess.Popen(command, cwd=REPOSITORY, env=clean_environment(), stderr=subprocess.PIPE, text=True)
+    while (run / "metrics.jsonl").read_text().count("\n") < 12:
+        assert running.poll() is None
+        time.sleep(0.01)
+    second = call(PYTHON, "train.py", *flags, "--epochs", "20")
+    assert second.returncode == 1 and f"another process is writing the run in {run}" in second.stderr
+    running.send_signal(signal.SIGTERM)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 75 and f"with --output-dir {run} --resume to go on" in errors
+    assert not (run / "summary.json").exists()
+    epoch = checkpoint.newest(run)[0]["state"]["epoch"]
+    less = call(PYTHON, "train.py", *flags, "--epochs", str(epoch - 1))
+    assert less.returncode == 1 and f"--epochs {epoch - 1} is less than what {run} has done" in less.stderr
 
 
 @pytest.mark.slow

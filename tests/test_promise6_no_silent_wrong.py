@@ -243,6 +243,14 @@ def test_the_evaluation_refuses_what_it_cannot_evaluate(trained, tmp_path):
         parse(EvaluateConfig, ["run", "--split", "dev"])
 
 
+@pytest.mark.slow
+def test_where_the_reader_of_the_output_leaves_the_status_says_so(tmp_path):
+    words = [PYTHON, "train.py", *QUICK, "--output-dir", str(tmp_path / "run")]
+    done = call("bash", "-c", f"{' '.join(words)} | head -n 1; exit ${{PIPESTATUS[0]}}")
+    assert done.returncode == 1 and "whoever read its output" in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
 def test_an_interrupted_run_claims_no_success(tmp_path):
     """SIGKILL in mid-run: a folder without summary.json, from which nothing was lost that was complete."""
     flags = "--dataset mnist-5k --epochs 100000 --cpu --wandb disabled --output-dir".split()
