@@ -130,6 +130,7 @@ class Malicious:
         return self.call
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_malicious_pickle_runs_nothing(protocol, legacy, tmp_path):

@@ -53,7 +53,7 @@ def alone(tmp_path_factory):
     return train_all(tmp_path_factory.mktemp("alone"), 1, EMBEDDED)
 
 
-@pytest.mark.parametrize("processes", [2, 7])
+@pytest.mark.parametrize("processes", [2, pytest.param(7, marks=pytest.mark.slow)])
 def test_weights_and_figures_are_those_of_one_process(processes, alone, tmp_path):
     # Seven processes on two cores are slow: the variant with the most uneven shares stands for the others.
     variants = VARIANTS if processes < 7 else {"undivided-accumulation": VARIANTS["undivided-accumulation"]}

@@ -118,6 +118,7 @@ def test_every_process_leaves_where_only_the_first_failed():
     assert_all_refused(done, "'/dev/null/run': Not a directory")
 
 
+@pytest.mark.slow
 def test_more_processes_than_samples_are_refused(tmp_path):
     flags = [*QUICK, "--val-size", "2", "--output-dir", tmp_path / "run"]
     done = torchrun(3, "train.py", *flags, timeout=120)

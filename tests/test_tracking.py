@@ -194,6 +194,7 @@ def test_no_network_a_bad_key_or_a_bad_mode_cost_a_warning(environment, warning,
         assert len(read_offline_run(tmp_path / "run")[1]) > 0
 
 
+@pytest.mark.slow
 def test_disabled_means_that_it_is_not_even_imported(tmp_path):
     code = "import sys, train; sys.argv = ['train.py', *sys.argv[1:]]; train.main(); print('wandb' in sys.modules)"
     done = call(PYTHON, "-c", code, *FLAGS, tmp_path / "run", "--wandb", "disabled")
