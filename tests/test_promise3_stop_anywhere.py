@@ -331,18 +331,6 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path):
     assert running.stderr.read() == "interrupted\n"
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own, and a function to set its size in KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small file system takes root")
-    yield folder, lambda size: subprocess.run(["mount", "-o", f"remount,size={size}k", folder], check=True)
-    subprocess.run(["umount", folder], check=True)
-
-
 def used(folder: Path) -> int:
     """KiB in use on a file system."""
     disk = shutil.disk_usage(folder)
@@ -359,8 +347,8 @@ def assert_no_space(done: subprocess.CompletedProcess) -> None:
 @pytest.mark.slow
 def test_a_full_disk_loses_no_checkpoint_and_with_more_room_the_run_goes_on(stopped, small_disk):
     whole, _, _, _ = stopped
-    disk, resize = small_disk
-    resize(3500)  # two checkpoints of 1.3 MB, and not the third
+    disk, remount = small_disk
+    remount("size=3500k")  # two checkpoints of 1.3 MB, and not the third
     flags = [*FLAGS, "--epochs", "10", "--output-dir", disk / "run"]
     assert_no_space(call(PYTHON, "train.py", *flags))
     assert sorted(place.name for place in (disk / "run" / "checkpoints").iterdir()) == [
@@ -370,7 +358,7 @@ def test_a_full_disk_loses_no_checkpoint_and_with_more_room_the_run_goes_on(stop
     payload, warnings = checkpoint.newest(disk / "run")
     assert payload["state"]["global_step"] == 14 and warnings == []
     assert not (disk / "run" / "summary.json").exists()
-    resize(64 * 1024)
+    remount("size=64m")
     done = call(PYTHON, "train.py", *flags, "--resume")
     assert done.returncode == 0, done.stderr
     assert result(disk / "run") == result(whole)
@@ -379,15 +367,15 @@ def test_a_full_disk_loses_no_checkpoint_and_with_more_room_the_run_goes_on(stop
 @pytest.mark.slow
 def test_a_full_disk_at_the_model_leaves_no_half_of_it(stopped, small_disk):
     whole, _, _, _ = stopped
-    disk, resize = small_disk
+    disk, remount = small_disk
     shutil.copytree(whole, disk / "run")
     for name in ("summary.json", "mnist_model.pth"):
         (disk / "run" / name).unlink()
-    resize(used(disk) + 100)
+    remount(f"size={used(disk) + 100}k")
     flags = [*FLAGS, "--epochs", "10", "--output-dir", disk / "run", "--resume"]
     assert_no_space(call(PYTHON, "train.py", *flags))
     assert not (disk / "run" / "summary.json").exists() and not list((disk / "run").glob("*mnist_model*"))
-    resize(64 * 1024)
+    remount("size=64m")
     done = call(PYTHON, "train.py", *flags)
     assert done.returncode == 0, done.stderr
     assert result(disk / "run") == result(whole)

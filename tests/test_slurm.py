@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import PYTHON, REPOSITORY, call, torchrun, weight_difference, weights_of
+from conftest import PYTHON, REPOSITORY, call, torchrun, weight_difference, weights_of, without
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 from fault_injection import result
@@ -93,7 +93,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     if os.geteuid() or not all(map(shutil.which, ("slurmctld", "slurmd", "munged"))):
-        pytest.skip("root and the Debian packages slurm-wlm and munge are needed")
+        without("root and the Debian packages slurm-wlm and munge are needed")
     folder = tmp_path_factory.mktemp("slurm")
     for name in ("train.py", "evaluate.py"):
         shutil.copy(REPOSITORY / name, folder)
@@ -126,7 +126,7 @@ def whole(tmp_path_factory) -> Path:
 def test_the_shell_is_sound(script):
     subprocess.run(["bash", "-n", script], check=True)
     if not shutil.which("shellcheck"):
-        pytest.skip("shellcheck is needed")
+        without("the Debian package shellcheck is needed")
     done = subprocess.run(["shellcheck", "-x", script], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
