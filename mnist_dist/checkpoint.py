@@ -19,7 +19,7 @@ from mnist_dist.errors import UserError
 from mnist_dist.runs import CHECKPOINTS, WEIGHTS
 from mnist_dist.stopping import Stopped, StopRequest
 
-FOLDER, STATE, MANIFEST = CHECKPOINTS, "state.pt", "manifest.json"
+STATE, MANIFEST = "state.pt", "manifest.json"
 FORMAT = 2  # raised when a checkpoint of before can no longer be read
 KEEP = 2  # the newest so many are kept
 MATHEMATICS = (  # settings in which a run cannot be changed on the way
@@ -52,7 +52,7 @@ class TrainState:
 
 def place_of(run: Path, step: int) -> Path:
     """The folder of the checkpoint after so many updates."""
-    return run / FOLDER / f"step-{step:010d}"
+    return run / CHECKPOINTS / f"step-{step:010d}"
 
 
 def write(run: Path, payload: dict[str, Any], step: int) -> Path:
@@ -69,7 +69,7 @@ def write(run: Path, payload: dict[str, Any], step: int) -> Path:
     Raises:
         OSError: it could not be written; nothing else has changed.
     """
-    folder, place = run / FOLDER, place_of(run, step)
+    folder, place = run / CHECKPOINTS, place_of(run, step)
     aside = place.with_name(f".{place.name}")
     if place.exists():
         try:
@@ -133,7 +133,7 @@ def read(place: Path) -> dict[str, Any]:
 def newest(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest checkpoint of a run that verifies, or None, and a warning for each damaged one passed over."""
     warnings: list[str] = []
-    for place in sorted((run / FOLDER).glob("step-*"), reverse=True):
+    for place in sorted((run / CHECKPOINTS).glob("step-*"), reverse=True):
         try:
             return read(place), warnings
         except UserError as error:
@@ -201,8 +201,8 @@ class Keeper:
                 self.last = write(self.run, payload, state.global_step)
         if self.stopping and state.epoch < self.epochs:
             raise Stopped(
-                f"stopped on request at update {state.global_step}, with a checkpoint in {self.run / FOLDER}: run the "
-                f"same command with --output-dir {self.run} --resume to go on"
+                f"stopped on request at update {state.global_step}, with a checkpoint in {self.run / CHECKPOINTS}: run "
+                f"the same command with --output-dir {self.run} --resume to go on"
             )
 
     def resume(self) -> tuple[TrainState, list[dict[str, Any]]]:
@@ -226,13 +226,13 @@ class Keeper:
                     )
         payload = from_main(payload)
         if payload is None:
-            announce(self.accelerator, f"no checkpoint in {self.run / FOLDER}: starting from scratch")
+            announce(self.accelerator, f"no checkpoint in {self.run / CHECKPOINTS}: starting from scratch")
             return TrainState(), []
         try:
             return self.restore(payload)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UserError(
-                f"the newest checkpoint in {self.run / FOLDER} does not hold a training state "
+                f"the newest checkpoint in {self.run / CHECKPOINTS} does not hold a training state "
                 f"({type(error).__name__}): delete it, or start another run"
             ) from error
 

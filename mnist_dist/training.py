@@ -51,7 +51,7 @@ def train_step(
     """
     # DDP averages the gradients with equal weight for every process (pytorch #67253). Weighing the *sum* over the share
     # by W / B makes that average the mean over the global batch, however the B samples are shared out.
-    weight = batch.images.new_tensor(accelerator.num_processes / batch.size)
+    weight = batch.images.new_full((), accelerator.num_processes / batch.size)  # no copy that a GPU would wait for
     pieces = config.gradient_accumulation_steps
     losses = []
     parts = zip(batch.images.tensor_split(pieces), batch.labels.tensor_split(pieces), strict=True)
