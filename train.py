@@ -21,7 +21,9 @@ def main() -> None:
     # The settings, and the processes, which must agree on them.
     config: TrainConfig = parse(TrainConfig)
     dtype = getattr(torch, config.dtype)
-    accelerator = distributed.start(cpu=config.cpu, mixed_precision=config.mixed_precision, dtype=dtype)
+    accelerator = distributed.start(
+        cpu=config.cpu, mixed_precision=config.mixed_precision, dtype=dtype, compiled=config.compile
+    )
     same_everywhere("the settings", as_json(config))
 
     # The data, whole on every process's device; the loaders deal out each global batch.
@@ -34,13 +36,11 @@ def main() -> None:
 
     # The model, the same on every process, and its optimizer.
     set_seed(config.seed)
-    model = models.build(config.model, config.hidden).to(accelerator.device, dtype)
-    parameters = models.parameter_count(model)
-    optimizer = adam(model, config)
-    averaged = average(model, optimizer, config.ema) if config.ema else None
-    model, optimizer = accelerator.prepare(model, optimizer)
-    if accelerator.scaler is None:
-        optimizer = optimizer.optimizer  # Accelerate's wrapper has nothing to add and costs a fifth of an MLP's step
+    bare = models.build(config.model, config.hidden, config.channels).to(accelerator.device, dtype)
+    parameters = models.parameter_count(bare)
+    optimizer = adam(bare, config)
+    averaged = average(bare, optimizer, config.ema) if config.ema else None
+    model, optimizer = distributed.prepare(accelerator, bare, optimizer)
 
     # The run's folder and its settings.
     run = None
@@ -60,7 +60,7 @@ def main() -> None:
     }
 
     # Where a stopped run left off, or the start.
-    keeper = Keeper(accelerator, folder, model, optimizer, settings, config.checkpoint_every, averaged)
+    keeper = Keeper(accelerator, folder, bare, optimizer, settings, config.checkpoint_every, averaged)
     announce(
         accelerator,
         f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples; "
@@ -69,7 +69,7 @@ def main() -> None:
     state, history = keeper.resume() if run.resume else (TrainState(), [])
 
     def evaluate_all() -> dict[str, Evaluation]:
-        return {name: evaluate(accelerator, averaged or model, batches) for name, batches in test_batches.items()}
+        return {name: evaluate(accelerator, averaged or bare, batches) for name, batches in test_batches.items()}
 
     with Tracker(accelerator, folder, settings, history) as tracker:
         # The loop.
@@ -94,10 +94,7 @@ def main() -> None:
         test = (results or evaluate_all())["test"]  # none yet where a run is resumed that had only this left to do
         with together():
             if accelerator.is_main_process:
-                runs.save_weights(
-                    folder / runs.WEIGHTS,
-                    averaged.get_submodule("module") if averaged else accelerator.unwrap_model(model),
-                )
+                runs.save_weights(folder / runs.WEIGHTS, averaged.get_submodule("module") if averaged else bare)
                 plots.learning_curves(folder / runs.PLOTS / "learning_curves.png", tracker.lines, samples.name)
                 plots.evaluation(folder / runs.PLOTS, test, samples, "test")
         tracker.end(test, samples)

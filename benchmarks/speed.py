@@ -1,12 +1,17 @@
-"""Training speed of train.py beside the baselines: whole processes, in turn, in one sitting.
+"""Speed of train.py beside the baselines: whole processes, in turn, in one sitting.
 
-    python benchmarks/speed.py --data-dir data --rounds 5 --output benchmarks/results/speed-cpu.json
+    python benchmarks/speed.py --data-dir data --quick          # under three minutes
+    python benchmarks/speed.py --data-dir data                  # an hour on two cores
+    python benchmarks/speed.py --data-dir data --only "99 %"    # the comparisons with this in their titles, again
 
-Of each process the best epoch counts, as samples a second; the table has medians over the rounds, their range, and the
-median of the ratios within a round. Writes the JSON and, beside it, the same as Markdown.
+Every round runs all programs of a comparison one after the other. The tables have medians over the rounds (means where
+rounds are seeds), their range, and the median of the ratios within a round, for the machine's speed changes from minute
+to minute. Of a training the best epoch counts, and the floor is what it is compared with. Writes JSON, Markdown and a
+picture, and keeps of an earlier result what was not measured again.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -15,31 +20,306 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent
+sys.path.insert(0, str(ROOT))
+
+FIRST_UPDATE = """
+import os, sys
+from mnist_dist import training
+step = training.train_step
+def once(*words):
+    step(*words)
+    os._exit(0)
+training.train_step = once
+import train
+train.main()
+"""
 
 
-def baseline(name: str, data_dir: Path, batch_size: int, epochs: int) -> float:
-    """Samples a second of a baseline's best epoch."""
-    command = [sys.executable, HERE / "baselines.py", name, "--data-dir", data_dir, "--device", "cpu"]
-    return max(json.loads(run(command, batch_size, epochs))["samples_per_second"])
+@dataclass
+class Run:
+    """A training that has ended: seconds and test accuracy of each epoch, and the process's seconds and peak MiB."""
+
+    epoch_seconds: list[float]
+    test_accuracy: list[float]
+    wall: float
+    peak: float
+
+    @property
+    def speed(self) -> float:
+        """Samples a second of the best epoch."""
+        return 60_000 / min(self.epoch_seconds)
+
+    def seconds_to(self, accuracy: float) -> float | None:
+        """Seconds of training to the end of the first epoch that reaches a test accuracy; None where none does."""
+        sums = accumulate(self.epoch_seconds)
+        return next((s for s, reached in zip(sums, self.test_accuracy, strict=True) if reached >= accuracy), None)
 
 
-def project(data_dir: Path, batch_size: int, epochs: int) -> float:
-    """Samples a second of train.py's best epoch, on its shipped default path with W&B offline."""
+def run(command: list[Any], **environment: str) -> tuple[str, float, float]:
+    """A process's standard output, wall-clock seconds, and peak MiB of resident memory."""
+    begin = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            list(map(str, command)), stdout=output, stderr=subprocess.DEVNULL, env=os.environ | environment, cwd=ROOT
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"speed.py: error: this failed, try it by itself: {' '.join(map(str, command))}")
+        output.seek(0)
+        return output.read(), time.perf_counter() - begin, usage.ru_maxrss / 1024
+
+
+def launcher(processes: int) -> list[str]:
+    if processes == 1:
+        return [sys.executable]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+
+
+def baseline(name: str, data_dir: Path, processes: int = 1, **flags: Any) -> Run:
+    words = [f"--{flag.replace('_', '-')}={value}" for flag, value in flags.items()]
+    script = [HERE / "baselines.py", name, f"--data-dir={data_dir}", "--device=cpu"]
+    output, wall, peak = run([*launcher(processes), *script, *words])
+    return Run(**json.loads(output.splitlines()[-1]), wall=wall, peak=peak)
+
+
+def project(data_dir: Path, processes: int = 1, words: str = "", **flags: Any) -> Run:
+    """train.py on its shipped default path, with W&B offline."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, HERE.parent / "train.py", "--dataset", "mnist", "--data-dir", data_dir, "--cpu"]
-        run([*command, "--wandb", "offline", "--output-dir", Path(folder) / "run"], batch_size, epochs)
-        lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
-    return max(json.loads(line)["samples_per_second"] for line in lines)
+        place = Path(folder) / "run"
+        named = [f"--{flag.replace('_', '-')}={value}" for flag, value in flags.items()]
+        script = ["train.py", "--dataset=mnist", f"--data-dir={data_dir}", "--cpu", "--wandb=offline"]
+        _, wall, peak = run([*launcher(processes), *script, f"--output-dir={place}", *words.split(), *named])
+        lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    seconds = [60_000 / line["samples_per_second"] for line in lines]
+    return Run(seconds, [line["test_accuracy"] for line in lines], wall, peak)
 
 
-def run(command: list, batch_size: int, epochs: int) -> str:
-    """The last line that a command prints."""
-    words = [*map(str, command), "--batch-size", str(batch_size), "--epochs", str(epochs)]
-    return subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+def first_update(data_dir: Path) -> float:
+    """Seconds from the start of train.py to the end of its first update."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["--dataset=mnist", f"--data-dir={data_dir}", "--cpu", "--wandb=offline"]
+        return run([sys.executable, "-c", FIRST_UPDATE, *words, f"--output-dir={Path(folder) / 'run'}"])[1]
+
+
+def evaluation(data_dir: Path) -> dict[str, Callable[[], float]]:
+    """Two ways to classify the test set, each as a function that gives its median of ten in milliseconds."""
+    import torch
+
+    from mnist_dist import data, distributed, models
+    from mnist_dist.evaluation import BATCH, evaluate
+
+    accelerator, model = distributed.start(cpu=True), models.build("mlp").eval()
+    test = data.load("mnist", data_dir).test
+    batches = data.Loader(test, BATCH, shuffle=False)
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(test.images).argmax(1)
+
+    def median(function: Callable[[], object]) -> float:
+        times = []
+        for _ in range(10):
+            begin = time.perf_counter()
+            function()
+            times.append(1000 * (time.perf_counter() - begin))
+        return statistics.median(times)
+
+    return {
+        "evaluation, with loss and counts": partial(
+            median, lambda: evaluate(accelerator, model, batches).metrics("test")
+        ),
+        "one bare forward pass": partial(median, forward),
+    }
+
+
+def compare(title: str, unit: str, rounds: int, programs: dict[str, Callable[[int], float | None]]) -> dict[str, Any]:
+    """Run programs in turn; the last one is what the others are compared with.
+
+    Args:
+        programs: by name; each is given the number of the round, and returns its figure, or None for a target missed.
+    """
+    values: dict[str, list[float | None]] = {name: [] for name in programs}
+    for number in range(rounds):
+        for name, measure in programs.items():
+            values[name].append(measure(number))
+            print(f"{title}, round {number + 1} of {rounds}: {name} {values[name][-1]}", file=sys.stderr)
+    average = statistics.mean if title.startswith("Seconds of training") else statistics.median
+    reference = list(values.values())[-1]
+    rows = {}
+    for name, figures in values.items():
+        good = [figure for figure in figures if figure is not None]
+        pairs = [(a, b) for a, b in zip(figures, reference, strict=True) if a is not None and b is not None]
+        rows[name] = {
+            "average": average(good) if good else None,
+            "lowest": min(good, default=None),
+            "highest": max(good, default=None),
+            "ratio": statistics.median(a / b for a, b in pairs) if pairs else None,
+            "reached": len(good),
+        }
+    return {"title": title, "unit": unit, "rounds": rounds, "date": time.strftime("%Y-%m-%d"), "programs": rows}
+
+
+def comparisons(data_dir: Path, rounds: int, quick: bool, curves: dict) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What can be measured, by title."""
+    epochs = 2 if quick else 5
+    ends: dict[str, list[Run]] = {"train.py": [], "original script": []}  # whole processes, for their memory, too
+
+    def training(title: str, batch: int, processes: int, rounds: int) -> dict[str, Any]:
+        setting = {"batch_size": batch, "processes": processes}
+        programs: dict[str, Callable[[int], float | None]] = {
+            "train.py": lambda _: project(data_dir, epochs=epochs, **setting).speed
+        }
+        if not quick and processes == 1:
+            programs["train.py --compile"] = lambda _: project(data_dir, words="--compile", epochs=3, **setting).speed
+            if importlib.util.find_spec("lightning"):
+                programs["Lightning"] = lambda _: baseline("lightning", data_dir, epochs=1, **setting).speed
+        if not quick:
+            programs["Accelerate's loop"] = lambda _: baseline("accelerate", data_dir, epochs=1, **setting).speed
+        if processes == 1 and (batch == 64 or not quick):
+            programs["original script"] = lambda _: baseline("original", data_dir, epochs=1, **setting).speed
+        floor = "floor" if processes == 1 else "floor (hand-written DDP)"
+        programs[floor] = lambda _: baseline("floor", data_dir, epochs=epochs, **setting).speed
+        return compare(title, "samples/s", rounds, programs)
+
+    def whole(title: str) -> dict[str, Any]:
+        def seconds(name: str, end: Run) -> float:
+            ends[name].append(end)
+            return end.wall
+
+        programs = {
+            "train.py": lambda _: seconds("train.py", project(data_dir)),
+            "original script": lambda _: seconds("original script", baseline("original", data_dir)),
+        }
+        return compare(title, "s", min(rounds, 3), programs)
+
+    def memory(title: str) -> dict[str, Any]:
+        return compare(
+            title,
+            "MiB",
+            len(ends["train.py"]),
+            {name: lambda number, of=name: ends[of][number].peak for name in ends},  # type: ignore[misc]
+        )
+
+    def start(title: str) -> dict[str, Any]:
+        imports = [sys.executable, "-c", "import torch, torchvision, accelerate"]
+        return compare(
+            title,
+            "s",
+            rounds,
+            {
+                "train.py": lambda _: first_update(data_dir),
+                "import torch, torchvision, accelerate": lambda _: run(imports)[1],
+            },
+        )
+
+    def test(title: str) -> dict[str, Any]:
+        return compare(title, "ms", rounds, {name: lambda _, of=of: of() for name, of in evaluation(data_dir).items()})
+
+    def target(title: str, accuracy: float, recipe: str, other: str, epochs: int) -> dict[str, Any]:
+        def seconds(name: str, end: Run) -> float | None:
+            curves.setdefault(name, []).append([list(accumulate(end.epoch_seconds)), end.test_accuracy])
+            return end.seconds_to(accuracy)
+
+        flags = {"epochs": epochs, "until": accuracy}
+        shown = {"original": "original script", "classic-cnn": "classic CNN"}[other]
+        return compare(
+            title,
+            "s",
+            rounds,
+            {
+                f"--recipe {recipe}": lambda seed: seconds(
+                    f"--recipe {recipe}", project(data_dir, recipe=recipe, seed=seed)
+                ),
+                shown: lambda seed: seconds(shown, baseline(other, data_dir, seed=seed, **flags)),
+            },
+        )
+
+    found: dict[str, Callable[[str], dict[str, Any]]] = {
+        "Training, batch 64": partial(training, batch=64, processes=1, rounds=rounds),
+        "Training, batch 512": partial(training, batch=512, processes=1, rounds=rounds),
+        "Training, batch 64, two processes": partial(training, batch=64, processes=2, rounds=rounds),
+        "Training, batch 512, two processes": partial(training, batch=512, processes=2, rounds=rounds),
+        "Evaluation of 10,000 images": test,
+        "From the start to the first update": start,
+    }
+    if not quick:
+        found |= {
+            "From the prompt to the files, 5 epochs": whole,
+            "Peak memory of that": memory,
+            "Seconds of training to 96.93 %": partial(
+                target, accuracy=0.9693, recipe="fast", other="original", epochs=8
+            ),
+            "Seconds of training to 99 %": partial(
+                target, accuracy=0.99, recipe="fast-cnn", other="classic-cnn", epochs=6
+            ),
+        }
+    return {title: partial(measure, title) for title, measure in found.items()}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The tables, for people."""
+
+    def figure(value: float | None) -> str:
+        return "none" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+    parts = []
+    for one in result["comparisons"].values():
+        reference = list(one["programs"])[-1]
+        what = "mean" if one["title"].startswith("Seconds of training") else "median"
+        parts += [
+            f"**{one['title']}** ({one['rounds']} rounds, {one['date']})\n",
+            f"| program | {one['unit']}, {what} | range | ratio to {reference} |",
+            "|---|---:|---|---:|",
+        ]
+        for name, row in one["programs"].items():
+            missed = f" ({row['reached']} of {one['rounds']} got there)" if row["reached"] < one["rounds"] else ""
+            spread = f"{figure(row['lowest'])} to {figure(row['highest'])}{missed}"
+            ratio = "" if row["ratio"] is None else f"{row['ratio']:.3g}"
+            parts.append(f"| {name} | {figure(row['average'])} | {spread} | {ratio} |")
+        parts.append("")
+    return "\n".join([*parts, ", ".join(f"{key} {value}" for key, value in result["setting"].items()), ""])
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Speeds beside the floor's, and accuracy over seconds of training."""
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(11, 3.8), layout="constrained")
+    bars, digits, images = picture.subplots(1, 3, width_ratios=[1.3, 1, 1])
+    place, ticks = 0.0, []
+    for one in result["comparisons"].values():
+        if one["title"].startswith("Training"):
+            for name, row in one["programs"].items():
+                color = "C0" if name == "train.py" else "0.6" if name.startswith("floor") else "0.8"
+                bars.barh(place, row["average"], color=color)
+                ticks.append((place, f"{name.split(' (')[0]}, {one['title'].removeprefix('Training, ')}"))
+                place -= 1
+            place -= 0.7
+    bars.set_yticks([tick for tick, _ in ticks], [name for _, name in ticks], fontsize=6)
+    bars.set(xlabel="samples a second (best epoch, median)")
+    for axes, names, goal in (
+        (digits, ("--recipe fast", "original script"), 96.93),
+        (images, ("--recipe fast-cnn", "classic CNN"), 99.0),
+    ):
+        for color, name in zip(("C0", "0.5"), names, strict=True):
+            for number, (seconds, accuracy) in enumerate(result["curves"].get(name, [])):
+                shown = [100 * share for share in accuracy]
+                axes.plot(seconds, shown, ".-", color=color, alpha=0.7, label=None if number else name)
+        axes.axhline(goal, color="black", linewidth=0.6)
+        axes.set(xlabel="seconds of training", ylabel="test accuracy (%)", xscale="log", title=f"to {goal:g} %")
+        if axes.lines[1:]:
+            axes.legend(fontsize=7)
+    picture.savefig(path, dpi=150)
 
 
 def processor() -> str:
@@ -51,50 +331,27 @@ def processor() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, help="default 5, quick 1")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", default="", help="part of the titles of the comparisons to run")
+    parser.add_argument("--output", type=Path, default=Path("speed"), help="path of the three files, without suffix")
     args = parser.parse_args()
-    table = []
-    for batch_size in (64, 512):
-        runs: dict[str, list[float]] = {"train.py": [], "floor": [], "original": []}
-        for number in range(args.rounds):
-            print(f"batch {batch_size}, round {number + 1} of {args.rounds}", file=sys.stderr)
-            runs["train.py"].append(project(args.data_dir, batch_size, 5))
-            runs["floor"].append(baseline("floor", args.data_dir, batch_size, 5))
-            runs["original"].append(baseline("original", args.data_dir, batch_size, 1))
-        for name, speeds in runs.items():
-            ratios = [speed / limit for speed, limit in zip(speeds, runs["floor"], strict=True)]
-            table.append(
-                {
-                    "batch_size": batch_size,
-                    "program": name,
-                    "samples_per_second": round(statistics.median(speeds)),
-                    "lowest": round(min(speeds)),
-                    "highest": round(max(speeds)),
-                    "ratio_to_floor": round(statistics.median(ratios), 3),
-                }
-            )
-    packages = {package: version(package) for package in ("torch", "torchvision", "accelerate", "wandb")}
-    setting = {
-        "date": time.strftime("%Y-%m-%d"),
-        "processor": processor(),
-        "python": platform.python_version(),
-    } | packages
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps({"setting": setting, "rounds": args.rounds, "table": table}, indent=2) + "\n")
-    text = [
-        "| batch | program | samples/s (median) | range | of the floor |",
-        "|---:|---|---:|---|---:|",
-        *(
-            f"| {row['batch_size']} | {row['program']} | {row['samples_per_second']:,} | "
-            f"{row['lowest']:,} to {row['highest']:,} | {row['ratio_to_floor']:.2f} |"
-            for row in table
-        ),
-        "",
-        f"{args.rounds} rounds; " + ", ".join(f"{key} {value}" for key, value in setting.items()),
-    ]
-    args.output.with_suffix(".md").write_text("\n".join(text) + "\n")
-    print("\n".join(text))
+    place, data_dir = args.output.with_suffix(".json"), args.data_dir.resolve()
+    result = json.loads(place.read_text()) if place.exists() else {"comparisons": {}, "curves": {}}
+    curves: dict[str, list] = {}
+    packages = ("torch", "torchvision", "accelerate", "wandb")
+    result["setting"] = {"processor": processor(), "python": platform.python_version()} | {
+        package: version(package) for package in packages
+    }
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for title, measure in comparisons(data_dir, args.rounds or (1 if args.quick else 5), args.quick, curves).items():
+        if args.only in title:
+            result["comparisons"][title] = measure()
+            result["curves"] |= curves
+            place.write_text(json.dumps(result, indent=1) + "\n")  # an hour's work is not lost with its last minute
+    place.with_suffix(".md").write_text(markdown(result))
+    draw(result, place.with_suffix(".png"))
+    print(markdown(result))
 
 
 if __name__ == "__main__":

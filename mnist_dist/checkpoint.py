@@ -20,11 +20,11 @@ from mnist_dist.runs import CHECKPOINTS, WEIGHTS
 from mnist_dist.stopping import Stopped, StopRequest
 
 STATE, MANIFEST = "state.pt", "manifest.json"
-FORMAT = 2  # raised when a checkpoint of before can no longer be read
+FORMAT = 3  # raised when a checkpoint of before can no longer be read
 KEEP = 2  # the newest so many are kept
 MATHEMATICS = (  # settings in which a run cannot be changed on the way
     *("dataset", "val_size", "seed", "batch_size", "gradient_accumulation_steps", "affine", "elastic"),
-    *("model", "hidden", "mixed_precision", "dtype"),
+    *("model", "hidden", "channels", "mixed_precision", "dtype", "compile"),
     *("lr", "schedule", "warmup", "weight_decay", "label_smoothing", "clip_norm", "ema"),
 )
 
@@ -158,7 +158,7 @@ class Keeper:
         averaged: nn.Module | None = None,
     ) -> None:
         self.accelerator, self.run, self.every = accelerator, run, every
-        self.model, self.optimizer, self.averaged = accelerator.unwrap_model(model), optimizer, averaged
+        self.model, self.optimizer, self.averaged = model, optimizer, averaged
         self.settings = {name: value for name, value in settings.items() if name in MATHEMATICS}
         self.epochs = settings["epochs"]
         if settings["schedule"] != "constant" or settings["warmup"]:

@@ -55,9 +55,11 @@ class TrainConfig(DataConfig):
     val_size: int = 0
     """Samples held out of the training set, stratified by class, for choosing settings."""
     model: Literal["mlp", "cnn"] = "mlp"
-    """mlp: 784-128-64-10, 109,386 parameters. cnn: two convolutions."""
+    """mlp: 784-128-64-10, 109,386 parameters. cnn: convolutions before it, 214,538 parameters."""
     hidden: tuple[int, ...] = (128, 64)
-    """Sizes of the mlp's hidden layers."""
+    """Sizes of the hidden fully connected layers."""
+    channels: tuple[int, ...] = (16, 32)
+    """Maps that each of the cnn's convolutions makes; after each the image's sides are halved."""
     epochs: int = 5
     """Passes over the training set."""
     batch_size: int = 64
@@ -86,11 +88,13 @@ class TrainConfig(DataConfig):
     """Decides the first weights, the order of the samples and the held-out samples."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Default: what Accelerate was launched with."""
+    compile: bool = False
+    """Compile the network with torch.compile, which takes a while and pays for long runs."""
     dtype: Literal["float32", "float64"] = "float32"
     """Arithmetic; float64 shows that the number of processes changes nothing but rounding."""
     cpu: bool = False
     """Force the CPU."""
-    recipe: Literal["original"] | None = None
+    recipe: Literal["original", "fast", "fast-cnn"] | None = None
     """Named settings; explicit flags win over them."""
     output_dir: Path | None = None
     """The run's folder; default runs/<timestamp>-<dataset>-<model>."""
@@ -114,10 +118,18 @@ class TrainConfig(DataConfig):
             UsageError: names the flag, its value and what to give instead.
         """
         super().check()
-        layers = [784, *self.hidden, 10]
+        require(
+            1 <= len(self.channels) <= 4 and all(1 <= maps <= 4096 for maps in self.channels),
+            "--channels",
+            " ".join(map(str, self.channels)),
+            "1 to 4 numbers from 1 to 4096",
+        )
+        maps = [1, *self.channels] if self.model == "cnn" else []
+        layers = [maps[-1] * (28 >> len(self.channels)) ** 2 if maps else 784, *self.hidden, 10]
         require(self.val_size >= 0, "--val-size", self.val_size, "0 or more samples")
         require(min(layers) >= 1, "--hidden", " ".join(map(str, self.hidden)), "sizes of at least 1")
         parameters = sum((inputs + 1) * outputs for inputs, outputs in itertools.pairwise(layers))
+        parameters += sum((9 * inputs + 1) * outputs for inputs, outputs in itertools.pairwise(maps))
         require(
             parameters <= MAX_PARAMETERS,
             "--hidden",

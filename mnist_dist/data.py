@@ -84,7 +84,11 @@ class Images(Dataset):
         return len(self.labels)
 
     def __getitem__(self, share: "Share") -> "Batch":
-        return Batch(self.images[share.index], self.labels[share.index], share.index, share.size, share.positions)
+        images, labels = (
+            self.images.index_select(0, share.index),
+            self.labels[share.index],
+        )  # twice as fast as images[…]
+        return Batch(images, labels, share.index, share.size, share.positions)
 
     def to(self, device: torch.device) -> "Images":
         """The same images, whole, on a device."""

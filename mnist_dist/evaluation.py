@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -36,12 +37,12 @@ class Evaluation:
     logits: Tensor
     labels: Tensor
 
-    @property
+    @cached_property
     def predictions(self) -> Tensor:
         """(N,) int64, the most probable class."""
         return self.logits.argmax(dim=1)
 
-    @property
+    @cached_property
     def probabilities(self) -> Tensor:
         """(N, classes), rows summing to 1."""
         return self.logits.softmax(dim=1)
@@ -136,14 +137,13 @@ def evaluate(
     """Classify every sample once, each process its share, and gather the predictions on all processes.
 
     Args:
-        model: the network, prepared by Accelerate or not; in mixed precision if it was prepared so.
+        model: the bare network, for DDP's forward expects a backward; in mixed precision if it was prepared so.
         batches: an unshuffled loader.
         view: what the network sees of a batch and its number, where that is not its images as they are.
 
     Raises:
         RuntimeError: a sample was counted twice or not at all, which is a fault of the loader.
     """
-    model = accelerator.unwrap_model(model)  # without DDP, whose forward expects a backward
     model.eval()
     images, labels = batches.dataset.images, batches.dataset.labels
     logits, seen = None, torch.zeros(len(labels), dtype=torch.int64, device=labels.device)

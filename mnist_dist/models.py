@@ -1,4 +1,4 @@
-"""The networks: `MNISTNet`, the multilayer perceptron, and `ConvNet`."""
+"""The networks: `MNISTNet`, the multilayer perceptron, and `ConvNet`, which puts convolutions before it."""
 
 import itertools
 import math
@@ -31,14 +31,15 @@ class MNISTNet(Classifier):
 
     Args:
         hidden: sizes of the hidden layers, each at least 1; empty for a linear classifier.
+        inputs: numbers a sample.
     """
 
-    def __init__(self, hidden: Sequence[int] = (128, 64)) -> None:
+    def __init__(self, hidden: Sequence[int] = (128, 64), inputs: int = math.prod(IMAGE)) -> None:
         super().__init__()
         self.layers = []
-        for number, (inputs, outputs) in enumerate(itertools.pairwise([math.prod(IMAGE), *hidden, CLASSES]), 1):
+        for number, (before, after) in enumerate(itertools.pairwise([inputs, *hidden, CLASSES]), 1):
             self.layers.append(f"fc{number}")
-            setattr(self, f"fc{number}", nn.Linear(inputs, outputs))
+            setattr(self, f"fc{number}", nn.Linear(before, after))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, 10) of images (N, 1, 28, 28) or (N, 784), normalised, in the dtype of the weights."""
@@ -49,30 +50,36 @@ class MNISTNet(Classifier):
         return getattr(self, last)(x)
 
 
-class ConvNet(Classifier):
-    """The two convolutions of the classic PyTorch MNIST example: 32 and 64 maps of 3x3, pooling, 128 units.
+class ConvNet(MNISTNet):
+    """A small convolutional network: `MNISTNet` over features instead of pixels.
 
-    Without that example's dropout, whose masks would depend on how many processes share a batch.
-    1,199,882 parameters.
+    Each of conv1, conv2, ... is a 3x3 convolution that keeps the size, then 2x2 max pooling, which halves it, and ReLU
+    (after the pooling, where it is the same and has a quarter of the work). With the default sizes 214,538 parameters.
+
+    Args:
+        channels: maps that each convolution makes, 1 to 4 of them (28 pixels halve to 14, 7, 3 and 1).
+        hidden: sizes of the fully connected layers after them.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 32, 3)
-        self.conv2 = nn.Conv2d(32, 64, 3)
-        self.fc1 = nn.Linear(64 * 12 * 12, 128)
-        self.fc2 = nn.Linear(128, CLASSES)
+    def __init__(self, channels: Sequence[int] = (16, 32), hidden: Sequence[int] = (128, 64)) -> None:
+        super().__init__(hidden, inputs=channels[-1] * (IMAGE[1] >> len(channels)) ** 2)
+        self.convolutions = []
+        for number, (inputs, outputs) in enumerate(itertools.pairwise([IMAGE[0], *channels]), 1):
+            self.convolutions.append(f"conv{number}")
+            setattr(self, f"conv{number}", nn.Conv2d(inputs, outputs, 3, padding=1))
+        self.to(memory_format=torch.channels_last)  # 1.6 times as fast on CPUs, and what tensor cores want
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, 10) of images (N, 1, 28, 28), normalised, in the dtype of the weights."""
-        x = F.relu(self.conv1(images))
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
-        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+        x = images.to(memory_format=torch.channels_last)
+        for name in self.convolutions:
+            x = F.relu(F.max_pool2d(getattr(self, name)(x), 2))
+        return super().forward(x)
 
 
-def build(name: str, hidden: Sequence[int] = (128, 64)) -> Classifier:
+def build(name: str, hidden: Sequence[int] = (128, 64), channels: Sequence[int] = (16, 32)) -> Classifier:
     """The network of that name, "mlp" or "cnn", with fresh weights from torch's global generator."""
-    return MNISTNet(hidden) if name == "mlp" else ConvNet()
+    return MNISTNet(hidden) if name == "mlp" else ConvNet(channels, hidden)
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -87,11 +94,15 @@ def from_state_dict(weights: Mapping[str, Tensor]) -> Classifier:
         UserError: the weights are not those of a network of this module.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    layers = [re.fullmatch(r"fc(\d+)\.weight", key) for key in shapes]
-    numbers = sorted(int(layer[1]) for layer in layers if layer)  # files may keep names in another order
-    hidden = [shapes[f"fc{number}.weight"][0] for number in numbers if shapes[f"fc{number}.weight"]][:-1]
+
+    def outputs(kind: str) -> list[int]:
+        layers = [re.fullmatch(rf"{kind}(\d+)\.weight", key) for key in shapes]
+        numbers = sorted(int(layer[1]) for layer in layers if layer)  # files may keep names in another order
+        return [shapes[f"{kind}{number}.weight"][0] for number in numbers if shapes[f"{kind}{number}.weight"]]
+
+    channels, hidden = outputs("conv"), outputs("fc")[:-1]
     with torch.device("meta"):  # shapes without memory: they may be absurd
-        model = build("cnn" if "conv1.weight" in shapes else "mlp", hidden)
+        model = ConvNet(channels[:4], hidden) if channels else MNISTNet(hidden)
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     if shapes != expected:
         unlike = sorted(key for key in shapes.keys() | expected.keys() if shapes.get(key) != expected.get(key))

@@ -1,19 +1,27 @@
 """The pictures. Each function draws one and writes it as a PNG."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from mnist_dist.data import Data
 from mnist_dist.evaluation import Evaluation
 
-matplotlib.use("Agg")  # no window: most of this runs where there is no screen
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches, which needs no screen."""
+    os.environ["MPLBACKEND"] = "agg"  # whatever window somebody set there is not wanted here, and may not exist
+    from matplotlib.figure import Figure  # half a second that only who draws should wait for
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def evaluation(folder: Path, result: Evaluation, samples: Data, split: str) -> None:
@@ -44,8 +52,8 @@ def digits(path: Path, images: Tensor, titles: Sequence[str], heading: str, colu
     columns = min(columns, len(images))
     lines = 1 + max(title.count("\n") for title in titles)
     height, width, pitch_y, pitch_x = 28, 28, 32 + 5 * lines, 40
-    figure = Figure(figsize=(0.029 * pitch_x * columns + 0.2, 0.029 * pitch_y * rows + 0.5), layout="constrained")
-    axes = figure.subplots()  # one for all images: an Axes for each would take seconds to draw
+    picture = figure(0.029 * pitch_x * columns + 0.2, 0.029 * pitch_y * rows + 0.5)
+    axes = picture.subplots()  # one for all images: an Axes for each would take seconds to draw
     axes.set_title(heading, fontsize=10)
     canvas = np.zeros((pitch_y * rows, pitch_x * columns), np.float32)
     for number, (image, title) in enumerate(zip(images.cpu().numpy(), titles, strict=True)):
@@ -54,7 +62,7 @@ def digits(path: Path, images: Tensor, titles: Sequence[str], heading: str, colu
         axes.text(left + width / 2, top - 2, title, ha="center", va="bottom", fontsize=8, linespacing=1)
     axes.imshow(canvas, cmap="gray_r", vmin=0, vmax=1)
     axes.axis("off")
-    figure.savefig(path, dpi=150)
+    picture.savefig(path, dpi=150)
 
 
 def confusion_matrix(path: Path, confusion: Tensor, classes: Sequence[str], heading: str) -> None:
@@ -66,10 +74,10 @@ def confusion_matrix(path: Path, confusion: Tensor, classes: Sequence[str], head
     counts = confusion.cpu()
     share = counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)
     mistakes = share.clone().fill_diagonal_(0)
-    figure = Figure(figsize=(7.5, 6.6), layout="constrained")
-    axes = figure.subplots()
+    picture = figure(7.5, 6.6)
+    axes = picture.subplots()
     image = axes.imshow(100 * mistakes, cmap="Reds", vmin=0, vmax=max(100 * mistakes.max().item(), 1e-9))
-    figure.colorbar(image, ax=axes, label="share of the true class mistaken for it (%)", shrink=0.85)
+    picture.colorbar(image, ax=axes, label="share of the true class mistaken for it (%)", shrink=0.85)
     for row in range(len(counts)):
         for column in range(len(counts)):
             count = int(counts[row, column])
@@ -87,14 +95,14 @@ def confusion_matrix(path: Path, confusion: Tensor, classes: Sequence[str], head
     axes.set_xticks(range(len(classes)), classes, rotation=45 if max(map(len, classes)) > 2 else 0)
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted", ylabel="true", title=heading)
-    figure.savefig(path, dpi=150)
+    picture.savefig(path, dpi=150)
 
 
 def reliability(path: Path, result: Evaluation, heading: str) -> None:
     """Accuracy against confidence: on the diagonal where a model is right as often as it says."""
     bins = result.reliability()
-    figure = Figure(figsize=(5, 4.6), layout="constrained")
-    axes = figure.subplots()
+    picture = figure(5, 4.6)
+    axes = picture.subplots()
     axes.plot([0, 100], [0, 100], color="grey", linewidth=1)
     axes.plot([100 * bin.confidence for bin in bins], [100 * bin.accuracy for bin in bins], marker="o")
     for bin in bins:
@@ -104,7 +112,7 @@ def reliability(path: Path, result: Evaluation, heading: str) -> None:
     axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 102), ylim=(0, 102))
     axes.set_title(f"{heading}\nexpected calibration error {100 * result.calibration_error:.2f}%", fontsize=9)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    picture.savefig(path, dpi=150)
 
 
 def learning_curves(path: Path, epochs: Sequence[dict[str, Any]], heading: str) -> None:
@@ -114,9 +122,9 @@ def learning_curves(path: Path, epochs: Sequence[dict[str, Any]], heading: str) 
         epochs: the lines of metrics.jsonl, in order; at least one.
     """
     numbers = [line["epoch"] for line in epochs]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    figure.suptitle(heading)
-    loss, accuracy = figure.subplots(1, 2)
+    picture = figure(9, 3.6)
+    picture.suptitle(heading)
+    loss, accuracy = picture.subplots(1, 2)
     for split in ("train", "val", "test"):
         if f"{split}_loss" in epochs[0]:
             loss.plot(numbers, [line[f"{split}_loss"] for line in epochs], marker=".", label=split)
@@ -128,4 +136,4 @@ def learning_curves(path: Path, epochs: Sequence[dict[str, Any]], heading: str) 
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, dpi=150)
+    picture.savefig(path, dpi=150)

@@ -236,7 +236,7 @@ def append_json(path: Path, value: Any) -> None:
 def save_weights(path: Path, model: nn.Module) -> None:
     """Write a bare model's `state_dict`, on the CPU, as plain `torch.load(path, weights_only=True)` reads it."""
     buffer = io.BytesIO()
-    torch.save({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, buffer)
+    torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, buffer)
     write(path, buffer.getvalue())
 
 

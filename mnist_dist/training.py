@@ -52,13 +52,14 @@ def train_step(
     # DDP averages the gradients with equal weight for every process (pytorch #67253). Weighing the *sum* over the share
     # by W / B makes that average the mean over the global batch, however the B samples are shared out.
     weight = batch.images.new_full((), accelerator.num_processes / batch.size)  # no copy that a GPU would wait for
-    pieces = config.gradient_accumulation_steps
+    pieces, scaler = config.gradient_accumulation_steps, accelerator.scaler
     losses = []
     parts = zip(batch.images.tensor_split(pieces), batch.labels.tensor_split(pieces), strict=True)
     for number, (images, labels) in enumerate(parts, 1):
         with nullcontext() if number == pieces else accelerator.no_sync(model):
             loss = F.cross_entropy(model(images), labels, reduction="sum", label_smoothing=config.label_smoothing)
-            accelerator.backward(loss, gradient=weight.to(loss.dtype))
+            # What `accelerator.backward` does, but for a division by 1 that costs two operations on a scalar.
+            (scaler.scale(loss) if scaler else loss).backward(gradient=weight.to(loss.dtype))
         losses.append(loss.detach())
     if config.clip_norm:
         accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -92,14 +93,16 @@ def train_epoch(
     model.train()
     samples, steps = len(batches.dataset), math.ceil(len(batches.dataset) / config.batch_size)
     batches.sampler.set_epoch(state.epoch, first=state.step)
-    losses = torch.zeros(steps, dtype=next(model.parameters()).dtype, device=accelerator.device)
+    losses: list[Tensor] = []  # of the latest updates, not waited for
     rate, begin = config.lr, perf_counter() - state.epoch_seconds
 
     def gather_losses() -> None:
-        first = len(state.losses)
-        unfit = torch.stack([~parameter.isfinite().all() for parameter in model.parameters()]).any()
-        sums = sum_over_processes(accelerator, torch.cat([losses[first : state.step], unfit.to(losses.dtype)[None]]))
-        check_finite(sums[:-1], state.global_step, bool(sums[-1]), keeper.last)
+        weights = torch.stack(
+            [parameter.detach().sum() for parameter in model.parameters()]
+        ).sum()  # finite if they are
+        sums = sum_over_processes(accelerator, torch.stack([*losses, weights]))
+        check_finite(sums[:-1], state.global_step, not sums[-1].isfinite(), keeper.last)
+        losses.clear()
         state.losses += sums[:-1].tolist()
 
     progress = tqdm(
@@ -127,7 +130,7 @@ def train_epoch(
                     elastic=config.elastic,
                     generator=seeded(config.seed, DISTORT, state.epoch, state.step),
                 )
-            losses[state.step] = train_step(accelerator, model, optimizer, batch, config)
+            losses.append(train_step(accelerator, model, optimizer, batch, config))
             state.step += 1
             state.global_step += 1
             progress.update(batch.size)

@@ -26,7 +26,7 @@ from mnist_dist import checkpoint, data, models, runs, training
 from mnist_dist.checkpoint import Keeper, TrainState
 from mnist_dist.config import TrainConfig, VerifyConfig, as_json
 from mnist_dist.data import Images, Loader
-from mnist_dist.distributed import describe, from_main, start
+from mnist_dist.distributed import describe, from_main, prepare, start
 from mnist_dist.errors import UserError, explain
 from mnist_dist.evaluation import BATCH, evaluate
 from mnist_dist.stopping import SIGNALS
@@ -347,9 +347,9 @@ def check_gradient(accelerator: Accelerator, train: Images) -> Check:
     before = [parameter.detach().clone().to(accelerator.device) for parameter in model.parameters()]
     loader = loader_of(accelerator, train)
     loader.sampler.set_epoch(0)
-    prepared, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1.0))
+    prepared, optimizer = prepare(accelerator, model, torch.optim.SGD(model.parameters(), lr=1.0))
     training.train_step(accelerator, prepared, optimizer, next(iter(loader)), SETTINGS)
-    after = [parameter.detach() for parameter in accelerator.unwrap_model(prepared).parameters()]
+    after = [parameter.detach() for parameter in model.parameters()]
 
     def difference() -> float:
         alone = fresh_model().to(accelerator.device)
@@ -368,10 +368,10 @@ def check_training(accelerator: Accelerator, train: Images, root: Path) -> list[
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     folder = Path(from_main(tempfile.mkdtemp(prefix=".verify-", dir=root) if accelerator.is_main_process else ""))
     try:
-        model = fresh_model()
-        model, optimizer = accelerator.prepare(model, training.adam(model, SETTINGS))
+        bare = fresh_model()
+        model, optimizer = prepare(accelerator, bare, training.adam(bare, SETTINGS))
         settings = as_json(SETTINGS)
-        keeper = Keeper(accelerator, folder, model, optimizer, settings, every=0)
+        keeper = Keeper(accelerator, folder, bare, optimizer, settings, every=0)
         with Tracker(accelerator, folder, settings, []) as tracker:
             state, loader = TrainState(), loader_of(accelerator, train)
             while state.epoch < SETTINGS.epochs:
@@ -379,7 +379,7 @@ def check_training(accelerator: Accelerator, train: Images, root: Path) -> list[
             keeper.keep(state, tracker.history)
         rates = [point["train/learning_rate"] for point in tracker.history]
         expected = from_main(train_alone(train) if accelerator.is_main_process else None)
-        weights = {name: tensor.cpu() for name, tensor in accelerator.unwrap_model(model).state_dict().items()}
+        weights = {name: tensor.cpu() for name, tensor in bare.state_dict().items()}
         steps = len(expected["rates"])
         return [
             compare(

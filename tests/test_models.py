@@ -31,6 +31,18 @@ def test_logits_are_those_of_the_formula():
     torch.testing.assert_close(model(images), x @ w["fc3.weight"].T + w["fc3.bias"])
 
 
+def test_the_logits_of_the_convolutional_network_are_those_of_the_formula():
+    model, images = ConvNet((2, 3), (5,)).double(), torch.randn(4, 1, 28, 28, dtype=torch.float64)
+    w = model.state_dict()
+    x = images
+    for layer in ("conv1", "conv2"):
+        x = torch.conv2d(x, w[f"{layer}.weight"], w[f"{layer}.bias"], padding=1).clamp(min=0)
+        x = x.unfold(2, 2, 2).unfold(3, 2, 2).amax(dim=(4, 5))
+    x = (x.flatten(1) @ w["fc1.weight"].T + w["fc1.bias"]).clamp(min=0)
+    torch.testing.assert_close(model(images), x @ w["fc2.weight"].T + w["fc2.bias"])
+    assert parameter_count(ConvNet()) == 214_538
+
+
 @pytest.mark.parametrize("model", [MNISTNet(), ConvNet()])
 def test_probabilities_are_the_softmax_of_the_logits(model):
     images = torch.randn(3, 1, 28, 28)
@@ -40,9 +52,11 @@ def test_probabilities_are_the_softmax_of_the_logits(model):
     assert model(torch.empty(0, 1, 28, 28)).shape == (0, 10)  # a process's share of a batch may be empty
 
 
-@pytest.mark.parametrize(("name", "hidden"), [("mlp", ()), ("mlp", (128, 64)), ("mlp", (3, 4, 5, 6)), ("cnn", ())])
-def test_weights_alone_tell_the_network(name, hidden):
-    model = build(name, hidden)
+@pytest.mark.parametrize(
+    "model",
+    [MNISTNet(()), MNISTNet(), MNISTNet((3, 4, 5, 6)), ConvNet(), ConvNet((3,), ()), ConvNet((2, 3, 4, 5), (6,))],
+)
+def test_weights_alone_tell_the_network(model):
     again = from_state_dict(model.state_dict())
     images = torch.randn(4, 1, 28, 28)
     assert torch.equal(again(images), model(images))
@@ -60,6 +74,9 @@ def test_weights_alone_tell_the_network(name, hidden):
         {name: tensor for name, tensor in MNISTNet().state_dict().items() if name != "fc2.bias"},
         {"module." + name: tensor for name, tensor in MNISTNet().state_dict().items()},  # a wrapper's prefix
         {"fc1.weight": torch.tensor(1.0)},
+        {"conv1.weight": torch.tensor(1.0)},
+        {name: tensor for name, tensor in ConvNet().state_dict().items() if name != "conv2.bias"},
+        {f"conv{number}.weight": torch.zeros(2, 2, 3, 3) for number in range(1, 9)},
     ],
 )
 def test_other_weights_are_refused(weights):
