@@ -183,7 +183,7 @@ def trade_off(path: Path, seconds: Sequence[float], values: Sequence[float], hea
     axes.plot(seconds, [100 * value for value in values], "o", label="trial")
     points = [seconds[number] for number in front], [100 * values[number] for number in front]
     axes.step(*points, "o-", where="post", color="black", linewidth=1, label="none is faster and better")
-    axes.set(xlabel="training time (s)", ylabel="validation accuracy (%)", xscale="log")
+    axes.set(xlabel="training time (s)", ylabel="validation accuracy (%)", xlim=(0, None))
     axes.set_title(heading, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -327,6 +327,7 @@ def test_a_damaged_journal_is_refused(tmp_path):
 def test_several_processes_of_a_launcher_are_refused(tmp_path, monkeypatch):
     for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_PORT": 1, "MASTER_ADDR": "x"}.items():
         monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(tune.distributed, "start", lambda **_: pytest.fail("it would wait for the other"))
     with pytest.raises(UserError, match="start the same command several times, without a launcher"):
         search(tmp_path / "study")
     assert not (tmp_path / "study").exists()
