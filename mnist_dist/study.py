@@ -130,7 +130,9 @@ def trials_to_do(
         first: parameters of the trial that no study is without.
         seed: decides, with a trial's number and those before it, what the trial tries.
     """
-    progress = tqdm(total=wanted, desc="trials", unit="", disable=None)  # none where standard error is no terminal
+    progress = tqdm(
+        total=wanted, desc="trials", unit=" trials", disable=None
+    )  # none where standard error is no terminal
     with progress:
         while True:
             with locks.claiming():
