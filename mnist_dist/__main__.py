@@ -1,4 +1,4 @@
-"""The smaller commands: python -m mnist_dist explore | download | predict | export | verify."""
+"""The smaller commands: python -m mnist_dist explore | download | predict | tune | export | verify."""
 
 import sys
 import time
@@ -9,13 +9,23 @@ import tyro
 
 from mnist_dist import data, distributed, images, models, plots, runs
 from mnist_dist.augment import distort
-from mnist_dist.config import DownloadConfig, ExploreConfig, ExportConfig, PredictConfig, VerifyConfig, parse, require
+from mnist_dist.config import (
+    DownloadConfig,
+    ExploreConfig,
+    ExportConfig,
+    PredictConfig,
+    TuneConfig,
+    VerifyConfig,
+    parse,
+    require,
+)
 from mnist_dist.errors import UserError
 
 Command = (
     Annotated[ExploreConfig, tyro.conf.subcommand("explore")]
     | Annotated[DownloadConfig, tyro.conf.subcommand("download")]
     | Annotated[PredictConfig, tyro.conf.subcommand("predict")]
+    | Annotated[TuneConfig, tyro.conf.subcommand("tune")]
     | Annotated[ExportConfig, tyro.conf.subcommand("export")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
 )
@@ -77,6 +87,13 @@ def predict(config: PredictConfig) -> None:
             print(f"  {name:>8} {100 * probability:6.2f}% {'#' * round(40 * probability)}")
 
 
+def tune(config: TuneConfig) -> None:
+    """Search for settings."""
+    from mnist_dist import tune as search  # only this command needs Optuna
+
+    search.tune(config)
+
+
 def export(config: ExportConfig) -> None:
     """Write a model in another format."""
     from mnist_dist import export as formats  # only this command needs torch's exporters
@@ -113,6 +130,8 @@ def main() -> None:
         download(config)
     elif isinstance(config, PredictConfig):
         predict(config)
+    elif isinstance(config, TuneConfig):
+        tune(config)
     elif isinstance(config, ExportConfig):
         export(config)
     else:

@@ -7,9 +7,9 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tyro
 
@@ -49,8 +49,8 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(DataConfig):
-    """Train a digit classifier. The defaults are those of the original single-file script."""
+class Settings(DataConfig):
+    """What is trained, and how. The defaults are those of the original single-file script."""
 
     val_size: int = 0
     """Samples held out of the training set, stratified by class, for choosing settings."""
@@ -82,37 +82,17 @@ class TrainConfig(DataConfig):
     """Largest norm of an update's gradient; 0: no limit."""
     ema: float = 0.0
     """Decay of a moving average of the weights, which then is the model, usually 0.99 to 0.9999; 0: none."""
-    gradient_accumulation_steps: int = 1
-    """Pieces in which a process works through its share of a batch, to need less memory; changes nothing else."""
     seed: int = 0
     """Decides the first weights, the order of the samples and the held-out samples."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Default: what Accelerate was launched with."""
-    compile: bool = False
-    """Compile the network with torch.compile, which takes a while and pays for long runs."""
     dtype: Literal["float32", "float64"] = "float32"
     """Arithmetic; float64 shows that the number of processes changes nothing but rounding."""
     cpu: bool = False
     """Force the CPU."""
-    recipe: Literal["original", "fast", "fast-cnn"] | None = None
-    """Named settings; explicit flags win over them."""
-    output_dir: Path | None = None
-    """The run's folder; default runs/<timestamp>-<dataset>-<model>."""
-    resume: bool = False
-    """Go on from the newest intact checkpoint in --output-dir; from scratch, saying so, where there is none."""
-    checkpoint_every: int = 0
-    """Updates between two checkpoints; 0: at the ends of epochs only."""
-    log_every: int = 50
-    """Updates between two points of the loss curve."""
-    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """Weights & Biases; auto: online where a key is configured, else offline."""
-    wandb_project: str = "mnist-dist"
-    """Project that the run appears under in Weights & Biases."""
-    wandb_model: bool = False
-    """Store the trained model in Weights & Biases as an artifact."""
 
     def check(self) -> None:
-        """Refuse what cannot be, before anything is loaded.
+        """Refuse what cannot be.
 
         Raises:
             UsageError: names the flag, its value and what to give instead.
@@ -146,13 +126,47 @@ class TrainConfig(DataConfig):
         require(0 <= self.elastic <= MAX_ELASTIC, "--elastic", self.elastic, f"a strength from 0 to {MAX_ELASTIC}")
         require(0 <= self.clip_norm < math.inf, "--clip-norm", self.clip_norm, "a norm above 0, or 0 for no limit")
         require(0 <= self.ema < 1, "--ema", self.ema, "a decay from 0 to below 1")
+        require(0 <= self.seed < 2**63, "--seed", self.seed, "a number from 0 to 2^63 - 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Settings):
+    """Train a digit classifier. The defaults are those of the original single-file script."""
+
+    gradient_accumulation_steps: int = 1
+    """Pieces in which a process works through its share of a batch, to need less memory; changes nothing else."""
+    compile: bool = False
+    """Compile the network with torch.compile, which takes a while and pays for long runs."""
+    recipe: Literal["original", "fast", "fast-cnn"] | None = None
+    """Named settings; explicit flags win over them."""
+    output_dir: Path | None = None
+    """The run's folder; default runs/<timestamp>-<dataset>-<model>."""
+    resume: bool = False
+    """Go on from the newest intact checkpoint in --output-dir; from scratch, saying so, where there is none."""
+    checkpoint_every: int = 0
+    """Updates between two checkpoints; 0: at the ends of epochs only."""
+    log_every: int = 50
+    """Updates between two points of the loss curve."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """Weights & Biases; auto: online where a key is configured, else offline."""
+    wandb_project: str = "mnist-dist"
+    """Project that the run appears under in Weights & Biases."""
+    wandb_model: bool = False
+    """Store the trained model in Weights & Biases as an artifact."""
+
+    def check(self) -> None:
+        """Refuse what cannot be, before anything is loaded.
+
+        Raises:
+            UsageError: names the flag, its value and what to give instead.
+        """
+        super().check()
         require(
             1 <= self.gradient_accumulation_steps <= self.batch_size,
             "--gradient-accumulation-steps",
             self.gradient_accumulation_steps,
             f"a number from 1 to the batch size, {self.batch_size}",
         )
-        require(0 <= self.seed < 2**63, "--seed", self.seed, "a number from 0 to 2^63 - 1")
         require(self.checkpoint_every >= 0, "--checkpoint-every", self.checkpoint_every, "a number of updates, or 0")
         if self.resume and self.output_dir is None:
             raise UsageError("--resume needs --output-dir: name the folder of the run to go on with")
@@ -293,6 +307,36 @@ class VerifyConfig(DataConfig):
         require(self.processes >= 0, "--processes", self.processes, "a number of processes, or 0")
 
 
+Knob = Literal[
+    "lr", "hidden", "batch-size", "epochs", "schedule", "weight-decay", "label-smoothing", "affine", "elastic"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(Settings):
+    """Search for settings with Optuna, by accuracy on held-out samples. Several processes can work on one study."""
+
+    val_size: int = 10_000
+    """Samples held out of the training set, stratified by class, by which trials are judged."""
+    search: tuple[Knob, ...] = get_args(Knob)
+    """What is searched, beginning with the values given (by default the original ones); the rest stays as given."""
+    trials: int = 40
+    """Trials of the whole study, by all processes and calls together."""
+    output_dir: Path = Path("runs/tune")
+    """The study's folder. Start the same command again to go on with it, or beside it to share the work."""
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UsageError: names the flag, its value and what to give instead.
+        """
+        super().check()
+        require(self.val_size >= 1, "--val-size", self.val_size, "at least 1 sample to judge the trials by")
+        require(len(self.search) >= 1, "--search", "nothing", f"some of {', '.join(get_args(Knob))}")
+        require(1 <= self.trials <= 1_000_000, "--trials", self.trials, "a number from 1 to 1,000,000")
+
+
 def parse(config_type: Any, args: Sequence[str] | None = None, prog: str | None = None) -> Any:
     """The settings on a command line, checked.
 
@@ -334,3 +378,19 @@ def sentence(box: str) -> str:
 def as_json(config: Any) -> dict[str, Any]:
     """The settings as plain JSON values, paths as strings."""
     return {key: os.fspath(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+
+
+def as_flags(config: TrainConfig) -> list[str]:
+    """The words after `train.py` that stand for these settings: those that are not the defaults."""
+    words: list[str] = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value != field.default:
+            values = value if isinstance(value, tuple) else () if value is True else (value,)
+            words += [flag(field.name), *map(str, values)]
+    return words
+
+
+def flag(field: str) -> str:
+    """What a field is called on the command line."""
+    return f"--{field.replace('_', '-')}"

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,3 +137,71 @@ def learning_curves(path: Path, epochs: Sequence[dict[str, Any]], heading: str) 
         axes.grid(alpha=0.3)
         axes.legend()
     picture.savefig(path, dpi=150)
+
+
+def history(path: Path, numbers: Sequence[int], values: Sequence[float], pruned: Sequence[bool], heading: str) -> None:
+    """The trials of a search in their order, and the best so far.
+
+    Args:
+        numbers: of the n trials, ascending.
+        values: (n,) accuracies on the held-out samples, in [0, 1]; not a number where there is none.
+        pruned: (n,) whether a trial was given up; at least one was not.
+    """
+    x, y, given_up = np.array(numbers), 100 * np.array(values), np.array(pruned)
+    best = np.maximum.accumulate(np.where(given_up, -np.inf, y))
+    picture = figure(7, 4)
+    axes = picture.subplots()
+    axes.plot(x[~given_up], y[~given_up], "o", label="trial")
+    axes.plot(x[given_up], y[given_up], "x", color="grey", label="pruned, when it was")
+    axes.step(x[np.isfinite(best)], best[np.isfinite(best)], where="post", color="black", linewidth=1, label="best")
+    axes.set(xlabel="trial", ylabel="validation accuracy (%)")
+    axes.set_title(heading, fontsize=10)
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    picture.savefig(path, dpi=150)
+
+
+def importances(path: Path, shares: Mapping[str, float], heading: str) -> None:
+    """How much each setting decides whether a trial is among the best.
+
+    Args:
+        shares: by setting, the largest first, summing to 1.
+    """
+    picture = figure(7, 0.8 + 0.35 * len(shares))
+    axes = picture.subplots()
+    axes.barh(list(shares), [100 * share for share in shares.values()])
+    axes.invert_yaxis()
+    axes.set(xlabel="importance (%)")
+    axes.set_title(heading, fontsize=10)
+    axes.grid(alpha=0.3, axis="x")
+    picture.savefig(path, dpi=150)
+
+
+def trade_off(path: Path, seconds: Sequence[float], values: Sequence[float], heading: str) -> None:
+    """What accuracy takes in time, and the trials than which no other is both faster and better.
+
+    Args:
+        seconds: (n,) training time of each trial; n at least 1.
+        values: (n,) accuracies on the held-out samples, in [0, 1].
+    """
+    front = pareto_front(seconds, values)
+    picture = figure(7, 4)
+    axes = picture.subplots()
+    axes.plot(seconds, [100 * value for value in values], "o", label="trial")
+    points = [seconds[number] for number in front], [100 * values[number] for number in front]
+    axes.step(*points, "o-", where="post", color="black", linewidth=1, label="none is faster and better")
+    axes.set(xlabel="training time (s)", ylabel="validation accuracy (%)", xlim=(0, None))
+    axes.set_title(heading, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    picture.savefig(path, dpi=150)
+
+
+def pareto_front(seconds: Sequence[float], values: Sequence[float]) -> list[int]:
+    """Numbers of the trials that are better than every faster one, the fastest first."""
+    front: list[int] = []
+    for number in sorted(range(len(seconds)), key=lambda number: (seconds[number], -values[number])):
+        if not front or values[number] > values[front[-1]]:
+            front.append(number)
+    return front

@@ -75,12 +75,16 @@ def train_epoch(
     batches: Loader,
     state: TrainState,
     config: TrainConfig,
-    tracker: Tracker,
-    keeper: Keeper,
+    tracker: Tracker | None = None,
+    keeper: Keeper | None = None,
 ) -> dict[str, float]:
     """Visit every training sample of an epoch once, from where `state` stands, and advance it to the next epoch.
 
     Nothing in the loop waits for the device, except for a point of the loss curve and for a checkpoint.
+
+    Args:
+        tracker: takes the loss curve; None where nobody wants it.
+        keeper: writes checkpoints and notices requests to stop; None for training that is not to go on after a stop.
 
     Returns:
         `train_loss` (mean over the epoch's samples of the losses at the time of their updates), `learning_rate` (of the
@@ -97,11 +101,11 @@ def train_epoch(
     rate, begin = config.lr, perf_counter() - state.epoch_seconds
 
     def gather_losses() -> None:
-        weights = torch.stack(
-            [parameter.detach().sum() for parameter in model.parameters()]
-        ).sum()  # finite if they are
+        # Not finite where a weight is not: one sum a tensor is all this costs.
+        weights = torch.stack([parameter.detach().sum() for parameter in model.parameters()]).sum()
         sums = sum_over_processes(accelerator, torch.stack([*losses, weights]))
-        check_finite(sums[:-1], state.global_step, not sums[-1].isfinite(), keeper.last)
+        last_good = keeper.last if keeper else None
+        check_finite(sums[:-1], state.global_step, not sums[-1].isfinite(), last_good)
         losses.clear()
         state.losses += sums[:-1].tolist()
 
@@ -140,12 +144,14 @@ def train_epoch(
                 loss = sum(state.losses[first:]) / (
                     min(state.step * config.batch_size, samples) - first * config.batch_size
                 )
-                tracker.curve({"global_step": state.global_step, "train/loss": loss, "train/learning_rate": rate})
+                if tracker:
+                    tracker.curve({"global_step": state.global_step, "train/loss": loss, "train/learning_rate": rate})
                 progress.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-            if state.step < steps and keeper.due(state.global_step):  # an epoch's end has a checkpoint of its own
+            # An epoch's end has a checkpoint of its own.
+            if keeper and state.step < steps and keeper.due(state.global_step):
                 gather_losses()
                 state.epoch_seconds = perf_counter() - begin
-                keeper.keep(state, tracker.history)
+                keeper.keep(state, tracker.history if tracker else [])
     seconds = perf_counter() - begin
     figures = {
         "train_loss": sum(state.losses) / samples,

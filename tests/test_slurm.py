@@ -272,3 +272,19 @@ def test_a_folder_that_all_tasks_of_an_array_would_share_is_refused(cluster):
     job = cluster.end(f"{number}_0")
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "2:0")
     assert "--output-dir mine would be shared by all tasks of the array" in cluster.log(f"{number}_0")
+
+
+def test_the_tasks_of_an_array_make_the_trials_of_one_study_and_where_one_is_killed_the_others_make_up_for_it(cluster):
+    flags = "--dataset mnist-5k --val-size 1000 --epochs 5 --search lr --trials 12".split()
+    number = cluster.submit("tune.sbatch", *flags, options=["--nodes=1", "--array=0-1"])
+    journal = cluster.folder / "runs" / "tune" / "journal.jsonl"
+    until(
+        lambda: journal.exists() and journal.read_text().count('"step":1,') > 2, 90, lambda: cluster.log(f"{number}_0")
+    )
+    cluster.command("scancel", "--signal=KILL", f"{number}_1")
+    cluster.end(f"{number}_1")
+    cluster.succeeded(f"{number}_0")
+    assert "mnist-5k: 12 trials" in cluster.log(f"{number}_0")
+    again = cluster.submit("tune.sbatch", *flags, options=["--nodes=1", "--array=0-0"])
+    cluster.succeeded(f"{again}_0")
+    assert cluster.log(f"{again}_0").startswith("mnist-5k: 12 trials")

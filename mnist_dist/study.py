@@ -1,0 +1,162 @@
+"""A study: one search by Optuna, made by any number of processes, each of which may be killed at any instant."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import Trial, TrialState
+from tqdm import tqdm
+
+from mnist_dist.errors import UserError
+
+JOURNAL, LOCKS = "journal.jsonl", "locks"  # in the study's folder
+WRITING, CLAIMING, TRIALS = 0, 1, 2  # which byte of the locks' file stands for what; trial n has byte TRIALS + n
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+PATIENCE = 0.5  # seconds between two looks at what others do, where nothing is left to begin
+
+
+class Locks:
+    """What only one process may do at a time, each a byte of one file that the process locks.
+
+    The system frees them however that process ends. Optuna's own locks outlive it, and hold up the others.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.journal = folder / JOURNAL
+        self.file = (folder / LOCKS).open("ab")
+
+    def take(self, byte: int, wait: bool = True) -> bool:
+        """Lock a byte; where another process holds it, wait for it or return False."""
+        try:
+            fcntl.lockf(self.file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
+        except BlockingIOError:
+            return False
+        return True
+
+    def free(self, byte: int) -> None:
+        """Unlock a byte."""
+        fcntl.lockf(self.file, fcntl.LOCK_UN, 1, byte)
+
+    @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """A block that changes what is whose."""
+        self.take(CLAIMING)
+        try:
+            yield
+        finally:
+            self.free(CLAIMING)
+
+    def acquire(self) -> bool:
+        """Before a line is added to the journal: remove the half one of a process that was killed while it wrote."""
+        self.take(WRITING)
+        with self.journal.open("rb+") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+            if file.read() not in (b"", b"\n"):
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        return True
+
+    def release(self) -> None:
+        """After a line was added to the journal."""
+        self.free(WRITING)
+
+
+def open_study(folder: Path, locks: Locks, fixed: dict[str, Any]) -> optuna.Study:
+    """The study in a folder, a new one where there is none.
+
+    Args:
+        fixed: JSON values by name, that all who work on it must have in common.
+
+    Raises:
+        UserError: the study there is another, or damaged.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        storage = JournalStorage(JournalFileBackend(str(locks.journal), lock_obj=locks))  # type: ignore[arg-type]  # it calls acquire and release
+        study = optuna.create_study(
+            storage=storage,
+            study_name="tune",
+            direction="maximize",
+            pruner=optuna.pruners.MedianPruner(),
+            load_if_exists=True,
+        )
+        study.get_trials(deepcopy=False)
+    except (OSError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # whatever the journal's reader trips over, it is a damaged journal
+        raise UserError(
+            f"the study in {locks.journal} is damaged ({type(error).__name__}): restore the file, or choose another "
+            "--output-dir"
+        ) from error
+    fixed = json.loads(json.dumps(fixed))  # as it comes back
+    with locks.claiming():
+        if "fixed" not in study.user_attrs:
+            study.set_user_attr("fixed", fixed)
+    for name, value in fixed.items():
+        begun = study.user_attrs["fixed"].get(name)
+        if begun != value:
+            raise UserError(
+                f"{name} is {value}, but the study in {folder} was begun with {begun}: give that, "
+                "or choose another --output-dir"
+            )
+    return study
+
+
+def trials_to_do(
+    study: optuna.Study,
+    locks: Locks,
+    wanted: int,
+    space: dict[str, BaseDistribution],
+    first: dict[str, Any],
+    seed: int,
+) -> Iterator[Trial]:
+    """Begin one trial after the other, until this process and others have made all that the study is to have.
+
+    A running trial is locked by its process. So one that is not locked has lost its process, and is made up for.
+
+    Args:
+        wanted: trials that the study is to have; those that lost their process do not count.
+        space: what is searched.
+        first: parameters of the trial that no study is without.
+        seed: decides, with a trial's number and those before it, what the trial tries.
+    """
+    progress = tqdm(
+        total=wanted, desc="trials", unit=" trials", disable=None
+    )  # none where standard error is no terminal
+    with progress:
+        while True:
+            with locks.claiming():
+                for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+                    if locks.take(TRIALS + trial.number, wait=False):
+                        study.tell(trial.number, state=TrialState.FAIL)
+                        locks.free(TRIALS + trial.number)
+                trials = study.get_trials(deepcopy=False)
+                done = sum(trial.state in DONE for trial in trials)
+                running = sum(trial.state == TrialState.RUNNING for trial in trials)
+                begun = None
+                if done + running < wanted:
+                    if all(trial.state == TrialState.FAIL for trial in trials if "first" in trial.user_attrs):
+                        study.enqueue_trial(first, user_attrs={"first": True})
+                    # A seed for each trial: no two are drawn alike, whoever draws them, and one process repeats itself.
+                    draw = int(np.random.SeedSequence((seed, len(trials))).generate_state(1)[0])
+                    study.sampler = optuna.samplers.TPESampler(seed=draw)
+                    begun = study.ask(space)
+                    locks.take(TRIALS + begun.number)
+            progress.update(done - progress.n)
+            if begun:
+                yield begun
+                locks.free(TRIALS + begun.number)
+            elif running:
+                time.sleep(PATIENCE)  # others may yet die
+            else:
+                return

@@ -1,0 +1,216 @@
+"""Choosing settings: what is searched, how a trial trains, and what a search has found."""
+
+import math
+import os
+import shlex
+import signal
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from accelerate.utils import set_seed
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
+from optuna.trial import FrozenTrial, Trial, TrialState
+from tqdm import tqdm
+
+from mnist_dist import data, distributed, models, plots
+from mnist_dist.checkpoint import TrainState
+from mnist_dist.config import Settings, TrainConfig, TuneConfig, as_flags, as_json, flag, require
+from mnist_dist.data import Images, Loader
+from mnist_dist.errors import UserError
+from mnist_dist.evaluation import BATCH, evaluate
+from mnist_dist.stopping import SIGNALS, Stopped
+from mnist_dist.study import DONE, Locks, open_study, trials_to_do
+from mnist_dist.training import adam, average, train_epoch
+
+BATCH_SIZES = IntDistribution(16, 1024, log=True)
+SPACE: dict[str, BaseDistribution] = {  # every value as its flag takes it
+    "lr": FloatDistribution(1e-4, 3e-2, log=True),
+    "hidden": CategoricalDistribution(["128", "256", "512", "1024", "128 64", "256 128", "512 256", "1024 512"]),
+    "batch-size": BATCH_SIZES,
+    "epochs": IntDistribution(1, 20),
+    "schedule": CategoricalDistribution(["constant", "cosine", "one-cycle"]),
+    "weight-decay": FloatDistribution(0, 0.3),
+    "label-smoothing": FloatDistribution(0, 0.2),
+    "affine": FloatDistribution(0, 1.5),
+    "elastic": FloatDistribution(0, 1.5),
+}
+ANYWHERE = ("data_dir", "cpu")  # settings in which the processes may differ
+
+
+def tune(config: TuneConfig) -> None:
+    """Work on a study until it has all its trials, alone or beside others; then print and draw what it found.
+
+    Raises:
+        UserError: the study, the data or the device cannot be had as asked, or no trial came to its end.
+        Stopped: on SIGTERM, SIGINT or SIGUSR1.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        search(config)
+    except KeyboardInterrupt:
+        raise Stopped(
+            f"stopped on request: run the same command to go on with the study in {config.output_dir}"
+        ) from None
+
+
+def search(config: TuneConfig) -> None:
+    """Work on a study; see `tune`."""
+    if distributed.check_environment(os.environ) > 1:
+        raise UserError(
+            "each process of a search works by itself: start the same command several times, without a launcher, and "
+            "give each a GPU of its own with CUDA_VISIBLE_DEVICES"
+        )
+    dtype = getattr(torch, config.dtype)
+    accelerator = distributed.start(cpu=config.cpu, mixed_precision=config.mixed_precision, dtype=dtype)
+    samples = data.obtain(accelerator, config.dataset, config.data_dir, config.val_size, config.seed, dtype)
+    train, val = samples.train, samples.val
+    assert val  # the test samples go no further than this
+    given = TrainConfig(
+        **{field.name: getattr(config, field.name) for field in fields(Settings)} | {"dataset": samples.name}
+    )
+    data.check_shares(samples, given.batch_size, 1)
+    space: dict[str, BaseDistribution] = {name: SPACE[name] for name in SPACE if name in config.search}
+    if "batch-size" in space and len(train) < BATCH_SIZES.high:
+        raise UserError(
+            f"--val-size {config.val_size} leaves {len(train)} samples to train on, but batches of up to "
+            f"{BATCH_SIZES.high} are searched: give less, or leave batch-size out of --search"
+        )
+    first = parameters(given, space)
+
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    locks = Locks(config.output_dir)
+    common = as_json(given) | {"mixed_precision": accelerator.mixed_precision}
+    fixed = {flag(field.name): common[field.name] for field in fields(Settings) if field.name not in ANYWHERE}
+    fixed |= {"--search": list(space), "the data's digest": samples.fingerprint}
+    fixed["the space"] = list(map(distribution_to_json, space.values()))
+    study = open_study(config.output_dir, locks, fixed)
+    for trial in trials_to_do(study, locks, config.trials, space, first, config.seed):
+        try:
+            study.tell(trial, train_trial(trial, replace(given, **settings(trial.params)), train, val))
+        except (optuna.TrialPruned, UserError) as reason:  # the latter where numbers broke
+            trial.set_user_attr("reason", str(reason))
+            study.tell(trial, state=TrialState.PRUNED)
+        tqdm.write(in_words(study.trials[trial.number]))
+    with locks.claiming():  # the pictures are drawn by one process at a time
+        report(study, config.output_dir, given, len(val))
+
+
+def parameters(given: TrainConfig, space: dict[str, BaseDistribution]) -> dict[str, Any]:
+    """What Optuna knows the settings by, each as its flag takes it; the inverse of `settings`.
+
+    Raises:
+        UsageError: one of them is not among those that are searched.
+    """
+    values: dict[str, Any] = {}
+    for name, distribution in space.items():
+        value: Any = getattr(given, name.replace("-", "_"))
+        values[name] = value = " ".join(map(str, value)) if name == "hidden" else value
+        if isinstance(distribution, FloatDistribution | IntDistribution):
+            inside = distribution.low <= value <= distribution.high
+            expected = f"a number from {distribution.low:g} to {distribution.high:g}"
+        else:
+            assert isinstance(distribution, CategoricalDistribution)
+            inside, expected = value in distribution.choices, f"one of {', '.join(map(str, distribution.choices))}"
+        require(inside, f"--{name}", value, f"{expected}, which are searched, or leave {name} out of --search")
+    return values
+
+
+def settings(params: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a `TrainConfig` that a trial's parameters stand for."""
+    return {
+        name.replace("-", "_"): tuple(map(int, value.split())) if name == "hidden" else value
+        for name, value in params.items()
+    }
+
+
+def train_trial(trial: Trial, config: TrainConfig, train: Images, val: Images) -> float:
+    """Train as train.py does, with nothing kept.
+
+    Returns:
+        The accuracy on the held-out samples, in [0, 1].
+
+    Raises:
+        TrialPruned: the accuracy after an epoch is below the median of the trials before.
+        UserError: the numbers broke.
+    """
+    dtype = getattr(torch, config.dtype)
+    accelerator = distributed.start(cpu=config.cpu, mixed_precision=config.mixed_precision, dtype=dtype)  # a new scaler
+    set_seed(config.seed)
+    bare = models.build(config.model, config.hidden, config.channels).to(accelerator.device, dtype)
+    optimizer = adam(bare, config)
+    averaged = average(bare, optimizer, config.ema) if config.ema else None
+    model, optimizer = distributed.prepare(accelerator, bare, optimizer)
+    batches = Loader(train, config.batch_size, shuffle=True, seed=config.seed)
+    held_out = Loader(val, BATCH, shuffle=False)
+    state = TrainState()
+    while True:
+        train_epoch(accelerator, model, optimizer, batches, state, config)
+        accuracy = evaluate(accelerator, averaged or bare, held_out).metrics("val")["val_accuracy"]
+        trial.set_user_attr("train_seconds", state.train_seconds)
+        trial.report(accuracy, state.epoch)
+        if state.epoch == config.epochs:
+            return accuracy
+        if "first" not in trial.user_attrs and trial.should_prune():
+            raise optuna.TrialPruned(f"below the median after epoch {state.epoch}")
+
+
+def in_words(trial: FrozenTrial) -> str:
+    """A finished trial in a line: its number, its accuracy or why there is none, and its settings."""
+    accuracy = f"{100 * trial.value:.2f}%" if trial.value is not None else ""
+    flags = " ".join(
+        f"--{name} {value:.3g}" if isinstance(value, float) else f"--{name} {value}"
+        for name, value in trial.params.items()
+    )
+    return f"trial {trial.number}: " + ", ".join(filter(None, [accuracy, trial.user_attrs.get("reason"), flags]))
+
+
+def report(study: optuna.Study, folder: Path, given: TrainConfig, samples: int) -> None:
+    """Print the best trial, the first one and the command that trains with the best settings, and draw the pictures.
+
+    Args:
+        samples: by how many the trials were judged.
+
+    Raises:
+        UserError: no trial came to its end.
+    """
+    trials = study.get_trials(deepcopy=False, states=DONE)
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    if not complete:
+        raise UserError(f"no trial in {folder} came to its end: choose another --output-dir, and a lower --lr")
+    best = max(complete, key=accuracy)
+    heading = f"{given.dataset}: {len(trials)} trials, {len(trials) - len(complete)} of them pruned"
+    pruned = [trial.state == TrialState.PRUNED for trial in trials]
+    numbers, accuracies = [trial.number for trial in trials], [accuracy(trial) for trial in trials]
+    plots.history(folder / "history.png", numbers, accuracies, pruned, heading)
+    seconds = [trial.user_attrs["train_seconds"] for trial in complete]
+    plots.trade_off(folder / "trade_off.png", seconds, [accuracy(trial) for trial in complete], heading)
+    if len(complete) > 1:
+        plots.importances(folder / "importances.png", optuna.importance.get_param_importances(study), heading)
+
+    def exactly(trial: FrozenTrial) -> str:
+        if trial.state == TrialState.PRUNED:
+            return trial.user_attrs["reason"]
+        return f"{100 * accuracy(trial):.2f}% ({round(accuracy(trial) * samples)}/{samples})"
+
+    (first,) = (trial for trial in trials if "first" in trial.user_attrs)
+    print(f"{heading}; pictures in {folder}")
+    print(f"Validation accuracy with the settings given (trial {first.number}): {exactly(first)}")
+    print(f"Validation accuracy with the best settings (trial {best.number}): {exactly(best)}")
+    print("Train with them on all training samples:")
+    command = ["python", "train.py", *as_flags(replace(given, val_size=0, **settings(best.params)))]
+    print(shlex.join(command), flush=True)
+
+
+def accuracy(trial: FrozenTrial) -> float:
+    """A trial's last accuracy on the held-out samples, in [0, 1]; not a number where its first epoch broke."""
+    return math.nan if trial.value is None else trial.value
