@@ -7,8 +7,9 @@ The model: a step of a global batch B on W processes takes
 
     s (a + c B / W) + r(W),    s = max(1, W / cores)
 
-with a, the cost of a step without samples, and c, that of a sample, fitted to one process alone; and r(W), the
-all-reduce of the gradient, timed alone. The steps on several processes are not used in the fit: they are the check.
+with a, the cost of a step without samples, and c, that of a sample, fitted to one process alone; and r(W), averaging
+the gradient over the processes, timed alone. The steps on several processes are not used in the fit: they are the
+check.
 """
 
 import argparse
@@ -31,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mnist_dist import data, models
 from mnist_dist.config import TrainConfig
-from mnist_dist.distributed import run, start
+from mnist_dist.distributed import mean_over_few, prepare, run, start
 from mnist_dist.training import adam, train_step
 
 PROCESSES, BATCHES, STEPS = (1, 2, 3, 4), (64, 256, 1024, 4096), 60
@@ -46,29 +47,29 @@ GPU_HOP, GPU_BANDWIDTH = 10e-6, 25e9  # seconds a level of the all-reduce's tree
 
 
 def worker(path: Path) -> None:
-    """One process: the median seconds of a step at each batch, and of an all-reduce as large as the gradient."""
+    """One process: the median seconds of a step at each batch, and of averaging the gradient."""
     accelerator = start(cpu=True, mixed_precision="no")
     ranks = (accelerator.num_processes, accelerator.process_index)
     images = data.Images(torch.randn(8 * max(BATCHES), 1, 28, 28), torch.randint(0, 10, (8 * max(BATCHES),)))
     found = {}
     for size in BATCHES:
         config = TrainConfig(batch_size=size)
-        model = models.build("mlp")
-        model, optimizer = accelerator.prepare(model, adam(model, config))
+        bare = models.build("mlp")
+        model, optimizer = prepare(accelerator, bare, adam(bare, config))
         loader, times = data.Loader(images, size, *ranks, shuffle=True), []
         while len(times) < STEPS + 10:
             for batch in loader:
                 begin = time.perf_counter()
-                train_step(accelerator, model, optimizer.optimizer, batch, config)
+                train_step(accelerator, model, optimizer, batch, config)
                 times.append(time.perf_counter() - begin)
         found[f"step-{size}"] = statistics.median(times[10:])
     if dist.is_initialized() and ranks[0] > 1:
         gradient, times = torch.ones(PARAMETERS), []
         for _ in range(200):
             begin = time.perf_counter()
-            dist.all_reduce(gradient)
+            mean_over_few(gradient)
             times.append(time.perf_counter() - begin)
-        found["all-reduce"] = statistics.median(times)
+        found["average"] = statistics.median(times)
     if accelerator.is_main_process:
         path.write_text(json.dumps(found))
 
@@ -131,7 +132,7 @@ def main() -> None:
     for world in PROCESSES:
         share = max(1, world / cores)
         for size in BATCHES:
-            foretold = share * (per_step + per_sample * size / world) + found[world].get("all-reduce", 0.0)
+            foretold = share * (per_step + per_sample * size / world) + found[world].get("average", 0.0)
             point = {"processes": world, "batch": size, "measured": found[world][f"step-{size}"], "model": foretold}
             points.append(point)
             error = 100 * (foretold / point["measured"] - 1)
@@ -144,7 +145,7 @@ def main() -> None:
         "rounds": args.rounds,
         "seconds_a_step": per_step,
         "seconds_a_sample": per_sample,
-        "all_reduce_seconds": {world: found[world]["all-reduce"] for world in PROCESSES if world > 1},
+        "average_seconds": {world: found[world]["average"] for world in PROCESSES if world > 1},
         "points": points,
     }
     args.output.write_text(json.dumps(result, indent=2) + "\n")

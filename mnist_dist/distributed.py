@@ -156,12 +156,21 @@ def prepare(
 
 
 def exchange(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """Average a bucket of gradients: each process sends its own to every other, and adds up all in order of rank.
+    """Average a bucket of gradients over a few processes: a hook for `DistributedDataParallel`."""
+    mean: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    mean.set_result(mean_over_few(bucket.buffer()))
+    return mean
 
-    The same mean as gloo's all-reduce, and the same bits on every process, in one message where that takes several in
-    turn. A hook for `DistributedDataParallel`.
+
+def mean_over_few(mine: torch.Tensor) -> torch.Tensor:
+    """The mean of the processes' tensors: each sends its own to every other, and adds up all in order of rank.
+
+    What gloo's all-reduce gives, with the same bits on every process, in one message where that takes several in turn.
+
+    Args:
+        mine: on the CPU, contiguous, of the same shape everywhere.
     """
-    mine, rank, world = bucket.buffer(), dist.get_rank(), dist.get_world_size()
+    rank, world = dist.get_rank(), dist.get_world_size()
     parts = [mine if other == rank else torch.empty_like(mine) for other in range(world)]
     messages: list[dist.Work | None] = []
     for other in range(world):
@@ -170,9 +179,7 @@ def exchange(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.T
     for message in messages:
         if message:
             message.wait()
-    mean: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-    mean.set_result(functools.reduce(torch.add, parts).div_(world))
-    return mean
+    return functools.reduce(torch.add, parts).div_(world)
 
 
 @contextmanager
@@ -273,9 +280,18 @@ def run(main: Callable[[], None], name: str) -> None:
             )
             os._exit(1)  # without the others there is nothing to take down together
         status = 1
-        # Many ranks share one log: all but the first say who they are.
-        prefix = "" if rank == "0" else f"[rank {rank} on {os.environ.get('SLURMD_NODENAME', platform.node())}]: "
-        print(textwrap.indent(traceback.format_exc(), prefix, lambda _: True), file=sys.stderr, end="")
+        if type(error).__module__ == "torch._dynamo.exc":  # on all processes alike, before their first update
+            if is_first():
+                reason = str(error).strip().splitlines()[0]
+                print(
+                    f"{name}: error: torch.compile could not compile the network ({reason}): install a C++ compiler, "
+                    "or leave --compile out",
+                    file=sys.stderr,
+                )
+        else:
+            # Many ranks share one log: all but the first say who they are.
+            prefix = "" if rank == "0" else f"[rank {rank} on {os.environ.get('SLURMD_NODENAME', platform.node())}]: "
+            print(textwrap.indent(traceback.format_exc(), prefix, lambda _: True), file=sys.stderr, end="")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         os._exit(130)  # the shell's convention for SIGINT; at once, so nothing is finished

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -46,6 +47,9 @@ QUICK = "--dataset mnist-5k --epochs 1 --cpu --wandb disabled".split()
         ("--dataset cifar", "'cifar' for argument '--dataset'"),
         ("--dtype float16", "'float16' for argument '--dtype'"),
         ("--schedule linear", "'linear' for argument '--schedule'"),
+        ("--channels", "--channels  is not possible: give 1 to 4 numbers from 1 to 4096"),
+        ("--model cnn --channels 8 8 8 8 8", "give 1 to 4 numbers"),
+        ("--model cnn --channels 4096 4096", "sizes that make at most 100,000,000 parameters"),
         ("--recipe best-ever", "'best-ever' for argument '--recipe'"),
         ("--mixed-precision fp8", "'fp8' for argument '--mixed-precision'"),
         ("--warmup 1", "--warmup 1.0 is not possible"),
@@ -71,10 +75,13 @@ def test_wrong_flags_are_refused_by_name(words, complaint, capsys):
 
 
 def test_a_recipe_sets_what_flags_do_not():
-    assert RECIPES.keys() == {"original"}
+    offered, _none = get_args(get_type_hints(TrainConfig)["recipe"])
+    assert set(get_args(offered)) == RECIPES.keys()
     assert parse(TrainConfig, ["--recipe", "original"]) == TrainConfig(recipe="original")
     changed = parse(TrainConfig, "--lr 0.01 --recipe original --epochs 5".split())
     assert changed == TrainConfig(recipe="original", lr=0.01)
+    for name, settings in RECIPES.items():
+        assert parse(TrainConfig, ["--recipe", name, "--seed", "3"]) == TrainConfig(recipe=name, seed=3, **settings)
 
 
 def assert_refused(done: subprocess.CompletedProcess, sentence: str, status: int = 1) -> None:

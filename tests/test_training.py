@@ -71,3 +71,10 @@ def test_without_decay_the_optimizer_is_adam_bit_for_bit():
             F.cross_entropy(model(images), labels).backward()
             optimizer.step()
     assert all(torch.equal(one, two) for one, two in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_what_a_run_does_not_use_is_not_imported_to_start_it():
+    done = call(PYTHON, "-c", "import sys, train; print(*sys.modules)")
+    assert done.returncode == 0, done.stderr
+    heavy = {"torchvision", "matplotlib", "wandb", "optuna", "torch._dynamo", "mlxtend", "onnx"}
+    assert not heavy & set(done.stdout.split())

@@ -105,6 +105,7 @@ def test_two_processes_share_a_study_and_each_trial_is_made_once(tmp_path):
     assert len(ends) == 1, "both end with the same report"
 
 
+@pytest.mark.slow
 def test_killed_in_mid_trial_and_started_again_the_study_goes_on(tmp_path):
     killed = training(tmp_path)
     killed.kill()

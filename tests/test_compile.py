@@ -1,0 +1,39 @@
+"""--compile: the same training, the same bits after a stop, a plain file, and one sentence where it cannot be."""
+
+import pytest
+from conftest import PYTHON, call, driver, weight_difference, weights_of
+
+from mnist_dist.models import MNISTNet
+
+pytestmark = pytest.mark.slow  # compiling takes 10 to 40 seconds
+COMMON = "--dataset mnist-5k --cpu --wandb disabled".split()
+
+
+def test_the_training_is_that_of_the_network_as_it_is_on_one_process_and_on_two(tmp_path):
+    flags = [*COMMON, "--dtype", "float64", "--epochs", "1", "--output-dir"]
+    plain = driver(1, [([*flags, tmp_path / "plain"], None)])
+    assert plain.returncode == 0, plain.stderr
+    for processes in (1, 2):
+        done = driver(processes, [(["--compile", *flags, tmp_path / str(processes)], None)])
+        assert done.returncode == 0, done.stderr
+        assert weight_difference(tmp_path / "plain", tmp_path / str(processes)) <= 1e-9
+    assert weights_of(tmp_path / "2").keys() == MNISTNet().state_dict().keys()
+
+
+def test_resumed_it_ends_with_the_bits_of_the_run_that_was_never_stopped(tmp_path):
+    for folder, epochs in (("whole", ["2"]), ("parts", ["1", "2"])):
+        for number in epochs:
+            place = ["--output-dir", tmp_path / folder, "--resume"]
+            done = call(PYTHON, "train.py", "--compile", *COMMON, "--epochs", number, *place)
+            assert done.returncode == 0, done.stderr
+    assert weight_difference(tmp_path / "whole", tmp_path / "parts") == 0
+
+
+def test_without_a_compiler_it_says_so_in_one_sentence(tmp_path):
+    flags = ["--compile", *COMMON, "--epochs", "1", "--output-dir", tmp_path / "run"]
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}  # else what was compiled before is taken
+    done = call(PYTHON, "train.py", *flags, CXX="/nonexistent/c++", **cache)
+    assert done.returncode == 1
+    assert "train.py: error: torch.compile could not compile the network" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "summary.json").exists()
