@@ -14,7 +14,7 @@ from mnist_dist.config import TrainConfig, as_json, parse
 from mnist_dist.distributed import announce, from_main, same_everywhere, together
 from mnist_dist.evaluation import BATCH, Evaluation, evaluate
 from mnist_dist.tracking import Tracker
-from mnist_dist.training import adam, average, train_epoch
+from mnist_dist.training import adam, average, compile_mode, train_epoch
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     config: TrainConfig = parse(TrainConfig)
     dtype = getattr(torch, config.dtype)
     accelerator = distributed.start(
-        cpu=config.cpu, mixed_precision=config.mixed_precision, dtype=dtype, compiled=config.compile
+        cpu=config.cpu, mixed_precision=config.mixed_precision, dtype=dtype, compile_mode=compile_mode(config)
     )
     same_everywhere("the settings", as_json(config))
 

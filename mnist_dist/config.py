@@ -99,10 +99,10 @@ class Settings(DataConfig):
         """
         super().check()
         require(
-            1 <= len(self.channels) <= 4 and all(1 <= maps <= 4096 for maps in self.channels),
+            1 <= len(self.channels) <= 4 and all(1 <= maps <= 1024 for maps in self.channels),
             "--channels",
-            " ".join(map(str, self.channels)),
-            "1 to 4 numbers from 1 to 4096",
+            " ".join(map(str, self.channels)) or "nothing",
+            "1 to 4 numbers from 1 to 1024",
         )
         maps = [1, *self.channels] if self.model == "cnn" else []
         layers = [maps[-1] * (28 >> len(self.channels)) ** 2 if maps else 784, *self.hidden, 10]

@@ -84,11 +84,8 @@ class Images(Dataset):
         return len(self.labels)
 
     def __getitem__(self, share: "Share") -> "Batch":
-        images, labels = (
-            self.images.index_select(0, share.index),
-            self.labels[share.index],
-        )  # twice as fast as images[…]
-        return Batch(images, labels, share.index, share.size, share.positions)
+        images = self.images.index_select(0, share.index)  # half the time of images[index]
+        return Batch(images, self.labels[share.index], share.index, share.size, share.positions)
 
     def to(self, device: torch.device) -> "Images":
         """The same images, whole, on a device."""

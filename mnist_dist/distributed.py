@@ -24,12 +24,13 @@ from accelerate.utils import (
     gather_object,
 )
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from mnist_dist import rendezvous
 from mnist_dist.errors import UserError, explain
 
-FEW = 4  # processes up to which each sends its gradients to every other
+FEW, SMALL = 4, 1 << 20  # processes and bytes up to which each sends its gradients to every other
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -79,7 +80,7 @@ def start(
     cpu: bool = False,
     mixed_precision: str | None = None,
     dtype: torch.dtype = torch.float32,
-    compiled: bool = False,
+    compile_mode: str | None = None,
 ) -> Accelerator:
     """Connect the processes and choose the device of each.
 
@@ -87,7 +88,7 @@ def start(
         cpu: stay on the CPU even where there is a GPU.
         mixed_precision: "no", "fp16", "bf16", or None for what the launcher asked for.
         dtype: the arithmetic of the model, to refuse what contradicts it.
-        compiled: let torch.compile work on what `prepare` returns; on CUDA into graphs, which cost no launches.
+        compile_mode: let torch.compile work on what `prepare` returns, in this mode of its own; None: do not.
 
     Raises:
         UserError: the environment, the devices or the precision cannot give what was asked for.
@@ -110,16 +111,13 @@ def start(
         raise UserError("--mixed-precision fp16 needs a GPU for its gradient scaling: use bf16 or no on the CPU")
     if precision != "no" and dtype == torch.float64:
         raise UserError(f"--dtype float64 contradicts --mixed-precision {precision}: choose one of them")
-    dynamo = TorchDynamoPlugin(
-        backend=DynamoBackend.INDUCTOR,
-        mode="default" if cpu else "reduce-overhead",
-        dynamic=False,  # one compilation for each size of a share: full batches' and the last one's
-    )
+    # One compilation for each size of a share or piece, of which there are a few: exact shapes make faster kernels.
+    dynamo = TorchDynamoPlugin(backend=DynamoBackend.INDUCTOR, mode=compile_mode or "default", dynamic=False)
     try:
         accelerator = Accelerator(
             cpu=cpu,
             mixed_precision=precision,
-            dynamo_plugin=dynamo if compiled else None,
+            dynamo_plugin=dynamo if compile_mode else None,
             # The training step weighs and accumulates by sample itself; a number of steps from the environment
             # (ACCELERATE_GRADIENT_ACCUMULATION_STEPS) would divide the loss a second time.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -148,15 +146,18 @@ def prepare(
     Args:
         model: the bare network, on its device and the same on every process.
     """
-    together, wrapper = accelerator.prepare(model, optimizer)
-    if isinstance(together, DistributedDataParallel) and dist.get_backend() == "gloo" and dist.get_world_size() <= FEW:
-        together.register_comm_hook(None, exchange)
+    prepared, wrapper = accelerator.prepare(model, optimizer)
+    parallel = getattr(prepared, "_orig_mod", prepared)  # what torch.compile compiles
+    if isinstance(parallel, DistributedDataParallel) and dist.get_backend() == "gloo" and dist.get_world_size() <= FEW:
+        parallel.register_comm_hook(None, exchange)
     # Without fp16's scaler Accelerate's optimizer has nothing to add, and costs a fifth of an MLP's step.
-    return together, wrapper if accelerator.scaler else optimizer
+    return prepared, wrapper if accelerator.scaler else optimizer
 
 
 def exchange(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     """Average a bucket of gradients over a few processes: a hook for `DistributedDataParallel`."""
+    if bucket.buffer().nbytes > SMALL:
+        return allreduce_hook(None, bucket)  # type: ignore[arg-type]  # all processes
     mean: torch.futures.Future[torch.Tensor] = torch.futures.Future()
     mean.set_result(mean_over_few(bucket.buffer()))
     return mean
@@ -280,18 +281,13 @@ def run(main: Callable[[], None], name: str) -> None:
             )
             os._exit(1)  # without the others there is nothing to take down together
         status = 1
-        if type(error).__module__ == "torch._dynamo.exc":  # on all processes alike, before their first update
-            if is_first():
-                reason = str(error).strip().splitlines()[0]
-                print(
-                    f"{name}: error: torch.compile could not compile the network ({reason}): install a C++ compiler, "
-                    "or leave --compile out",
-                    file=sys.stderr,
-                )
-        else:
-            # Many ranks share one log: all but the first say who they are.
-            prefix = "" if rank == "0" else f"[rank {rank} on {os.environ.get('SLURMD_NODENAME', platform.node())}]: "
-            print(textwrap.indent(traceback.format_exc(), prefix, lambda _: True), file=sys.stderr, end="")
+        message = traceback.format_exc()
+        if any(kind.__module__ == "torch._dynamo.exc" for kind in type(error).__mro__):
+            reason = str(error).strip().splitlines()[0]
+            message = f"{name}: error: torch.compile failed ({reason}): install what it needs, or leave --compile out\n"
+        # Many ranks share one log: all but the first say who they are.
+        prefix = "" if rank == "0" else f"[rank {rank} on {os.environ.get('SLURMD_NODENAME', platform.node())}]: "
+        print(textwrap.indent(message, prefix, lambda _: True), file=sys.stderr, end="")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         os._exit(130)  # the shell's convention for SIGINT; at once, so nothing is finished

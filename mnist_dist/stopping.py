@@ -1,6 +1,7 @@
 """Asked to stop: signals, and the agreement of all processes on the update after which they do."""
 
 import signal
+from time import perf_counter
 from types import FrameType
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from mnist_dist.errors import UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-EVERY = 10  # updates; each time costs two gloo processes about as much as their gradients do
+OFTEN, RARELY = 0.1, 10  # seconds and updates between two questions: the shorter; one costs half a millisecond on gloo
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
@@ -24,14 +25,14 @@ class Stopped(UserError):
 class StopRequest:
     """Notes a signal, and lets all processes learn of it after the same update.
 
-    The question is asked with every tenth update and answered with the next, in a gloo group of its own on the CPU, so
-    that neither the update nor a GPU waits for it.
+    The question is asked with every tenth update, or more often where updates are slow, and answered with the next, in
+    a gloo group of its own on the CPU, so that neither the update nor a GPU waits for it.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
         self.group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
-        self.updates = 0
+        self.asked, self.gap, self.left = perf_counter(), 1, 1  # when; updates between two questions, and to the next
         self.question: tuple[Any, torch.Tensor] | None = None
         for number in SIGNALS:
             signal.signal(number, self.note)
@@ -53,9 +54,12 @@ class StopRequest:
         if self.question:
             work, asked = self.question
             work.wait()
-            answer, self.question = bool(asked.item()), None
-        if self.updates % EVERY == 0:
-            flag = torch.tensor([float(self.received is not None)])
-            self.question = (dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group, async_op=True), flag)
-        self.updates += 1
+            stop, pace = asked.tolist()  # the slowest process's, so all choose the same gap
+            answer, self.question, self.gap = bool(stop), None, max(1, min(RARELY, int(OFTEN / pace)))
+        self.left -= 1
+        if self.left <= 0:
+            now = perf_counter()
+            values = torch.tensor([float(self.received is not None), (now - self.asked) / self.gap])
+            self.question = (dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group, async_op=True), values)
+            self.asked, self.left = now, self.gap
         return answer

@@ -130,9 +130,8 @@ def trials_to_do(
         first: parameters of the trial that no study is without.
         seed: decides, with a trial's number and those before it, what the trial tries.
     """
-    progress = tqdm(
-        total=wanted, desc="trials", unit=" trials", disable=None
-    )  # none where standard error is no terminal
+    # Where standard error is no terminal there is no bar.
+    progress = tqdm(total=wanted, desc="trials", unit=" trials", disable=None)
     with progress:
         while True:
             with locks.claiming():
@@ -144,8 +143,9 @@ def trials_to_do(
                 done = sum(trial.state in DONE for trial in trials)
                 running = sum(trial.state == TrialState.RUNNING for trial in trials)
                 begun = None
-                if done + running < wanted:
-                    if all(trial.state == TrialState.FAIL for trial in trials if "first" in trial.user_attrs):
+                first_lost = all(trial.state == TrialState.FAIL for trial in trials if "first" in trial.user_attrs)
+                if done + running < wanted or first_lost:
+                    if first_lost:
                         study.enqueue_trial(first, user_attrs={"first": True})
                     # A seed for each trial: no two are drawn alike, whoever draws them, and one process repeats itself.
                     draw = int(np.random.SeedSequence((seed, len(trials))).generate_state(1)[0])

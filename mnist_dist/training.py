@@ -41,6 +41,15 @@ def average(model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) ->
     return averaged
 
 
+def compile_mode(config: TrainConfig) -> str | None:
+    """The mode in which torch.compile is to work on the network, None for not at all."""
+    if not config.compile:
+        return None
+    # On CUDA reduce-overhead makes graphs, without launches to wait for; but the next replay writes over the gradients
+    # of the one before, which accumulation adds up (pytorch #169545).
+    return "reduce-overhead" if config.gradient_accumulation_steps == 1 else "default"
+
+
 def train_step(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, config: TrainConfig
 ) -> Tensor:

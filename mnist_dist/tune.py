@@ -85,11 +85,15 @@ def search(config: TuneConfig) -> None:
             f"--val-size {config.val_size} leaves {len(train)} samples to train on, but batches of up to "
             f"{BATCH_SIZES.high} are searched: give less, or leave batch-size out of --search"
         )
+    if accelerator.mixed_precision != "no":
+        given = replace(
+            given, mixed_precision=accelerator.mixed_precision
+        )  # the launcher's, which the command is to say
     first = parameters(given, space)
 
     config.output_dir.mkdir(parents=True, exist_ok=True)
     locks = Locks(config.output_dir)
-    common = as_json(given) | {"mixed_precision": accelerator.mixed_precision}
+    common = as_json(given)
     fixed = {flag(field.name): common[field.name] for field in fields(Settings) if field.name not in ANYWHERE}
     fixed |= {"--search": list(space), "the data's digest": samples.fingerprint}
     fixed["the space"] = list(map(distribution_to_json, space.values()))

@@ -519,10 +519,10 @@ def measure(accelerator: Accelerator, train: Images, processes: list[Process]) -
     device, world = accelerator.device, accelerator.num_processes
     images = Images(train.images.float(), train.labels)
 
-    def throughput(model: nn.Module, loader: Loader) -> float:
+    settings = replace(SETTINGS, gradient_accumulation_steps=1)
+
+    def throughput(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Loader) -> float:
         """Samples a second over an epoch, after one to warm up."""
-        settings = replace(SETTINGS, gradient_accumulation_steps=1)
-        optimizer = training.adam(model, settings)
 
         def epoch() -> None:
             for batch in loader:
@@ -531,15 +531,13 @@ def measure(accelerator: Accelerator, train: Images, processes: list[Process]) -
         epoch()
         return len(images) / min(seconds(epoch, 2, device))
 
-    together = throughput(accelerator.prepare(fresh_model().float()), loader_of(accelerator, images))
+    model, own = fresh_model().float().to(device), fresh_model().float().to(device)
+    prepared = prepare(accelerator, model, training.adam(model, settings))
+    together, alone = throughput(*prepared, loader_of(accelerator, images)), 0.0
     # Alone, and then each process's own share, without a word to the others.
-    alone = (
-        throughput(fresh_model().float().to(device), Loader(images, SETTINGS.batch_size, shuffle=True))
-        if (accelerator.is_main_process)
-        else 0.0
-    )
+    if accelerator.is_main_process:
+        alone = throughput(own, training.adam(own, settings), Loader(images, SETTINGS.batch_size, shuffle=True))
     alone = from_main(alone)
-    own = fresh_model().float().to(device)
     index = torch.arange(SETTINGS.batch_size, device=device)
     times = gather_object([statistics.median(seconds(lambda: mean_loss(own, images, index).backward(), 100, device))])
     measurements = {

@@ -10,7 +10,7 @@ COMMON = "--dataset mnist-5k --cpu --wandb disabled".split()
 
 
 def test_the_training_is_that_of_the_network_as_it_is_on_one_process_and_on_two(tmp_path):
-    flags = [*COMMON, "--dtype", "float64", "--epochs", "1", "--output-dir"]
+    flags = [*COMMON, *"--dtype float64 --epochs 1 --gradient-accumulation-steps 2 --output-dir".split()]
     plain = driver(1, [([*flags, tmp_path / "plain"], None)])
     assert plain.returncode == 0, plain.stderr
     for processes in (1, 2):
@@ -29,11 +29,15 @@ def test_resumed_it_ends_with_the_bits_of_the_run_that_was_never_stopped(tmp_pat
     assert weight_difference(tmp_path / "whole", tmp_path / "parts") == 0
 
 
-def test_without_a_compiler_it_says_so_in_one_sentence(tmp_path):
+@pytest.mark.parametrize("compiler", ["missing", "broken"])
+def test_without_a_compiler_that_works_it_says_so_in_one_sentence(compiler, tmp_path):
+    if compiler == "broken":
+        (tmp_path / "broken").write_text('#!/bin/sh\n[ "$1" = --version ] && echo g++ 13 || exit 1\n')
+        (tmp_path / "broken").chmod(0o755)
     flags = ["--compile", *COMMON, "--epochs", "1", "--output-dir", tmp_path / "run"]
     cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}  # else what was compiled before is taken
-    done = call(PYTHON, "train.py", *flags, CXX="/nonexistent/c++", **cache)
+    done = call(PYTHON, "train.py", *flags, CXX=str(tmp_path / compiler), **cache)
     assert done.returncode == 1
-    assert "train.py: error: torch.compile could not compile the network" in done.stderr
+    assert "train.py: error: torch.compile failed (" in done.stderr and "leave --compile out" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "summary.json").exists()

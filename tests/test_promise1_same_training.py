@@ -13,7 +13,7 @@ VARIANTS = {
     "undivided": ["--batch-size", "50"],  # neither 3 nor 7 divides it; accumulation on top makes pieces of 2 and 3
     "undivided-accumulation": ["--batch-size", "50", "--gradient-accumulation-steps", "3"],
     "options": "--weight-decay 0.01 --label-smoothing 0.1 --clip-norm 1 --schedule cosine --warmup 0.1".split(),
-    "cnn": "--model cnn --channels 2 3 --hidden 5 --batch-size 50".split(),
+    "cnn": "--model cnn --channels 2 3 --hidden 5 --batch-size 71 --val-size 139".split(),
     "distorted": "--affine 1 --elastic 1 --ema 0.98 --batch-size 50".split(),
     "partial": [
         "--batch-size",

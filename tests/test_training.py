@@ -1,9 +1,11 @@
 """The training itself, against loops written by hand in plain PyTorch."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PYTHON, call, read_lines, weights_of
+from conftest import PYTHON, REPOSITORY, call, read_lines, torchrun, weights_of
 
 from mnist_dist.config import TrainConfig
 from mnist_dist.data import Loader, load
@@ -78,3 +80,18 @@ def test_what_a_run_does_not_use_is_not_imported_to_start_it():
     assert done.returncode == 0, done.stderr
     heavy = {"torchvision", "matplotlib", "wandb", "optuna", "torch._dynamo", "mlxtend", "onnx"}
     assert not heavy & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("processes", "few"),
+    [(2, True), pytest.param(4, True, marks=pytest.mark.slow), pytest.param(5, False, marks=pytest.mark.slow)],
+)
+def test_few_processes_send_small_buckets_of_gradients_to_each_other_and_get_the_same_bits(processes, few):
+    done = torchrun(processes, REPOSITORY / "tests" / "exchange.py")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["same_bits"] and found["right"]
+    if few:
+        assert found["calls"]["mean_over_few"] and found["calls"]["allreduce_hook"]
+    else:
+        assert found["calls"] == {}

@@ -26,6 +26,7 @@ from optuna.trial import TrialState
 from mnist_dist import data, models, plots, study, tune
 from mnist_dist.config import TrainConfig, TuneConfig, as_flags, parse
 from mnist_dist.errors import UsageError, UserError
+from mnist_dist.stopping import Stopped
 
 QUICK = "--dataset mnist-5k --val-size 2000 --epochs 1 --search lr weight-decay --batch-size 200 --cpu".split()
 ENDLESS = [*QUICK, "--epochs", "100000"]
@@ -103,6 +104,23 @@ def test_two_processes_share_a_study_and_each_trial_is_made_once(tmp_path):
     assert made[0] and made[1], "both took part"
     ends = {output[output.index("mnist-5k: 6 trials") :] for output, _ in said}
     assert len(ends) == 1, "both end with the same report"
+
+
+def test_the_settings_given_are_tried_again_where_their_trial_was_lost_though_others_are_enough(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(tune, "train_trial", interrupted)
+        search(tmp_path)
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / study.JOURNAL)))
+    others = optuna.load_study(study_name="tune", storage=storage)
+    other = others.ask({name: tune.SPACE[name] for name in ("lr", "weight-decay")})
+    other.set_user_attr("train_seconds", 1.0)
+    others.tell(other, 0.5)
+    trials = search(tmp_path, trials=1)
+    assert states(trials) == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert trials[2].params == {"lr": 0.001, "weight-decay": 0.0}
 
 
 @pytest.mark.slow
