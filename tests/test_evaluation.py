@@ -56,6 +56,7 @@ def test_the_most_confident_mistake_comes_first():
     assert result.confusion[1].tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_several_models_and_distorted_copies_say_the_mean_of_their_probabilities(tmp_path):
     """Also on three processes, where the copies must be distorted as on one."""
     for seed in (1, 2):

@@ -71,9 +71,10 @@ def test_a_file_that_gives_other_logits_is_not_kept(trained, kind, tmp_path, mon
     assert [path.read_text() for path in tmp_path.iterdir()] == ["of before"]
 
 
-def test_the_command_says_what_it_wrote_and_refuses_in_one_sentence(trained, tmp_path):
-    weights = trained[0].weights
-    target = tmp_path / "m.safetensors"
+def test_the_command_says_what_it_wrote_and_refuses_in_one_sentence(tmp_path):
+    (tmp_path / "run").mkdir()
+    weights, target = tmp_path / "run" / "mnist_model.pth", tmp_path / "m.safetensors"
+    runs.save_weights(weights, models.build("mlp", ()))
     done = call(PYTHON, "-m", "mnist_dist", "export", weights, "--format", "safetensors", "--output", target)
     assert done.returncode == 0 and str(target) in done.stdout and target.exists(), done.stderr
     done = call(PYTHON, "-m", "mnist_dist", "export", tmp_path, "--format", "onnx")
