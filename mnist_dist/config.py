@@ -136,7 +136,7 @@ class TrainConfig(Settings):
     gradient_accumulation_steps: int = 1
     """Pieces in which a process works through its share of a batch, to need less memory; changes nothing else."""
     compile: bool = False
-    """Compile the network with torch.compile, which takes a while and pays for long runs."""
+    """Compile the network with torch.compile, which takes up to a minute; it did not pay on the CPUs we measured."""
     recipe: Literal["original", "fast", "fast-cnn"] | None = None
     """Named settings; explicit flags win over them."""
     output_dir: Path | None = None
