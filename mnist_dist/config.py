@@ -59,7 +59,7 @@ class Settings(DataConfig):
     hidden: tuple[int, ...] = (128, 64)
     """Sizes of the hidden fully connected layers."""
     channels: tuple[int, ...] = (16, 32)
-    """Maps that each of the cnn's convolutions makes; after each the image's sides are halved."""
+    """Maps that each of the cnn's convolutions makes; behind the first two and the last the image is halved."""
     epochs: int = 5
     """Passes over the training set."""
     batch_size: int = 64
@@ -99,13 +99,13 @@ class Settings(DataConfig):
         """
         super().check()
         require(
-            1 <= len(self.channels) <= 4 and all(1 <= maps <= 1024 for maps in self.channels),
+            1 <= len(self.channels) <= 8 and all(1 <= maps <= 1024 for maps in self.channels),
             "--channels",
             " ".join(map(str, self.channels)) or "nothing",
-            "1 to 4 numbers from 1 to 1024",
+            "1 to 8 numbers from 1 to 1024",
         )
         maps = [1, *self.channels] if self.model == "cnn" else []
-        layers = [maps[-1] * (28 >> len(self.channels)) ** 2 if maps else 784, *self.hidden, 10]
+        layers = [maps[-1] * (28 >> min(len(self.channels), 3)) ** 2 if maps else 784, *self.hidden, 10]
         require(self.val_size >= 0, "--val-size", self.val_size, "0 or more samples")
         require(min(layers) >= 1, "--hidden", " ".join(map(str, self.hidden)), "sizes of at least 1")
         parameters = sum((inputs + 1) * outputs for inputs, outputs in itertools.pairwise(layers))
@@ -137,7 +137,7 @@ class TrainConfig(Settings):
     """Pieces in which a process works through its share of a batch, to need less memory; changes nothing else."""
     compile: bool = False
     """Compile the network with torch.compile, which takes up to a minute; it did not pay on the CPUs we measured."""
-    recipe: Literal["original", "fast", "fast-cnn"] | None = None
+    recipe: Literal["original", "fast", "fast-cnn", "best"] | None = None
     """Named settings; explicit flags win over them."""
     output_dir: Path | None = None
     """The run's folder; default runs/<timestamp>-<dataset>-<model>."""
@@ -305,6 +305,7 @@ class VerifyConfig(DataConfig):
         """
         super().check()
         require(self.processes >= 0, "--processes", self.processes, "a number of processes, or 0")
+        require(self.json is None or self.json.parent.is_dir(), "--json", self.json, "a file in a folder that exists")
 
 
 Knob = Literal[

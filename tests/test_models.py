@@ -31,15 +31,22 @@ def test_logits_are_those_of_the_formula():
     torch.testing.assert_close(model(images), x @ w["fc3.weight"].T + w["fc3.bias"])
 
 
-def test_the_logits_of_the_convolutional_network_are_those_of_the_formula():
-    model, images = ConvNet((2, 3), (5,)).double(), torch.randn(4, 1, 28, 28, dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("channels", "pooled"), [((2,), "1"), ((2, 3), "12"), ((2, 3, 4), "123"), ((2, 3, 4, 5, 6), "125")]
+)
+def test_the_logits_of_the_convolutional_network_are_those_of_the_formula(channels, pooled):
+    model, images = ConvNet(channels, (5,)).double(), torch.randn(4, 1, 28, 28, dtype=torch.float64)
     w = model.state_dict()
     x = images
-    for layer in ("conv1", "conv2"):
-        x = torch.conv2d(x, w[f"{layer}.weight"], w[f"{layer}.bias"], padding=1).clamp(min=0)
-        x = x.unfold(2, 2, 2).unfold(3, 2, 2).amax(dim=(4, 5))
+    for layer in range(1, len(channels) + 1):
+        x = torch.conv2d(x, w[f"conv{layer}.weight"], w[f"conv{layer}.bias"], padding=1).clamp(min=0)
+        if str(layer) in pooled:
+            x = x.unfold(2, 2, 2).unfold(3, 2, 2).amax(dim=(4, 5))
     x = (x.flatten(1) @ w["fc1.weight"].T + w["fc1.bias"]).clamp(min=0)
     torch.testing.assert_close(model(images), x @ w["fc2.weight"].T + w["fc2.bias"])
+
+
+def test_the_default_convolutional_network_has_as_many_parameters_as_documented():
     assert parameter_count(ConvNet()) == 214_538
 
 
