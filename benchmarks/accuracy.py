@@ -63,6 +63,7 @@ def main() -> None:
         "hardware": f"{processor()}; {threads} thread(s) a run, {args.side_by_side} run(s) side by side",
         "versions": {name: version(name) for name in ("torch", "accelerate")} | {"python": platform.python_version()},
         "parameters": summaries[0]["parameters"],
+        "num_processes": [summary["num_processes"] for summary in summaries],
         "train_seconds": [round(summary["train_seconds"], 1) for summary in summaries],
         f"{args.split}_accuracy": accuracies,
         "mean": statistics.mean(accuracies),

@@ -53,10 +53,10 @@ class MNISTNet(Classifier):
 class ConvNet(MNISTNet):
     """A small convolutional network: `MNISTNet` over features instead of pixels.
 
-    Each of conv1, conv2, ... is a 3x3 convolution that keeps the size, then ReLU. Behind the first two and the last the
-    size is halved by 2x2 max pooling (before the ReLU, where it is the same and leaves a quarter of the work), from 28
-    pixels a side to 14, 7 and 3; those between work at 7, where they are cheapest. With the default sizes 214,538
-    parameters.
+    Each of conv1, conv2, ... is a 3x3 convolution that keeps the size, layer normalisation over the maps at each pixel
+    (norm1, norm2, ...; Ba et al. 2016, as ConvNeXt has it), which unlike batch normalisation does not ask who shares a
+    batch, and ReLU. Behind the first two convolutions and the last, 2x2 max pooling halves the size, from 28 pixels a
+    side to 14, 7 and 3; those between work at 7, where they are cheapest. With the default sizes 214,634 parameters.
 
     Args:
         channels: maps that each convolution makes, 1 to 8 of them.
@@ -68,6 +68,7 @@ class ConvNet(MNISTNet):
         self.pools = [number <= 2 or number == len(channels) for number in range(1, len(channels) + 1)]
         for number, (inputs, outputs) in enumerate(itertools.pairwise([IMAGE[0], *channels]), 1):
             setattr(self, f"conv{number}", nn.Conv2d(inputs, outputs, 3, padding=1))
+            setattr(self, f"norm{number}", nn.LayerNorm(outputs))
         self.to(memory_format=torch.channels_last)  # 1.6 times as fast on CPUs, and what tensor cores want
 
     def forward(self, images: Tensor) -> Tensor:
@@ -75,7 +76,8 @@ class ConvNet(MNISTNet):
         x = images.to(memory_format=torch.channels_last)
         for number, pool in enumerate(self.pools, 1):
             x = getattr(self, f"conv{number}")(x)
-            x = F.relu(F.max_pool2d(x, 2) if pool else x)
+            x = F.max_pool2d(x, 2) if pool else x
+            x = F.relu(getattr(self, f"norm{number}")(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
         return super().forward(x)
 
 
