@@ -80,6 +80,7 @@ def main() -> None:
 def draw(path: Path, curves: list[list[float]], heading: str) -> None:
     """Error in percent over the epochs, a line a run, both axes logarithmic."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     picture = Figure(figsize=(7, 4), layout="constrained")
     axes = picture.subplots()
@@ -87,9 +88,11 @@ def draw(path: Path, curves: list[list[float]], heading: str) -> None:
         axes.plot(range(1, len(curve) + 1), curve, linewidth=1, label=f"seed {seed}: {curve[-1]:.2f}%")
     axes.set(xscale="log", yscale="log", xlabel="epoch", ylabel="error (%)")
     axes.set_title(heading, fontsize=9)
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
-    axes.grid(alpha=0.3, which="both")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
     axes.legend()
     picture.savefig(path, dpi=120)
 
