@@ -1,5 +1,6 @@
 """The batch scripts as shipped, but for the block at their top, on a real Slurm of two nodes on this machine."""
 
+import contextlib
 import json
 import os
 import re
@@ -69,6 +70,16 @@ class Cluster:
     def run(self, number: str) -> Path:
         """The folder of a job's run."""
         return self.folder / "runs" / f"slurm-{number}"
+
+    def processes(self, number: str) -> list[tuple[psutil.Process, dict[str, str]]]:
+        """What runs for a job on any node, each with its environment."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                variables = process.environ()
+                if variables.get("SLURM_JOB_ID") == number:
+                    found.append((process, variables))
+        return found
 
     def begun(self, number: str) -> None:
         """Wait until a job has its first checkpoint."""
@@ -194,12 +205,8 @@ def test_where_a_node_is_lost_the_job_is_requeued_and_goes_on_to_the_same_bits(c
     number = cluster.submit("train.sbatch", *FAULT_FLAGS)
     cluster.begun(number)
     lost = [int((cluster.state / "slurmd-n2.pid").read_text())]
-    for process in psutil.process_iter(["name"]):
-        try:
-            variables = process.environ()
-        except psutil.Error:
-            continue
-        if variables.get("SLURM_JOB_ID") == number and variables.get("SLURMD_NODENAME") == "n2":
+    for process, variables in cluster.processes(number):
+        if variables.get("SLURMD_NODENAME") == "n2":
             lost += [process.ppid(), process.pid]
     assert len(lost) > 1
     for pid in lost:
@@ -235,18 +242,14 @@ def test_before_the_time_limit_it_stops_and_requeues_itself_and_scancel_ends_it_
 def test_stopped_twice_in_a_row_without_progress_it_is_not_requeued_and_its_status_says_stopped(cluster):
     number = cluster.submit("train.sbatch", *ENDLESS)
 
-    def starting() -> bool:
-        """Whether the job's ranks are there; they have seconds to go before their first update."""
-        return f"{number}.0" in cluster.command("squeue", "--steps", "--noheader", "--format=%i")
-
-    def left() -> bool:
-        """Whether they are gone; asks them again, for Slurm loses a signal that comes before they are launched."""
-        cluster.command("scancel", "--signal=USR1", number, check=False)
-        return not starting()
+    def ranks() -> int:
+        return sum("SLURM_STEP_ID" in variables for _, variables in cluster.processes(number))
 
     for _ in range(2):
-        until(starting, 60, lambda: cluster.log(number))
-        until(left, 60, lambda: cluster.log(number))
+        # They have seconds to go before their first update. Before they are there, Slurm would lose the signal.
+        until(lambda: ranks() >= 2, 60, lambda: cluster.log(number))
+        cluster.command("scancel", "--signal=USR1", number)
+        until(lambda: ranks() == 0, 60, lambda: cluster.log(number))
     job = cluster.end(number)
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "75:0"), cluster.log(number)
     assert "stopped twice in a row without a new checkpoint, so it is not requeued" in cluster.log(number)
