@@ -1,7 +1,7 @@
 """Speed of train.py beside the baselines: whole processes, in turn, in one sitting.
 
     python benchmarks/speed.py --data-dir data --quick          # under three minutes
-    python benchmarks/speed.py --data-dir data                  # an hour on two cores
+    python benchmarks/speed.py --data-dir data                  # an hour and a half on two cores
     python benchmarks/speed.py --data-dir data --only "99 %"    # the comparisons with this in their titles, again
 
 Every round runs all programs of a comparison one after the other. The tables have medians over the rounds (means where
@@ -188,7 +188,8 @@ def compare(
             "rounds": len(figures),
             "missed": len(figures) - len(good),
         }
-    return {"title": title, "unit": unit, "rounds": rounds, "date": time.strftime("%Y-%m-%d"), "programs": rows}
+    date, cores = time.strftime("%Y-%m-%d"), cores_given()
+    return {"title": title, "unit": unit, "rounds": rounds, "date": date, "cores": cores, "programs": rows}
 
 
 def comparisons(data_dir: Path, rounds: int, quick: bool, curves: dict) -> dict[str, Callable[[], dict[str, Any]]]:
@@ -299,7 +300,7 @@ def markdown(result: dict[str, Any]) -> str:
         reference = list(one["programs"])[-1]
         what = "mean" if one["title"].startswith("Seconds of training") else "median"
         parts += [
-            f"**{one['title']}** ({one['rounds']} rounds, {one['date']})\n",
+            f"**{one['title']}** ({one['rounds']} rounds on {one['cores']} core(s), {one['date']})\n",
             f"| program | {one['unit']}, {what} | range | ratio to {reference} |",
             "|---|---:|---|---:|",
         ]
@@ -343,6 +344,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
         if axes.lines[1:]:
             axes.legend(fontsize=7)
     picture.savefig(path, dpi=150)
+
+
+def cores_given() -> int:
+    """Cores that this process, and so what it starts, may use: `taskset` can make them fewer."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:

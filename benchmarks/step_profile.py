@@ -2,13 +2,12 @@
 
     python benchmarks/step_profile.py --data-dir data
 
-Medians of ten rounds of 200 (the whole: of an epoch) on one process. The parts are run apart, so caches are a little
-kinder to them than the loop.
+The lowest of ten rounds of 200 (the whole: of an epoch) on one process: what other programs on the machine add is never
+negative. The parts are run apart, so caches are a little kinder to them than the loop.
 """
 
 import argparse
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -32,7 +31,7 @@ def microseconds(part: Callable[[], object], repeats: int = 200) -> float:
         for _ in range(repeats):
             part()
         times.append(1e6 * (time.perf_counter() - begin) / repeats)
-    return statistics.median(times)
+    return min(times)
 
 
 def profile(samples: data.Images, config: TrainConfig) -> dict[str, float]:

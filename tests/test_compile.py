@@ -3,21 +3,23 @@
 import pytest
 from conftest import PYTHON, call, driver, weight_difference, weights_of
 
-from mnist_dist.models import MNISTNet
-
 pytestmark = pytest.mark.slow  # compiling takes 10 to 40 seconds
 COMMON = "--dataset mnist-5k --cpu --wandb disabled".split()
 
 
-def test_the_training_is_that_of_the_network_as_it_is_on_one_process_and_on_two(tmp_path):
-    flags = [*COMMON, *"--dtype float64 --epochs 1 --gradient-accumulation-steps 2 --output-dir".split()]
+@pytest.mark.parametrize(
+    ("network", "several"), [("mlp", (1, 2)), ("cnn --channels 2 3 --hidden 5 --batch-size 512", (2,))]
+)
+def test_the_training_is_that_of_the_network_as_it_is_on_one_process_and_on_two(network, several, tmp_path):
+    flags = [*COMMON, "--model", *network.split()]
+    flags += "--dtype float64 --epochs 1 --gradient-accumulation-steps 2 --output-dir".split()
     plain = driver(1, [([*flags, tmp_path / "plain"], None)])
     assert plain.returncode == 0, plain.stderr
-    for processes in (1, 2):
+    for processes in several:
         done = driver(processes, [(["--compile", *flags, tmp_path / str(processes)], None)])
         assert done.returncode == 0, done.stderr
         assert weight_difference(tmp_path / "plain", tmp_path / str(processes)) <= 1e-9
-    assert weights_of(tmp_path / "2").keys() == MNISTNet().state_dict().keys()
+    assert weights_of(tmp_path / "2").keys() == weights_of(tmp_path / "plain").keys()
 
 
 def test_resumed_it_ends_with_the_bits_of_the_run_that_was_never_stopped(tmp_path):
