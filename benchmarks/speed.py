@@ -325,12 +325,12 @@ def draw(result: dict[str, Any], path: Path) -> None:
         if one["title"].startswith("Training"):
             for name, row in one["programs"].items():
                 color = "C0" if name == "train.py" else "0.6" if name.startswith("floor") else "0.8"
-                bars.barh(place, row["average"], color=color)
+                bars.barh(place, row["average"] / 1000, color=color)
                 ticks.append((place, f"{name.split(' (')[0]}, {one['title'].removeprefix('Training, ')}"))
                 place -= 1
             place -= 0.7
     bars.set_yticks([tick for tick, _ in ticks], [name for _, name in ticks], fontsize=6)
-    bars.set(xlabel="samples a second (best epoch, median)")
+    bars.set(xlabel="thousand samples a second (best epoch, median)")
     for axes, names, goal in (
         (digits, ("--recipe fast", "original script"), 96.93),
         (images, ("--recipe fast-cnn", "classic CNN"), 99.0),
