@@ -7,8 +7,8 @@
 Every round runs all programs of a comparison one after the other. The tables have medians over the rounds (means where
 rounds are seeds), their range, and the median of the ratios within a round, for the machine's speed changes from minute
 to minute. Of a training the best epoch counts (the original's, Accelerate's and Lightning's only one: their epochs are
-long and all alike), and the floor is what it is compared with. Writes JSON, Markdown and a
-picture, and keeps of an earlier result what was not measured again.
+long and all alike), and the floor is what it is compared with. Writes JSON, Markdown and a picture, and keeps of an
+earlier result what was not measured again.
 """
 
 import argparse
