@@ -21,8 +21,8 @@ def test_the_training_is_that_of_the_network_as_it_is_on_one_process_and_on_two(
         done = driver(processes, [(["--compile", *flags, tmp_path / str(processes)], None)])
         assert done.returncode == 0, done.stderr
         assert weight_difference(tmp_path / "plain", tmp_path / str(processes)) <= 1e-9
-    network = from_state_dict(weights_of(tmp_path / "2"))  # refuses names with wrappers' prefixes
-    assert network.state_dict().keys() == weights_of(tmp_path / "2").keys()
+    loaded = from_state_dict(weights_of(tmp_path / "2"))  # refuses names with wrappers' prefixes
+    assert loaded.state_dict().keys() == weights_of(tmp_path / "2").keys()
 
 
 def test_resumed_it_ends_with_the_bits_of_the_run_that_was_never_stopped(tmp_path):
