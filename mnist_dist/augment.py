@@ -1,6 +1,7 @@
-"""Random distortions of whole batches, the same for a global batch however many processes share it."""
+"""Random distortions and dropout of whole batches, the same for a global batch however many processes share it."""
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -47,6 +48,29 @@ def distort(
     points = torch.cat([turn.view(-1, 2, 3), bend], dim=2) @ fields(images.dtype, images.device)
     grid = points.view(-1, 2, SIZE, SIZE).permute(0, 2, 3, 1)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def dropout(
+    shapes: Sequence[tuple[int, ...]], size: int, positions: slice, *, share: float, generator: torch.Generator
+) -> list[Tensor]:
+    """Choose at random which outputs of each layer a sample is to do without (Srivastava et al. 2014).
+
+    Drawn for the whole global batch and then sliced: `torch.nn.Dropout` would draw for each process's samples alone.
+
+    Args:
+        shapes: of the outputs of each layer for a sample.
+        size: samples in the global batch.
+        positions: those of this process's share in the global batch; n of them.
+        share: of the outputs that are dropped, in [0, 1).
+        generator: on the device where the result is wanted.
+
+    Returns:
+        For each layer (n, *shape), float32: 0 for what is dropped, 1 / (1 - share) for the rest.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    drawn = torch.rand(size, sum(sizes), generator=generator, device=generator.device)[positions]
+    keep = (drawn >= share).float() / (1 - share)
+    return [part.unflatten(1, shape) for part, shape in zip(keep.split(sizes, dim=1), shapes, strict=True)]
 
 
 @cache

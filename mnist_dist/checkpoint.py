@@ -20,12 +20,12 @@ from mnist_dist.runs import CHECKPOINTS, WEIGHTS
 from mnist_dist.stopping import Stopped, StopRequest
 
 STATE, MANIFEST = "state.pt", "manifest.json"
-FORMAT = 3  # raised when a checkpoint of before can no longer be read
+FORMAT = 4  # raised when a checkpoint of before can no longer be read
 KEEP = 2  # the newest so many are kept
 MATHEMATICS = (  # settings in which a run cannot be changed on the way
     *("dataset", "val_size", "seed", "batch_size", "gradient_accumulation_steps", "affine", "elastic"),
     *("model", "hidden", "channels", "mixed_precision", "dtype", "compile"),
-    *("lr", "schedule", "warmup", "weight_decay", "label_smoothing", "clip_norm", "ema"),
+    *("lr", "schedule", "warmup", "weight_decay", "label_smoothing", "dropout", "clip_norm", "ema"),
 )
 
 

@@ -18,6 +18,7 @@ from mnist_dist.recipes import RECIPES
 
 Published = Literal["mnist", "fashion-mnist", "kmnist"]
 Dataset = Literal["auto", Published, "mnist-5k"]
+SIDES = (13, 5, 3, 1)  # pixels a side of the image behind the cnn's first, second, third and fourth convolution
 MAX_AFFINE, MAX_ELASTIC = 4, 8  # strengths at which nobody could tell the digits
 MAX_PARAMETERS = 100_000_000  # 1.6 GB of weights, gradients and Adam state: more is a slip of the keyboard
 
@@ -57,11 +58,11 @@ class Settings(DataConfig):
     val_size: int = 0
     """Samples held out of the training set, stratified by class, for choosing settings."""
     model: Literal["mlp", "cnn"] = "mlp"
-    """mlp: 784-128-64-10, 109,386 parameters. cnn: convolutions before it, 214,634 parameters."""
+    """mlp: 784-128-64-10, 109,386 parameters. cnn: convolutions before it, 116,330 parameters."""
     hidden: tuple[int, ...] = (128, 64)
     """Sizes of the hidden fully connected layers."""
     channels: tuple[int, ...] = (16, 32)
-    """Maps that each of the cnn's convolutions makes; behind the first two and the last the image is halved."""
+    """Maps that each of the cnn's convolutions makes, of which there may be four."""
     epochs: int = 5
     """Passes over the training set."""
     batch_size: int = 64
@@ -76,6 +77,8 @@ class Settings(DataConfig):
     """Decoupled weight decay (AdamW)."""
     label_smoothing: float = 0.0
     """Share of the target probability spread over all classes."""
+    dropout: float = 0.0
+    """Share of the outputs of every layer but the last that a sample is trained without, drawn anew each time."""
     affine: float = 0.0
     """Strength of random rotation, scale, shear and shift of the training images; 1: up to 15 degrees, 2 pixels."""
     elastic: float = 0.0
@@ -101,13 +104,13 @@ class Settings(DataConfig):
         """
         super().check()
         require(
-            1 <= len(self.channels) <= 8 and all(1 <= maps <= 1024 for maps in self.channels),
+            1 <= len(self.channels) <= len(SIDES) and all(1 <= maps <= 1024 for maps in self.channels),
             "--channels",
             " ".join(map(str, self.channels)) or "nothing",
-            "1 to 8 numbers from 1 to 1024",
+            f"1 to {len(SIDES)} numbers from 1 to 1024",
         )
         maps = [1, *self.channels] if self.model == "cnn" else []
-        layers = [maps[-1] * (28 >> min(len(self.channels), 3)) ** 2 if maps else 784, *self.hidden, 10]
+        layers = [maps[-1] * SIDES[len(maps) - 2] ** 2 if maps else 784, *self.hidden, 10]
         require(self.val_size >= 0, "--val-size", self.val_size, "0 or more samples")
         require(min(layers) >= 1, "--hidden", " ".join(map(str, self.hidden)), "sizes of at least 1")
         parameters = sum((inputs + 1) * outputs for inputs, outputs in itertools.pairwise(layers))
@@ -124,6 +127,7 @@ class Settings(DataConfig):
         require(self.warmup is None or 0 <= self.warmup < 1, "--warmup", self.warmup, "a share from 0 to below 1")
         require(0 <= self.weight_decay <= 1000, "--weight-decay", self.weight_decay, "a number from 0 to 1000")
         require(0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "a share from 0 to below 1")
+        require(0 <= self.dropout < 1, "--dropout", self.dropout, "a share from 0 to below 1")
         require(0 <= self.affine <= MAX_AFFINE, "--affine", self.affine, f"a strength from 0 to {MAX_AFFINE}")
         require(0 <= self.elastic <= MAX_ELASTIC, "--elastic", self.elastic, f"a strength from 0 to {MAX_ELASTIC}")
         require(0 <= self.clip_norm < math.inf, "--clip-norm", self.clip_norm, "a norm above 0, or 0 for no limit")

@@ -6,7 +6,7 @@ import math
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -382,13 +382,14 @@ def stratified_split(labels: Tensor, size: int, generator: torch.Generator) -> t
 
 # ------------------------------------------------------------------------------- which process sees which sample
 
-ORDER, HOLD_OUT, DISTORT, VIEW = 1, 2, 3, 4  # what a stream of random numbers is for; no two purposes share a stream
+# What a stream of random numbers is for; no two purposes share a stream.
+ORDER, HOLD_OUT, DISTORT, VIEW, DROPOUT = 1, 2, 3, 4, 5
 
 
-def seeded(*words: int) -> torch.Generator:
-    """A CPU generator whose numbers depend on these words (each at least 0) and on nothing else."""
+def seeded(*words: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator whose numbers depend on these words (each at least 0) and the kind of device, on nothing else."""
     state = np.random.SeedSequence(words).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
+    return torch.Generator(device).manual_seed(int(state[0]))
 
 
 @dataclass(slots=True, eq=False)
@@ -408,13 +409,14 @@ class Share:
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """A share with its images (n, 1, 28, 28) and labels (n,)."""
+    """A share with its images (n, 1, 28, 28) and labels (n,), and `augment.dropout`'s choice where there is one."""
 
     images: Tensor
     labels: Tensor
     index: Tensor
     size: int
     positions: slice
+    keep: Sequence[Tensor] = ()
 
 
 class ExactDistributedSampler(DistributedSampler):

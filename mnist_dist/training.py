@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from mnist_dist.augment import distort
+from mnist_dist.augment import distort, dropout
 from mnist_dist.checkpoint import Keeper, TrainState
 from mnist_dist.config import TrainConfig
-from mnist_dist.data import DISTORT, Batch, Loader, seeded
+from mnist_dist.data import DISTORT, DROPOUT, Batch, Loader, seeded
 from mnist_dist.errors import UserError
 from mnist_dist.schedules import learning_rate
 from mnist_dist.tracking import Tracker
@@ -63,10 +63,10 @@ def train_step(
     weight = batch.images.new_full((), accelerator.num_processes / batch.size)  # no copy that a GPU would wait for
     pieces, scaler = config.gradient_accumulation_steps, accelerator.scaler
     losses = []
-    parts = zip(batch.images.tensor_split(pieces), batch.labels.tensor_split(pieces), strict=True)
-    for number, (images, labels) in enumerate(parts, 1):
+    parts = zip(*(tensor.tensor_split(pieces) for tensor in (batch.labels, batch.images, *batch.keep)), strict=True)
+    for number, (labels, *inputs) in enumerate(parts, 1):
         with nullcontext() if number == pieces else accelerator.no_sync(model):
-            loss = F.cross_entropy(model(images), labels, reduction="sum", label_smoothing=config.label_smoothing)
+            loss = F.cross_entropy(model(*inputs), labels, reduction="sum", label_smoothing=config.label_smoothing)
             # What `accelerator.backward` does, but for a division by 1 that costs two operations on a scalar.
             (scaler.scale(loss) if scaler else loss).backward(gradient=weight.to(loss.dtype))
         losses.append(loss.detach())
@@ -142,6 +142,14 @@ def train_epoch(
                     affine=config.affine,
                     elastic=config.elastic,
                     generator=seeded(config.seed, DISTORT, state.epoch, state.step),
+                )
+            if config.dropout:
+                batch.keep = dropout(
+                    accelerator.unwrap_model(model).outputs,
+                    batch.size,
+                    batch.positions,
+                    share=config.dropout,
+                    generator=seeded(config.seed, DROPOUT, state.epoch, state.step, device=batch.images.device),
                 )
             losses.append(train_step(accelerator, model, optimizer, batch, config))
             state.step += 1

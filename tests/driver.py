@@ -77,6 +77,17 @@ def processes_weighed_equally():
     return patch.object(training, "train_step", step)
 
 
+def dropout_drawn_by_every_process():
+    """What `torch.nn.Dropout` does: each process draws for its own samples, from a generator seeded alike."""
+    dropout = training.dropout
+
+    def own(shapes, size, positions, **rest):
+        count = len(range(size)[positions])
+        return dropout(shapes, count, slice(count), **rest)
+
+    return patch.object(training, "dropout", own)
+
+
 def padding_counted():
     """Field note 6: shares padded with repeated samples to equal length, and all of them counted."""
     iterate = data.GlobalBatchSampler.__iter__
@@ -110,10 +121,10 @@ def slow_process():
     """The last process takes longer for every batch, as beside another program or on a hot GPU."""
     forward = models.MNISTNet.forward
 
-    def slowly(self, images):
+    def slowly(self, *inputs):
         if RANK == WORLD - 1:
             time.sleep(0.01)
-        return forward(self, images)
+        return forward(self, *inputs)
 
     return patch.object(models.MNISTNet, "forward", slowly)
 
@@ -192,6 +203,7 @@ FAULTS = {
         order_depends_on_processes,
         schedule_stepped_by_every_process,
         processes_weighed_equally,
+        dropout_drawn_by_every_process,
         padding_counted,
         processes_with_different_seeds,
         slow_process,

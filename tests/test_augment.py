@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import PYTHON, call
 
-from mnist_dist.augment import distort, fields
+from mnist_dist.augment import distort, dropout, fields
 from mnist_dist.data import seeded
 
 
@@ -28,6 +28,20 @@ def test_a_share_is_distorted_as_in_the_whole_batch(digits, processes):
         part = slice(rank, 64, processes)
         share = distorted(digits.double()[part], affine=1, elastic=1, size=64, positions=part)
         assert torch.allclose(share, whole[part], atol=1e-12)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+def test_dropout_drops_its_share_of_every_layer_and_the_same_however_a_batch_is_shared(processes):
+    shapes = [(13, 13, 4), (50,)]
+    whole = dropout(shapes, 100, slice(100), share=0.2, generator=seeded(5))
+    for layer, shape in zip(whole, shapes, strict=True):
+        assert layer.shape == (100, *shape)
+        assert set(layer.unique().tolist()) == {0, 1.25}
+        assert layer.mean() == pytest.approx(1, abs=0.05)
+    for rank in range(processes):
+        part = slice(rank, 100, processes)
+        share = dropout(shapes, 100, part, share=0.2, generator=seeded(5))
+        assert all(torch.equal(mine, layer[part]) for mine, layer in zip(share, whole, strict=True))
 
 
 def test_strength_0_changes_nothing_and_the_seed_decides_the_rest(digits):

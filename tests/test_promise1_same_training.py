@@ -13,8 +13,9 @@ VARIANTS = {
     "undivided": ["--batch-size", "50"],  # neither 3 nor 7 divides it; accumulation on top makes pieces of 2 and 3
     "undivided-accumulation": ["--batch-size", "50", "--gradient-accumulation-steps", "3"],
     "options": "--weight-decay 0.01 --label-smoothing 0.1 --clip-norm 1 --schedule cosine --warmup 0.1".split(),
-    "cnn": "--model cnn --channels 2 3 --hidden 5 --batch-size 71 --val-size 164".split(),
+    "cnn": "--model cnn --channels 2 3 --hidden 5 --dropout 0.1 --batch-size 71 --val-size 164".split(),
     "distorted": "--affine 1 --elastic 1 --ema 0.98 --batch-size 50".split(),
+    "dropout": "--dropout 0.2 --batch-size 50 --gradient-accumulation-steps 3".split(),
     # Of 3,836 samples batches of 71 leave a last one of 2: among 3 processes one then has an empty share.
     "partial": "--batch-size 71 --val-size 164".split(),
 }
@@ -73,12 +74,13 @@ def test_accumulation_changes_nothing_but_memory(alone):
 
 
 def test_on_three_processes_it_holds_and_fails_where_a_trap_is_let_back_in(alone, tmp_path):
-    """Field notes 1, 3, 4 and 5, each planted: the comparison must fail then, or it proves nothing."""
+    """Field notes 1, 3, 4 and 5 and torch's dropout, each planted: the comparison must fail, or it proves nothing."""
     traps = {
         "loader_sharded_twice": "original",
         "order_depends_on_processes": "original",
         "schedule_stepped_by_every_process": "one-cycle",
         "processes_weighed_equally": "undivided",
+        "dropout_drawn_by_every_process": "dropout",
     }
     planned = [(name, None, name) for name in VARIANTS] + [(fault, fault, name) for fault, name in traps.items()]
     runs = [([*VARIANTS[name], *EMBEDDED, *COMMON, tmp_path / folder], fault) for folder, fault, name in planned]

@@ -254,7 +254,8 @@ def rewind(run: Path) -> None:
 
 
 EVERYTHING = "--gradient-accumulation-steps 3 --schedule one-cycle --clip-norm 1 --label-smoothing 0.1".split()
-EVERYTHING += "--weight-decay 0.01 --affine 1 --elastic 1 --ema 0.99 --val-size 100 --epochs 2 --batch-size 130".split()
+EVERYTHING += "--weight-decay 0.01 --affine 1 --elastic 1 --dropout 0.1 --ema 0.99".split()
+EVERYTHING += "--val-size 100 --epochs 2 --batch-size 130".split()
 
 
 @pytest.mark.parametrize(
