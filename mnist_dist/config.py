@@ -18,9 +18,13 @@ from mnist_dist.recipes import RECIPES
 
 Published = Literal["mnist", "fashion-mnist", "kmnist"]
 Dataset = Literal["auto", Published, "mnist-5k"]
-SIDES = (13, 5, 3, 1)  # pixels a side of the image behind the cnn's first, second, third and fourth convolution
 MAX_AFFINE, MAX_ELASTIC = 4, 8  # strengths at which nobody could tell the digits
 MAX_PARAMETERS = 100_000_000  # 1.6 GB of weights, gradients and Adam state: more is a slip of the keyboard
+
+
+def side_behind(convolutions: int) -> int:
+    """Pixels a side that the cnn's images have behind so many convolutions."""
+    return (13, 5, 3)[min(convolutions, 3) - 1]
 
 
 def require(condition: bool, flag: str, value: object, expected: str) -> None:
@@ -62,7 +66,7 @@ class Settings(DataConfig):
     hidden: tuple[int, ...] = (128, 64)
     """Sizes of the hidden fully connected layers."""
     channels: tuple[int, ...] = (16, 32)
-    """Maps that each of the cnn's convolutions makes, of which there may be four."""
+    """Maps that each of the cnn's convolutions makes, of which there may be eight."""
     epochs: int = 5
     """Passes over the training set."""
     batch_size: int = 64
@@ -104,13 +108,13 @@ class Settings(DataConfig):
         """
         super().check()
         require(
-            1 <= len(self.channels) <= len(SIDES) and all(1 <= maps <= 1024 for maps in self.channels),
+            1 <= len(self.channels) <= 8 and all(1 <= maps <= 1024 for maps in self.channels),
             "--channels",
             " ".join(map(str, self.channels)) or "nothing",
-            f"1 to {len(SIDES)} numbers from 1 to 1024",
+            "1 to 8 numbers from 1 to 1024",
         )
         maps = [1, *self.channels] if self.model == "cnn" else []
-        layers = [maps[-1] * SIDES[len(maps) - 2] ** 2 if maps else 784, *self.hidden, 10]
+        layers = [maps[-1] * side_behind(len(self.channels)) ** 2 if maps else 784, *self.hidden, 10]
         require(self.val_size >= 0, "--val-size", self.val_size, "0 or more samples")
         require(min(layers) >= 1, "--hidden", " ".join(map(str, self.hidden)), "sizes of at least 1")
         parameters = sum((inputs + 1) * outputs for inputs, outputs in itertools.pairwise(layers))

@@ -31,7 +31,7 @@ def test_logits_are_those_of_the_formula():
     torch.testing.assert_close(model(images), x @ w["fc3.weight"].T + w["fc3.bias"])
 
 
-@pytest.mark.parametrize("channels", [(2,), (2, 3), (2, 3, 4), (2, 3, 4, 5)])
+@pytest.mark.parametrize("channels", [(2,), (2, 3), (2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5, 6)])
 @pytest.mark.parametrize("dropping", [False, True])
 def test_the_logits_of_the_convolutional_network_are_those_of_the_formula(channels, dropping):
     model, images = ConvNet(channels, (5,)).double(), torch.randn(4, 1, 28, 28, dtype=torch.float64)
@@ -39,7 +39,7 @@ def test_the_logits_of_the_convolutional_network_are_those_of_the_formula(channe
     w = model.state_dict()
     x = images
     for layer in range(1, len(channels) + 1):
-        x = torch.conv2d(x, w[f"conv{layer}.weight"], w[f"conv{layer}.bias"])
+        x = torch.conv2d(x, w[f"conv{layer}.weight"], w[f"conv{layer}.bias"], padding=int(layer > 3))
         if layer <= 2:
             x = x.unfold(2, 2, 2).unfold(3, 2, 2).amax(dim=(4, 5))
         x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
@@ -87,7 +87,7 @@ def test_weights_alone_tell_the_network(model):
         {"fc1.weight": torch.tensor(1.0)},
         {"conv1.weight": torch.tensor(1.0)},
         {name: tensor for name, tensor in ConvNet().state_dict().items() if name != "conv2.bias"},
-        {f"conv{number}.weight": torch.zeros(2, 2, 3, 3) for number in range(1, 6)},
+        {f"conv{number}.weight": torch.zeros(2, 2, 3, 3) for number in range(1, 9)},
     ],
 )
 def test_other_weights_are_refused(weights):
