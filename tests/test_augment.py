@@ -42,6 +42,7 @@ def test_dropout_drops_its_share_of_every_layer_and_the_same_however_a_batch_is_
         part = slice(rank, 100, processes)
         share = dropout(shapes, 100, part, share=0.2, generator=seeded(5))
         assert all(torch.equal(mine, layer[part]) for mine, layer in zip(share, whole, strict=True))
+    assert dropout([], 100, slice(100), share=0.2, generator=seeded(5)) == []  # a linear classifier
 
 
 def test_strength_0_changes_nothing_and_the_seed_decides_the_rest(digits):
