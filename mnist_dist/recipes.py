@@ -49,17 +49,19 @@ RECIPES: dict[str, dict[str, Any]] = {
         "affine": 0.5,
         "elastic": 1.0,
     },
-    # Not finished: 99.54 % and 99.63 % with seeds 0 and 1. The convolution at 7 pixels a side is cheap, and worth it.
+    # Being measured. Dropout leaves a long training something to learn, where distortions any stronger only mislead it.
     "best-cnn": {
         "model": "cnn",
-        "channels": (16, 32, 64, 64),
+        "channels": (24, 48, 96, 96),
         "hidden": (128,),
-        "epochs": 20,
+        "epochs": 80,
         "batch_size": 128,
         "lr": 0.004,
         "schedule": "one-cycle",
         "weight_decay": 0.1,
+        "dropout": 0.1,
         "affine": 0.7,
-        "elastic": 1.0,
+        "elastic": 0.5,
+        "ema": 0.999,
     },
 }
