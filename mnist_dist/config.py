@@ -23,7 +23,7 @@ MAX_PARAMETERS = 100_000_000  # 1.6 GB of weights, gradients and Adam state: mor
 
 
 def side_behind(convolutions: int) -> int:
-    """Pixels a side that the cnn's images have behind so many convolutions."""
+    """Pixels a side that the cnn's images have behind so many convolutions, as `models.ConvNet` makes them."""
     return (13, 5, 3)[min(convolutions, 3) - 1]
 
 
@@ -66,7 +66,7 @@ class Settings(DataConfig):
     hidden: tuple[int, ...] = (128, 64)
     """Sizes of the hidden fully connected layers."""
     channels: tuple[int, ...] = (16, 32)
-    """Maps that each of the cnn's convolutions makes, of which there may be eight."""
+    """Maps that each of the cnn's convolutions makes, one to eight of them."""
     epochs: int = 5
     """Passes over the training set."""
     batch_size: int = 64
