@@ -55,14 +55,15 @@ def dropout(
 ) -> list[Tensor]:
     """Choose at random which outputs of each layer a sample is to do without (Srivastava et al. 2014).
 
-    Drawn for the whole global batch and then sliced: `torch.nn.Dropout` would draw for each process's samples alone.
+    Drawn for the whole global batch and then sliced: `torch.nn.Dropout` would draw for each process's samples alone. So
+    each process holds a float32 number for every output that the whole batch has, also where gradients are accumulated.
 
     Args:
         shapes: of the outputs of each layer for a sample.
         size: samples in the global batch.
         positions: those of this process's share in the global batch; n of them.
         share: of the outputs that are dropped, in [0, 1).
-        generator: on the device where the result is wanted.
+        generator: on the device where the result is wanted; the same for all processes, as GPUs of one model are.
 
     Returns:
         For each layer (n, *shape), float32: 0 for what is dropped, 1 / (1 - share) for the rest.

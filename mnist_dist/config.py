@@ -92,7 +92,7 @@ class Settings(DataConfig):
     ema: float = 0.0
     """Decay of a moving average of the weights, which then is the model, usually 0.99 to 0.9999; 0: none."""
     seed: int = 0
-    """Decides the first weights, the order of the samples and the held-out samples."""
+    """Decides the first weights, the order of the samples, the held-out samples, distortions and dropout."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Default: what Accelerate was launched with."""
     dtype: Literal["float32", "float64"] = "float32"
@@ -132,6 +132,7 @@ class Settings(DataConfig):
         require(0 <= self.weight_decay <= 1000, "--weight-decay", self.weight_decay, "a number from 0 to 1000")
         require(0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "a share from 0 to below 1")
         require(0 <= self.dropout < 1, "--dropout", self.dropout, "a share from 0 to below 1")
+        require(len(layers) > 2 or not self.dropout, "--dropout", self.dropout, "0 to a network without hidden layers")
         require(0 <= self.affine <= MAX_AFFINE, "--affine", self.affine, f"a strength from 0 to {MAX_AFFINE}")
         require(0 <= self.elastic <= MAX_ELASTIC, "--elastic", self.elastic, f"a strength from 0 to {MAX_ELASTIC}")
         require(0 <= self.clip_norm < math.inf, "--clip-norm", self.clip_norm, "a norm above 0, or 0 for no limit")

@@ -387,7 +387,10 @@ ORDER, HOLD_OUT, DISTORT, VIEW, DROPOUT = 1, 2, 3, 4, 5
 
 
 def seeded(*words: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose numbers depend on these words (each at least 0) and the kind of device, on nothing else."""
+    """A generator whose numbers depend on these words (each at least 0) and the device's kind, on nothing else.
+
+    GPUs of different models are of different kinds.
+    """
     state = np.random.SeedSequence(words).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(state[0]))
 

@@ -55,9 +55,9 @@ class MNISTNet(Classifier):
         """
         x = images.flatten(1)
         *hidden, last = self.layers
-        for name, factor in itertools.zip_longest(hidden, keep):
+        for name, factor in zip(hidden, keep or [None] * len(hidden), strict=True):
             x = F.relu(getattr(self, name)(x))
-            x = x if factor is None else x * factor.to(x.dtype)
+            x = x if factor is None else x * factor
         return getattr(self, last)(x)
 
 
@@ -93,7 +93,7 @@ class ConvNet(MNISTNet):
             x = getattr(self, f"conv{number}")(x)
             x = F.max_pool2d(x, 2) if number <= 2 else x
             x = F.relu(getattr(self, f"norm{number}")(x.permute(0, 2, 3, 1)))
-            x = x * keep[number - 1].to(x.dtype) if keep else x
+            x = x * keep[number - 1] if keep else x
             x = x.permute(0, 3, 1, 2)
         return super().forward(x, *keep[self.convolutions :])
 

@@ -107,6 +107,8 @@ def train_epoch(
     samples, steps = len(batches.dataset), math.ceil(len(batches.dataset) / config.batch_size)
     batches.sampler.set_epoch(state.epoch, first=state.step)
     losses: list[Tensor] = []  # of the latest updates, not waited for
+    # Left to itself `unwrap_model` takes a compiled model's DDP away.
+    shapes = accelerator.unwrap_model(model, keep_torch_compile=False).outputs if config.dropout else []
     rate, begin = config.lr, perf_counter() - state.epoch_seconds
 
     def gather_losses() -> None:
@@ -145,7 +147,7 @@ def train_epoch(
                 )
             if config.dropout:
                 batch.keep = dropout(
-                    accelerator.unwrap_model(model).outputs,
+                    shapes,
                     batch.size,
                     batch.positions,
                     share=config.dropout,

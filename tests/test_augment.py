@@ -38,6 +38,7 @@ def test_dropout_drops_its_share_of_every_layer_and_the_same_however_a_batch_is_
         assert layer.shape == (100, *shape)
         assert set(layer.unique().tolist()) == {0, 1.25}
         assert layer.mean() == pytest.approx(1, abs=0.05)
+        assert len(layer.flatten(1).unique(dim=0)) == 100  # each sample is without others
     for rank in range(processes):
         part = slice(rank, 100, processes)
         share = dropout(shapes, 100, part, share=0.2, generator=seeded(5))

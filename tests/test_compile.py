@@ -14,7 +14,7 @@ COMMON = "--dataset mnist-5k --cpu --wandb disabled".split()
 )
 def test_the_training_is_that_of_the_network_as_it_is_on_one_process_and_on_two(network, several, tmp_path):
     flags = [*COMMON, "--model", *network.split()]
-    flags += "--dtype float64 --epochs 1 --gradient-accumulation-steps 2 --output-dir".split()
+    flags += "--dtype float64 --epochs 1 --gradient-accumulation-steps 2 --dropout 0.1 --output-dir".split()
     plain = driver(1, [([*flags, tmp_path / "plain"], None)])
     assert plain.returncode == 0, plain.stderr
     for processes in several:

@@ -22,13 +22,16 @@ def test_the_default_is_the_original_network():
     assert parameter_count(model) == 109_386
 
 
-def test_logits_are_those_of_the_formula():
+@pytest.mark.parametrize("dropping", [False, True])
+def test_logits_are_those_of_the_formula(dropping):
     model, images = MNISTNet().double(), torch.randn(5, 1, 28, 28, dtype=torch.float64)
+    keep = [torch.rand(5, *shape, dtype=torch.float64) for shape in model.outputs] if dropping else []
     w = model.state_dict()
     x = images.reshape(5, 784)
-    for layer in ("fc1", "fc2"):
+    for number, layer in enumerate(("fc1", "fc2")):
         x = (x @ w[f"{layer}.weight"].T + w[f"{layer}.bias"]).clamp(min=0)
-    torch.testing.assert_close(model(images), x @ w["fc3.weight"].T + w["fc3.bias"])
+        x = x * keep[number] if dropping else x
+    torch.testing.assert_close(model(images, *keep), x @ w["fc3.weight"].T + w["fc3.bias"])
 
 
 @pytest.mark.parametrize("channels", [(2,), (2, 3), (2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5, 6)])

@@ -51,14 +51,14 @@ def alone(tmp_path_factory):
     return train_all(tmp_path_factory.mktemp("alone"), 1, EMBEDDED)
 
 
-# Three processes, below, train every variant by default, too. Seven on two cores are slow: the variant with the most
-# uneven shares stands for the others.
+# Three processes, below, train every variant by default, too. Seven on two cores are slow: the variants with the most
+# uneven shares stand for the others.
 @pytest.mark.parametrize(
     ("processes", "names"),
     [
         (2, ["undivided-accumulation", "cnn"]),
         pytest.param(2, list(VARIANTS), marks=pytest.mark.slow),
-        pytest.param(7, ["undivided-accumulation"], marks=pytest.mark.slow),
+        pytest.param(7, ["undivided-accumulation", "dropout"], marks=pytest.mark.slow),
     ],
 )
 def test_weights_and_figures_are_those_of_one_process(processes, names, alone, tmp_path):

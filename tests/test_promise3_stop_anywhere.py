@@ -131,6 +131,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_name_and_the_end_is_the_same(sto
         (["--lr", "0.01"], "--lr is 0.01, but the run in "),
         pytest.param(["--seed", "1"], "--seed is 1, but the run in ", marks=pytest.mark.slow),
         pytest.param(["--schedule", "cosine"], "--schedule is cosine, but", marks=pytest.mark.slow),
+        pytest.param(["--dropout", "0.1"], "--dropout is 0.1, but", marks=pytest.mark.slow),
     ],
 )
 def test_other_mathematics_are_refused_by_name(stopped, flags, complaint):
@@ -268,7 +269,7 @@ EVERYTHING += "--val-size 100 --epochs 2 --batch-size 130".split()
     ],
 )
 def test_resumed_in_mid_epoch_with_everything_that_has_a_state_the_bits_are_the_same(processes, fault, tmp_path):
-    """Accumulation, schedule, augmentation, clipping and fp16's scaler (here on the CPU, where scales change often)."""
+    """`EVERYTHING`, and fp16's scaler (here on the CPU, where scales change often)."""
     flags = [*FLAGS, *EVERYTHING, "--output-dir"]
     done = driver(processes, [([*flags, tmp_path / "whole"], fault)])
     assert done.returncode == 0, done.stderr

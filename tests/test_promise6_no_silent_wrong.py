@@ -50,6 +50,7 @@ QUICK = "--dataset mnist-5k --epochs 1 --cpu --wandb disabled".split()
         ("--channels", "--channels nothing is not possible: give 1 to 8 numbers from 1 to 1024"),
         ("--channels 8 8 8 8 8 8 8 8 8", "is not possible: give 1 to 8 numbers"),
         ("--channels 8 4096", "--channels 8 4096 is not possible"),
+        ("--hidden --dropout 0.1", "--dropout 0.1 is not possible: give 0 to a network without hidden layers"),
         ("--model cnn --channels 1024 --hidden 1000", "--hidden 1000 is not possible: give sizes that make at most"),
         ("--recipe best-ever", "'best-ever' for argument '--recipe'"),
         ("--mixed-precision fp8", "'fp8' for argument '--mixed-precision'"),

@@ -1,14 +1,18 @@
 """The training itself, against loops written by hand in plain PyTorch."""
 
+import itertools
 import json
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from conftest import PYTHON, REPOSITORY, call, read_lines, torchrun, weights_of
 
+from mnist_dist import training
+from mnist_dist.checkpoint import TrainState
 from mnist_dist.config import TrainConfig
-from mnist_dist.data import Loader, load
+from mnist_dist.data import Images, Loader, load
 from mnist_dist.models import MNISTNet
 from mnist_dist.schedules import learning_rate
 from mnist_dist.training import adam
@@ -59,6 +63,25 @@ def test_an_epoch_is_that_of_a_hand_written_loop(options, tmp_path):
     (line,) = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert line["train_loss"] == pytest.approx(loss_sum / 4000, abs=1e-9)  # a true mean over samples
     assert line["learning_rate"] == pytest.approx(rate, rel=1e-12)
+
+
+def test_every_update_distorts_and_drops_anew(monkeypatch):
+    config, state, seen = TrainConfig(batch_size=10, dropout=0.5, affine=1), TrainState(), []
+    model, train_step = MNISTNet((50,)), training.train_step
+    same = Images(torch.rand(1, 1, 28, 28).repeat(20, 1, 1, 1), torch.zeros(20, dtype=torch.int64))
+    batches, optimizer = Loader(same, 10, shuffle=True), adam(model, config)
+
+    def watched(accelerator, model, optimizer, batch, config):
+        seen.append((batch.images, *batch.keep))
+        return train_step(accelerator, model, optimizer, batch, config)
+
+    monkeypatch.setattr(training, "train_step", watched)
+    for _ in range(2):
+        training.train_epoch(Accelerator(cpu=True), model, optimizer, batches, state, config)
+    images, keep = zip(*seen, strict=True)
+    for updates in (images, keep):
+        assert len(updates) == 4
+        assert not any(torch.equal(one, other) for one, other in itertools.combinations(updates, 2))
 
 
 def test_without_decay_the_optimizer_is_adam_bit_for_bit():
