@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mnist_dist import data, distributed, models, plots, runs
-from mnist_dist.augment import distort
+from mnist_dist.augment import distort, shift
 from mnist_dist.config import EvaluateConfig, parse
 from mnist_dist.distributed import announce, same_everywhere, together
 from mnist_dist.errors import UserError
@@ -50,7 +50,7 @@ def main() -> None:
         dtype,
     )
 
-    # Every sample counted once, each process its share; and the same again for every distorted copy.
+    # Every sample counted once, each process its share; and the same again for every shifted or distorted copy.
     split = getattr(samples, config.split)
     batches = data.Loader(split, BATCH, accelerator.num_processes, accelerator.process_index, shuffle=False)
 
@@ -58,7 +58,12 @@ def main() -> None:
         generator, strength = data.seeded(data.VIEW, copy, number), {"affine": config.affine, "elastic": config.elastic}
         return distort(batch.images, batch.size, batch.positions, generator=generator, **strength)
 
-    views = [None, *(partial(distorted, copy) for copy in range(config.distortions))]
+    def shifted(down: int, right: int, _: int, batch: data.Batch) -> Tensor:
+        return shift(batch.images, down, right)
+
+    shifts = ((-1, 0), (1, 0), (0, -1), (0, 1)) if config.shifts else ()
+    views = [None, *(partial(shifted, *by) for by in shifts)]
+    views += [partial(distorted, copy) for copy in range(config.distortions)]
     result = mean(
         [
             evaluate(accelerator, network.to(accelerator.device, dtype), batches, view)
@@ -76,6 +81,7 @@ def main() -> None:
                 folder / runs.EVALUATION,
                 {
                     "models": [str(one.weights) for one in trained],
+                    "shifts": config.shifts,
                     "distortions": config.distortions,
                     "dataset": samples.name,
                     "split": config.split,

@@ -1,4 +1,4 @@
-"""Random distortions and dropout of whole batches, the same for a global batch however many processes share it."""
+"""Changed images: random distortions and dropout, the same however many processes share a batch, and shifts."""
 
 import math
 from collections.abc import Sequence
@@ -48,6 +48,12 @@ def distort(
     points = torch.cat([turn.view(-1, 2, 3), bend], dim=2) @ fields(images.dtype, images.device)
     grid = points.view(-1, 2, SIZE, SIZE).permute(0, 2, 3, 1)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def shift(images: Tensor, down: int, right: int) -> Tensor:
+    """Move images (n, 1, 28, 28) by whole pixels, 0 to 27; beyond its border an image goes on as it ends there."""
+    rows, columns = (torch.arange(SIZE, device=images.device).sub(by).clamp(0, SIZE - 1) for by in (down, right))
+    return images[:, :, rows[:, None], columns]
 
 
 def dropout(

@@ -203,6 +203,8 @@ class EvaluateConfig:
     """Folder with MNIST/raw/... in it; default: the run's, or data."""
     split: Literal["test", "train", "val"] = "test"
     """Which samples; val are those that the run held out of its training set."""
+    shifts: bool = False
+    """Average the probabilities over four copies of each image, too, moved up, down, left and right by a pixel."""
     distortions: int = 0
     """Average the probabilities over so many distorted copies of each image, too."""
     affine: float = 0.3

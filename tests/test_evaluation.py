@@ -57,18 +57,19 @@ def test_the_most_confident_mistake_comes_first():
 
 
 @pytest.mark.slow
-def test_several_models_and_distorted_copies_say_the_mean_of_their_probabilities(tmp_path):
+def test_several_models_and_shifted_and_distorted_copies_say_the_mean_of_their_probabilities(tmp_path):
     """Also on three processes, where the copies must be distorted as on one."""
     for seed in (1, 2):
         torch.manual_seed(seed)
         runs.save_weights(tmp_path / f"{seed}.pth", models.build("mlp", (16,)).double())
-    flags = [tmp_path / "1.pth", tmp_path / "2.pth", "--cpu", "--dataset", "mnist-5k", "--distortions", "2"]
+    flags = [tmp_path / "1.pth", tmp_path / "2.pth", "--cpu", "--dataset", "mnist-5k", "--shifts", "--distortions", "2"]
     for processes in (1, 3):
         done = torchrun(processes, "evaluate.py", *flags, "--output-dir", tmp_path / str(processes))
         assert done.returncode == 0, done.stderr
     one, three = (json.loads((tmp_path / str(count) / "evaluation.json").read_text()) for count in (1, 3))
     assert one["loss"] == pytest.approx(three["loss"], abs=1e-12)
-    assert one["confusion_matrix"] == three["confusion_matrix"] and one["distortions"] == 2
+    assert one["confusion_matrix"] == three["confusion_matrix"]
+    assert one["shifts"] is True and one["distortions"] == 2
 
     test, probabilities = load("mnist-5k", None, dtype=torch.float64).test, []
     for seed in (1, 2):
@@ -77,6 +78,8 @@ def test_several_models_and_distorted_copies_say_the_mean_of_their_probabilities
             distort(test.images, 1000, slice(0, 1000, 1), affine=0.3, elastic=0.3, generator=seeded(VIEW, copy, 0))
             for copy in range(2)
         ]
+        wide = F.pad(test.images, (1, 1, 1, 1), mode="replicate")
+        copies += [wide[:, :, top : top + 28, left : left + 28] for top, left in ((0, 1), (2, 1), (1, 0), (1, 2))]
         probabilities += [model.probabilities(images) for images in (test.images, *copies)]
     expected = F.nll_loss(torch.stack(probabilities).mean(dim=0).log(), test.labels)
     assert one["loss"] == pytest.approx(expected.item(), abs=1e-12)
