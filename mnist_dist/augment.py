@@ -1,4 +1,4 @@
-"""Changed images: random distortions and dropout, the same however many processes share a batch, and shifts."""
+"""Random distortions and dropout, the same however many processes share a batch; and shifted images."""
 
 import math
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def distort(
 
 
 def shift(images: Tensor, down: int, right: int) -> Tensor:
-    """Move images (n, 1, 28, 28) by whole pixels, 0 to 27; beyond its border an image goes on as it ends there."""
+    """Move images (n, 1, 28, 28) by whole pixels, also back; beyond its border an image goes on as it ends there."""
     rows, columns = (torch.arange(SIZE, device=images.device).sub(by).clamp(0, SIZE - 1) for by in (down, right))
     return images[:, :, rows[:, None], columns]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import PYTHON, call
 
-from mnist_dist.augment import distort, dropout, fields
+from mnist_dist.augment import distort, dropout, fields, shift
 from mnist_dist.data import seeded
 
 
@@ -44,6 +44,13 @@ def test_dropout_drops_its_share_of_every_layer_and_the_same_however_a_batch_is_
         share = dropout(shapes, 100, part, share=0.2, generator=seeded(5))
         assert all(torch.equal(mine, layer[part]) for mine, layer in zip(share, whole, strict=True))
     assert dropout([], 100, slice(100), share=0.2, generator=seeded(5)) == []  # a linear classifier
+
+
+@pytest.mark.parametrize(("down", "right"), [(1, 0), (-1, 0), (0, 1), (0, -2)])
+def test_a_shifted_image_goes_on_beyond_its_border_as_it_ends_there(down, right):
+    images = torch.rand(2, 1, 28, 28, generator=seeded(3))
+    wide = torch.nn.functional.pad(images, (2, 2, 2, 2), mode="replicate")
+    assert torch.equal(shift(images, down, right), wide[:, :, 2 - down : 30 - down, 2 - right : 30 - right])
 
 
 def test_strength_0_changes_nothing_and_the_seed_decides_the_rest(digits):

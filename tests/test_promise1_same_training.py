@@ -58,7 +58,7 @@ def alone(tmp_path_factory):
     [
         (2, ["undivided-accumulation", "cnn"]),
         pytest.param(2, list(VARIANTS), marks=pytest.mark.slow),
-        pytest.param(7, ["undivided-accumulation", "dropout"], marks=pytest.mark.slow),
+        pytest.param(7, ["undivided-accumulation", "distorted", "dropout"], marks=pytest.mark.slow),
     ],
 )
 def test_weights_and_figures_are_those_of_one_process(processes, names, alone, tmp_path):
