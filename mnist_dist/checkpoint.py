@@ -93,8 +93,9 @@ def write(run: Path, payload: dict[str, Any], step: int) -> Path:
         flush_folder(aside)
         aside.rename(place)
         flush_folder(folder)
-    except OSError:
+    except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
+        error.filename = str(place)  # the name that the user knows, or any: a full disk gives none
         raise
     for old in sorted(folder.glob("step-*"))[:-KEEP]:
         shutil.rmtree(old)

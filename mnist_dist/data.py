@@ -55,6 +55,12 @@ SOURCES = {
             "fashion-mnist",
             "FashionMNIST",
             ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"),
+            md5=(
+                ("train-images-idx3-ubyte", "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
+                ("train-labels-idx1-ubyte", "9018921c3c673c538a1fc5bad174d6f9"),
+                ("t10k-images-idx3-ubyte", "8181f5470baa50b63fa0f6fddb340f0a"),
+                ("t10k-labels-idx1-ubyte", "15d484375f8d13e6eb1aabb0c3f46965"),
+            ),
         ),
         Source("kmnist", "KMNIST", ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")),
     )

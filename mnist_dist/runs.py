@@ -201,6 +201,9 @@ def write(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # the name that the user knows, or any: a full disk gives none
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

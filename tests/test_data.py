@@ -28,26 +28,26 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory) -> Path:
-    """A data folder with a FashionMNIST of random pixels, which has no published digests to fail."""
+    """A data folder with a KMNIST of random pixels, which has no published digests to fail."""
     root, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     for name, shape in FILES.items():
         array = random.integers(0, 256 if len(shape) == 3 else 10, shape, dtype=np.uint8)
-        write_idx(root / "FashionMNIST" / "raw" / name, array)
+        write_idx(root / "KMNIST" / "raw" / name, array)
     return root
 
 
 def copy_of(root: Path, where: Path) -> Path:
     """A copy of the folder whose files can be damaged; the large ones are linked until they are."""
-    raw = where / "FashionMNIST" / "raw"
+    raw = where / "KMNIST" / "raw"
     raw.mkdir(parents=True)
     for name in FILES:
-        (raw / name).symlink_to(root / "FashionMNIST" / "raw" / name)
+        (raw / name).symlink_to(root / "KMNIST" / "raw" / name)
     return raw
 
 
 def test_images_are_normalised_with_the_statistics_of_the_training_set(made_up):
-    loaded = load("fashion-mnist", made_up)
-    raw = torchvision.datasets.FashionMNIST(made_up, train=True)
+    loaded = load("kmnist", made_up)
+    raw = torchvision.datasets.KMNIST(made_up, train=True)
     assert loaded.mean == pytest.approx((raw.data.double() / 255).mean().item(), abs=5e-5)
     assert loaded.std == pytest.approx((raw.data.double() / 255).std(correction=0).item(), abs=5e-5)
     for number in (0, 59_999):
@@ -56,7 +56,7 @@ def test_images_are_normalised_with_the_statistics_of_the_training_set(made_up):
     assert torch.equal(loaded.train.labels, raw.targets) and loaded.train.labels.dtype == torch.int64
     assert loaded.train.images.shape == (60_000, 1, 28, 28) and loaded.test.images.shape == (10_000, 1, 28, 28)
     grey = (loaded.pixels(loaded.test.images[:, 0]) * 255).round().to(torch.uint8)
-    assert torch.equal(grey, torchvision.datasets.FashionMNIST(made_up, train=False).data)
+    assert torch.equal(grey, torchvision.datasets.KMNIST(made_up, train=False).data)
 
 
 def truncate(raw: Path) -> None:
@@ -94,7 +94,7 @@ def swap(raw: Path, one: str, other: str) -> None:
 def test_damaged_files_are_refused_by_name(made_up, tmp_path, harm, reason):
     harm(copy_of(made_up, tmp_path))
     with pytest.raises(UserError, match=reason) as refusal:
-        load("fashion-mnist", tmp_path)
+        load("kmnist", tmp_path)
     assert str(tmp_path) in str(refusal.value)
     assert "python -m mnist_dist download" in str(refusal.value)
 
@@ -102,11 +102,11 @@ def test_damaged_files_are_refused_by_name(made_up, tmp_path, harm, reason):
 def test_a_single_flipped_bit_is_refused_where_digests_are_published(made_up, tmp_path, monkeypatch):
     raw = copy_of(made_up, tmp_path)
     published = tuple((name, hashlib.md5((raw / name).read_bytes()).hexdigest()) for name in FILES)
-    monkeypatch.setitem(data.SOURCES, "fashion-mnist", data.replace(data.SOURCES["fashion-mnist"], md5=published))
-    load("fashion-mnist", tmp_path)
+    monkeypatch.setitem(data.SOURCES, "kmnist", data.replace(data.SOURCES["kmnist"], md5=published))
+    load("kmnist", tmp_path)
     damage(raw, "t10k-images-idx3-ubyte", lambda c: c[:5000] + bytes([c[5000] ^ 1]) + c[5001:])
     with pytest.raises(UserError, match="t10k-images-idx3-ubyte has changed"):
-        load("fashion-mnist", tmp_path)
+        load("kmnist", tmp_path)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -116,40 +116,38 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def mirror(made_up, tmp_path, monkeypatch):
-    """A mirror on this machine that torchvision's FashionMNIST downloads from, and the folder that it serves."""
+    """A mirror on this machine that torchvision's KMNIST downloads from, and the folder that it serves."""
     served = tmp_path / "served"
     served.mkdir()
     resources = []
     for name in FILES:
-        packed = gzip.compress((made_up / "FashionMNIST" / "raw" / name).read_bytes(), 1)
+        packed = gzip.compress((made_up / "KMNIST" / "raw" / name).read_bytes(), 1)
         (served / f"{name}.gz").write_bytes(packed)
         resources.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=served))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
-    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "resources", resources)
+    monkeypatch.setattr(torchvision.datasets.KMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    monkeypatch.setattr(torchvision.datasets.KMNIST, "resources", resources)
     yield served
     server.shutdown()
 
 
 def test_a_download_is_complete_and_leaves_nothing_else(mirror, tmp_path):
     root = tmp_path / "fetched"
-    assert choose("fashion-mnist", root) == ("fashion-mnist", None)
-    assert {path.name for path in (root / "FashionMNIST" / "raw").iterdir()} == set(FILES)
-    assert [path.name for path in root.iterdir()] == ["FashionMNIST"]
-    assert len(load("fashion-mnist", root).test) == 10_000
+    assert choose("kmnist", root) == ("kmnist", None)
+    assert {path.name for path in (root / "KMNIST" / "raw").iterdir()} == set(FILES)
+    assert [path.name for path in root.iterdir()] == ["KMNIST"]
+    assert len(load("kmnist", root).test) == 10_000
     shutil.rmtree(mirror)
-    assert choose("fashion-mnist", root) == ("fashion-mnist", None)  # what is there is not fetched again
+    assert choose("kmnist", root) == ("kmnist", None)  # what is there is not fetched again
 
 
 def test_a_broken_download_leaves_nothing_that_looks_like_data(mirror, tmp_path):
     damaged = mirror / "t10k-images-idx3-ubyte.gz"
     damaged.write_bytes(damaged.read_bytes()[:1000])
-    with pytest.raises(
-        UserError, match=r"fashion-mnist could not be downloaded .* run `python -m mnist_dist download`"
-    ):
-        choose("fashion-mnist", tmp_path / "fetched")
-    assert not data.on_disk("fashion-mnist", tmp_path / "fetched")
+    with pytest.raises(UserError, match=r"kmnist could not be downloaded .* run `python -m mnist_dist download`"):
+        choose("kmnist", tmp_path / "fetched")
+    assert not data.on_disk("kmnist", tmp_path / "fetched")
     assert list((tmp_path / "fetched").iterdir()) == []
 
 

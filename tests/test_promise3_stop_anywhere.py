@@ -339,10 +339,10 @@ def used(folder: Path) -> int:
     return disk.used // 1024
 
 
-def assert_no_space(done: subprocess.CompletedProcess) -> None:
-    """It left with status 1 and one sentence."""
+def assert_no_space(done: subprocess.CompletedProcess, place: Path) -> None:
+    """It left with status 1 and one sentence that names what could not be written."""
     assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stderr.startswith("train.py: error: the system refused") and "No space left on device" in done.stderr
+    assert done.stderr.startswith(f"train.py: error: the system refused '{place}': No space left on device")
     assert done.stderr.count("\n") == 1, done.stderr
 
 
@@ -352,7 +352,7 @@ def test_a_full_disk_loses_no_checkpoint_and_with_more_room_the_run_goes_on(stop
     disk, remount = small_disk
     remount("size=3500k")  # two checkpoints of 1.3 MB, and not the third
     flags = [*FLAGS, "--epochs", "10", "--output-dir", disk / "run"]
-    assert_no_space(call(PYTHON, "train.py", *flags))
+    assert_no_space(call(PYTHON, "train.py", *flags), disk / "run" / "checkpoints" / "step-0000000021")
     assert sorted(place.name for place in (disk / "run" / "checkpoints").iterdir()) == [
         "step-0000000007",
         "step-0000000014",
@@ -375,7 +375,7 @@ def test_a_full_disk_at_the_model_leaves_no_half_of_it(stopped, small_disk):
         (disk / "run" / name).unlink()
     remount(f"size={used(disk) + 100}k")
     flags = [*FLAGS, "--epochs", "10", "--output-dir", disk / "run", "--resume"]
-    assert_no_space(call(PYTHON, "train.py", *flags))
+    assert_no_space(call(PYTHON, "train.py", *flags), disk / "run" / "mnist_model.pth")
     assert not (disk / "run" / "summary.json").exists() and not list((disk / "run").glob("*mnist_model*"))
     remount("size=64m")
     done = call(PYTHON, "train.py", *flags)
