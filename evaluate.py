@@ -45,7 +45,7 @@ def main() -> None:
         accelerator,
         config.dataset or first.dataset,
         config.data_dir or Path(first.data_dir),
-        first.val_size,
+        0 if config.split == "test" or config.dataset not in (None, "auto", first.dataset) else first.val_size,
         first.seed,
         dtype,
     )
@@ -72,6 +72,7 @@ def main() -> None:
         ]
     )
 
+    result.metrics(config.split)  # refuses a loss that is not finite, before anything is written
     folder = config.output_dir or first.weights.parent
     with together():
         if accelerator.is_main_process:
@@ -83,6 +84,8 @@ def main() -> None:
                     "models": [str(one.weights) for one in trained],
                     "shifts": config.shifts,
                     "distortions": config.distortions,
+                    "affine": config.affine,
+                    "elastic": config.elastic,
                     "dataset": samples.name,
                     "split": config.split,
                     "num_processes": accelerator.num_processes,

@@ -51,6 +51,7 @@ def main() -> None:
     folder = run.folder
     settings = as_json(config) | {
         "dataset": samples.name,
+        "data_digest": samples.fingerprint,
         "mixed_precision": accelerator.mixed_precision,
         "normalization": {"mean": samples.mean, "std": samples.std},
         "set_up": distributed.describe(accelerator),

@@ -14,13 +14,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from mnist_dist.config import flag
 from mnist_dist.distributed import announce, from_main, together
 from mnist_dist.errors import UserError
 from mnist_dist.runs import CHECKPOINTS, WEIGHTS
 from mnist_dist.stopping import Stopped, StopRequest
 
 STATE, MANIFEST = "state.pt", "manifest.json"
-FORMAT = 4  # raised when a checkpoint of before can no longer be read
+FORMAT = 5  # raised when a checkpoint of before can no longer be read
 KEEP = 2  # the newest so many are kept
 MATHEMATICS = (  # settings in which a run cannot be changed on the way
     *("dataset", "val_size", "seed", "batch_size", "gradient_accumulation_steps", "affine", "elastic"),
@@ -97,8 +98,10 @@ def write(run: Path, payload: dict[str, Any], step: int) -> Path:
         shutil.rmtree(aside, ignore_errors=True)
         error.filename = str(place)  # the name that the user knows, or any: a full disk gives none
         raise
-    for old in sorted(folder.glob("step-*"))[:-KEEP]:
-        shutil.rmtree(old)
+    before = sorted(other for other in folder.glob("step-*") if other < place)
+    for other in folder.glob("step-*"):
+        if other != place and other not in before[1 - KEEP :]:  # or after it: damaged, or the run would be there
+            shutil.rmtree(other)
     return place
 
 
@@ -160,10 +163,11 @@ class Keeper:
     ) -> None:
         self.accelerator, self.run, self.every = accelerator, run, every
         self.model, self.optimizer, self.averaged = model, optimizer, averaged
-        self.settings = {name: value for name, value in settings.items() if name in MATHEMATICS}
+        self.settings = {flag(name): settings[name] for name in MATHEMATICS}
+        self.settings["the data's digest"] = settings["data_digest"]
         self.epochs = settings["epochs"]
         if settings["schedule"] != "constant" or settings["warmup"]:
-            self.settings["epochs"] = self.epochs  # then they decide the rate of every update
+            self.settings["--epochs"] = self.epochs  # then they decide the rate of every update
         self.last: Path | None = None  # the newest checkpoint
         self.request = StopRequest()
         self.stopping = False
@@ -242,7 +246,7 @@ class Keeper:
         for name, value in self.settings.items():
             if payload["settings"].get(name) != value:
                 raise UserError(
-                    f"--{name.replace('_', '-')} is {value}, but the run in {self.run} was trained with "
+                    f"{name} is {value}, but the run in {self.run} was trained with "
                     f"{payload['settings'].get(name)}: resume with that, or start another run"
                 )
         state = TrainState(**payload["state"])

@@ -138,7 +138,7 @@ class Settings(DataConfig):
         require(0 <= self.elastic <= MAX_ELASTIC, "--elastic", self.elastic, f"a strength from 0 to {MAX_ELASTIC}")
         require(0 <= self.clip_norm < math.inf, "--clip-norm", self.clip_norm, "a norm above 0, or 0 for no limit")
         require(0 <= self.ema < 1, "--ema", self.ema, "a decay from 0 to below 1")
-        require(0 <= self.seed < 2**63, "--seed", self.seed, "a number from 0 to 2^63 - 1")
+        require(0 <= self.seed < 2**32, "--seed", self.seed, "a number from 0 to 4,294,967,295")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ class TrainConfig(Settings):
     gradient_accumulation_steps: int = 1
     """Pieces in which a process works through its share of a batch, to need less memory; changes nothing else."""
     compile: bool = False
-    """Compile the network with torch.compile, which takes up to a minute; it did not pay on the CPUs we measured."""
+    """Compile the network with torch.compile, for 10 seconds or more; it did not pay on the CPUs we measured."""
     recipe: Literal["original", "fast", "fast-cnn", "best", "best-cnn"] | None = None
     """Named settings; explicit flags win over them."""
     output_dir: Path | None = None

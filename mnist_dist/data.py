@@ -128,12 +128,13 @@ class Data:
 # ------------------------------------------------------------------------------------------------ from the disk
 
 
-def read_idx(path: Path, shape: tuple[int, ...], md5: str | None = None) -> tuple[np.ndarray, str]:
+def read_idx(path: Path, shape: tuple[int, ...], fetch: str, md5: str | None = None) -> tuple[np.ndarray, str]:
     """An IDX file of unsigned bytes (format: http://yann.lecun.com/exdb/mnist/), checked against what it must hold.
 
     Args:
         path: the uncompressed file.
         shape: the shape that it must have.
+        fetch: the command that fetches it, for messages.
         md5: the digest that it must have, where one is published.
 
     Returns:
@@ -145,8 +146,7 @@ def read_idx(path: Path, shape: tuple[int, ...], md5: str | None = None) -> tupl
 
     def refusal(fault: str) -> UserError:
         return UserError(
-            f"the data file {path} {fault}: delete it and run `python -m mnist_dist download`, or point --data-dir at "
-            "a good copy"
+            f"the data file {path} {fault}: delete it and run `{fetch}`, or point --data-dir at a good copy"
         )
 
     try:
@@ -184,6 +184,11 @@ def on_disk(name: str, data_dir: Path) -> bool:
         ) from error
 
 
+def command_to_fetch(name: str, data_dir: Path) -> str:
+    """What to type where a data set is missing."""
+    return f"python -m mnist_dist download --dataset {name} --data-dir {data_dir}"
+
+
 def download(name: str, data_dir: Path) -> None:
     """Fetch a data set through torchvision, whole or not at all.
 
@@ -209,8 +214,8 @@ def download(name: str, data_dir: Path) -> None:
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1].removeprefix("Tried ")
         raise UserError(
-            f"{name} could not be downloaded into {data_dir} ({reason}): run `python -m mnist_dist download` where "
-            "there is internet, or point --data-dir at a copy"
+            f"{name} could not be downloaded into {data_dir} ({reason}): run `{command_to_fetch(name, data_dir)}` "
+            "where there is internet, or point --data-dir at a copy"
         ) from error
     finally:
         socket.setdefaulttimeout(patience)
@@ -258,7 +263,7 @@ def obtain(accelerator: Accelerator, name: str, data_dir: Path, val_size: int, s
     if len({name for name, _ in choices}) > 1:
         raise UserError(
             f"--dataset auto means {' and '.join(sorted({name for name, _ in choices}))} on different nodes: run "
-            "`python -m mnist_dist download` on each, or put --data-dir where all nodes see it"
+            f"`{command_to_fetch('mnist', data_dir)}` on each, or put --data-dir where all nodes see it"
         )
     name, warning = choices[0]
     if warning and accelerator.is_main_process:
@@ -307,7 +312,11 @@ def load(name: str, data_dir: Path, *, val_size: int = 0, seed: int = 0, dtype: 
         source = SOURCES[name]
         raw, md5 = data_dir / source.torchvision_class / "raw", dict(source.md5)
         arrays, digests = zip(
-            *(read_idx(raw / file, shape, md5.get(file)) for file, shape in FILES.items()), strict=True
+            *(
+                read_idx(raw / file, shape, command_to_fetch(name, data_dir), md5.get(file))
+                for file, shape in FILES.items()
+            ),
+            strict=True,
         )
         train, test, fingerprint = arrays[:2], arrays[2:], "-".join(digests)
         classes, normalization = source.classes, source.normalization
@@ -388,7 +397,7 @@ def stratified_split(labels: Tensor, size: int, generator: torch.Generator) -> t
 
 # ------------------------------------------------------------------------------- which process sees which sample
 
-# What a stream of random numbers is for; no two purposes share a stream.
+# What a stream of random numbers is for; it follows the seed, and of one seed no two purposes share a stream.
 ORDER, HOLD_OUT, DISTORT, VIEW, DROPOUT = 1, 2, 3, 4, 5
 
 

@@ -46,6 +46,12 @@ def check_environment(environ: Mapping[str, str]) -> int:
     Raises:
         UserError: the variables contradict each other, or announce processes that do not exist.
     """
+    for divided in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+        if environ.get(f"ACCELERATE_USE_{divided}", "").lower() in ("1", "true"):
+            raise UserError(
+                f"accelerate is configured for {divided} (ACCELERATE_USE_{divided} is set), which divides a model, and "
+                "here each process trains the whole: launch with --config_file accelerate_config.yaml"
+            )
     if "WORLD_SIZE" not in environ:
         if "MASTER_PORT" in environ:
             # `accelerate launch --cpu --num_processes N` prepares for N processes and starts one (accelerate #2741).
@@ -112,12 +118,14 @@ def start(
     if precision != "no" and dtype == torch.float64:
         raise UserError(f"--dtype float64 contradicts --mixed-precision {precision}: choose one of them")
     # One compilation for each size of a share or piece, of which there are a few: exact shapes make faster kernels.
-    dynamo = TorchDynamoPlugin(backend=DynamoBackend.INDUCTOR, mode=compile_mode or "default", dynamic=False)
+    # Without a plugin Accelerate takes the launcher's.
+    backend = DynamoBackend.INDUCTOR if compile_mode else DynamoBackend.NO
+    dynamo = TorchDynamoPlugin(backend=backend, mode=compile_mode or "default", dynamic=False)
     try:
         accelerator = Accelerator(
             cpu=cpu,
             mixed_precision=precision,
-            dynamo_plugin=dynamo if compile_mode else None,
+            dynamo_plugin=dynamo,
             # The training step weighs and accumulates by sample itself; a number of steps from the environment
             # (ACCELERATE_GRADIENT_ACCUMULATION_STEPS) would divide the loss a second time.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -253,13 +261,16 @@ def run(main: Callable[[], None], name: str) -> None:
     """Run a script's `main` and end the process with the status that the README promises.
 
     Once the processes are connected, a `UserError` is raised on all of them alike (see `together`), and the first one
-    prints it. Before that every process of a node sees the same error, and the node's first one prints it.
+    prints it. Before that every process of a node sees the same error, and the node's first one prints it. What else
+    goes wrong is a process's own, and it says so itself.
 
     Args:
         main: does the work.
         name: what the user called, for messages.
     """
-    status, connected = 0, False
+    status, connected, rank = 0, False, os.environ.get("RANK", "0")
+    # Many ranks share one log: all but the first say who they are.
+    who = "" if rank == "0" else f"[rank {rank} on {os.environ.get('SLURMD_NODENAME', platform.node())}]: "
     try:
         main()
     except BrokenPipeError:
@@ -270,8 +281,9 @@ def run(main: Callable[[], None], name: str) -> None:
         status = getattr(error, "status", 1)
         if is_first():
             print(f"{name}: error: {explain(error)}", file=sys.stderr)
+        elif isinstance(error, OSError) and dist.is_initialized():
+            print(f"{who}{name}: error: {explain(error)}", file=sys.stderr)
     except Exception as error:
-        rank = os.environ.get("RANK", "0")
         if isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             print(
                 f"{name}: error: process {rank} lost the connection to another, which has died: its own message says "
@@ -285,9 +297,7 @@ def run(main: Callable[[], None], name: str) -> None:
         if any(kind.__module__ == "torch._dynamo.exc" for kind in type(error).__mro__):
             reason = str(error).strip().splitlines()[0]
             message = f"{name}: error: torch.compile failed ({reason}): install what it needs, or leave --compile out\n"
-        # Many ranks share one log: all but the first say who they are.
-        prefix = "" if rank == "0" else f"[rank {rank} on {os.environ.get('SLURMD_NODENAME', platform.node())}]: "
-        print(textwrap.indent(message, prefix, lambda _: True), file=sys.stderr, end="")
+        print(textwrap.indent(message, who, lambda _: True), file=sys.stderr, end="")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         os._exit(130)  # the shell's convention for SIGINT; at once, so nothing is finished

@@ -66,7 +66,7 @@ Forward = Callable[[Tensor], Tensor]
 def to_safetensors(model: nn.Module, _: Tensor, path: Path, trained: runs.Trained) -> Forward:
     """Write the weights, with what the images were normalised by as metadata. Returns the forward pass read back."""
     normalization = {"dataset": trained.dataset, "mean": trained.mean, "std": trained.std}
-    path.write_bytes(save(model.state_dict(), metadata={"format": "pt", "mnist_dist": json.dumps(normalization)}))
+    path.write_bytes(save(model.state_dict(), metadata={"format": "pt", runs.METADATA: json.dumps(normalization)}))
     return models.from_state_dict(load_file(path))
 
 

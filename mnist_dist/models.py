@@ -16,16 +16,7 @@ IMAGE = (1, 28, 28)
 CLASSES = 10
 
 
-class Classifier(nn.Module):
-    """What every network here can do besides giving logits."""
-
-    @torch.no_grad()
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Class probabilities (N, 10), rows summing to 1, of normalised images (N, 1, 28, 28)."""
-        return F.softmax(self(images), dim=1)
-
-
-class MNISTNet(Classifier):
+class MNISTNet(nn.Module):
     """The multilayer perceptron: flatten, then fully connected layers fc1, fc2, ... with ReLU between them.
 
     With the default hidden sizes: fc1 784-128, fc2 128-64, fc3 64-10, which are 109,386 parameters.
@@ -59,6 +50,11 @@ class MNISTNet(Classifier):
             x = F.relu(getattr(self, name)(x))
             x = x if factor is None else x * factor
         return getattr(self, last)(x)
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Class probabilities (N, 10), rows summing to 1, of normalised images (N, 1, 28, 28)."""
+        return F.softmax(self(images), dim=1)
 
 
 class ConvNet(MNISTNet):
@@ -98,7 +94,7 @@ class ConvNet(MNISTNet):
         return super().forward(x, *keep[self.convolutions :])
 
 
-def build(name: str, hidden: Sequence[int] = (128, 64), channels: Sequence[int] = (16, 32)) -> Classifier:
+def build(name: str, hidden: Sequence[int] = (128, 64), channels: Sequence[int] = (16, 32)) -> MNISTNet:
     """The network of that name, "mlp" or "cnn", with fresh weights from torch's global generator."""
     return MNISTNet(hidden) if name == "mlp" else ConvNet(channels, hidden)
 
@@ -108,7 +104,7 @@ def parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def from_state_dict(weights: Mapping[str, Tensor]) -> Classifier:
+def from_state_dict(weights: Mapping[str, Tensor]) -> MNISTNet:
     """The network that these weights belong to, told by their names and shapes alone, loaded and in eval mode.
 
     Raises:

@@ -29,6 +29,7 @@ def evaluation(folder: Path, result: Evaluation, samples: Data, split: str) -> N
     heading = f"{samples.name} {split}: {100 * result.accuracy:.2f}% ({result.correct}/{result.total})"
     confusion_matrix(folder / "confusion_matrix.png", result.confusion, samples.classes, heading)
     reliability(folder / "reliability.png", result, heading)
+    (folder / "mistakes.png").unlink(missing_ok=True)  # of an evaluation before, where this one has none
     worst = result.mistakes()[:50]
     if len(worst):
         sure = result.probabilities.max(dim=1).values

@@ -15,13 +15,14 @@ import time
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -35,6 +36,7 @@ CONFIG, METRICS, SUMMARY, WEIGHTS, EVALUATION = (
     "evaluation.json",
 )
 CHECKPOINTS, PLOTS = "checkpoints", "plots"
+METADATA = "mnist_dist"  # under which an exported safetensors file says what data it was trained on
 ROOT = Path("runs")
 
 
@@ -150,7 +152,7 @@ def newest() -> Path:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model, and what its run's config.json says of its data; the defaults where there is none."""
+    """A trained model, and what its run's config.json, or a safetensors file itself, says of its data."""
 
     weights: Path
     dataset: str = "auto"
@@ -170,19 +172,26 @@ def locate(path: Path) -> Trained:
     weights = path / WEIGHTS if path.is_dir() else path
     if not weights.is_file():
         raise UserError(f"there is no model at {weights}: name a finished run's folder or a .pth file")
-    config = weights.parent / CONFIG
-    if not config.exists():
-        return Trained(weights)
+    source = weights.parent / CONFIG
     try:
-        settings = json.loads(config.read_text())
-        settings |= settings["normalization"]
+        if source.exists():
+            settings = json.loads(source.read_text())
+            settings |= settings["normalization"]
+        elif weights.suffix == ".safetensors":
+            source = weights
+            with safe_open(weights, "pt") as file:
+                settings = asdict(Trained(weights)) | json.loads((file.metadata() or {}).get(METADATA, "{}"))
+        else:
+            return Trained(weights)
         known = {field.name: settings[field.name] for field in fields(Trained) if field.name != "weights"}
         for name, value in known.items():
             if type(value) is not type(getattr(Trained, name)):
                 raise ValueError(f"{name} is {value!r}")
+    except SafetensorError:
+        return Trained(weights)  # who loads it says what is wrong with it
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"the settings in {config} are not those of a run ({type(error).__name__}: {error}): restore the file, or "
+            f"the settings in {source} are not those of a run ({type(error).__name__}: {error}): restore the file, or "
             "move the model out of the folder"
         ) from error
     return Trained(weights, **known)

@@ -22,6 +22,7 @@ from mnist_dist.errors import UserError
 JOURNAL, LOCKS = "journal.jsonl", "locks"  # in the study's folder
 WRITING, CLAIMING, TRIALS = 0, 1, 2  # which byte of the locks' file stands for what; trial n has byte TRIALS + n
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+WHOLE = 1000  # parts of a trial, which is compared with others where they had come as far, and from its middle on
 PATIENCE = 0.5  # seconds between two looks at what others do, where nothing is left to begin
 
 
@@ -87,7 +88,7 @@ def open_study(folder: Path, locks: Locks, fixed: dict[str, Any]) -> optuna.Stud
             storage=storage,
             study_name="tune",
             direction="maximize",
-            pruner=optuna.pruners.MedianPruner(),
+            pruner=optuna.pruners.MedianPruner(n_warmup_steps=WHOLE // 2),
             load_if_exists=True,
         )
         study.get_trials(deepcopy=False)
@@ -143,9 +144,10 @@ def trials_to_do(
                 done = sum(trial.state in DONE for trial in trials)
                 running = sum(trial.state == TrialState.RUNNING for trial in trials)
                 begun = None
-                first_lost = all(trial.state == TrialState.FAIL for trial in trials if "first" in trial.user_attrs)
+                firsts = [trial.state for trial in trials if "first" in trial.user_attrs]
+                first_lost = all(state in (TrialState.FAIL, TrialState.WAITING) for state in firsts)
                 if done + running < wanted or first_lost:
-                    if first_lost:
+                    if first_lost and TrialState.WAITING not in firsts:  # waiting: its process died before it began
                         study.enqueue_trial(first, user_attrs={"first": True})
                     # A seed for each trial: no two are drawn alike, whoever draws them, and one process repeats itself.
                     draw = int(np.random.SeedSequence((seed, len(trials))).generate_state(1)[0])

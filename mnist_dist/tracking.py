@@ -21,6 +21,7 @@ from mnist_dist import runs
 from mnist_dist.data import Data
 from mnist_dist.distributed import together
 from mnist_dist.evaluation import Evaluation
+from mnist_dist.stopping import Stopped
 
 MISTAKES = 50  # most confident mistakes in the table
 PATIENCE, START_TIMEOUT, FINISH_TIMEOUT = 5, 20, 60  # seconds: before the first update, to connect, to finish
@@ -60,7 +61,7 @@ class Tracker:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.wandb and kind is not KeyboardInterrupt:  # who presses Ctrl-C twice does not want to wait for W&B
-            self.wandb.close(failed=kind is not None)
+            self.wandb.close(failed=kind is not None, to_go_on=kind is Stopped)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -200,9 +201,9 @@ class WandB:
         if row and row["global_step"] >= self.first:
             self.accelerator.log(row, step=row["global_step"])
 
-    def close(self, failed: bool) -> None:
+    def close(self, failed: bool, to_go_on: bool) -> None:
         """Let the jobs be done and the run end, for at most `FINISH_TIMEOUT` seconds."""
-        self.jobs.put(partial(self.finish, failed))
+        self.jobs.put(partial(self.finish, failed, to_go_on))
         self.jobs.put(None)
         self.thread.join(FINISH_TIMEOUT)
         if self.thread.is_alive():
@@ -212,10 +213,12 @@ class WandB:
                     process.kill()
             self.thread.join(FINISH_TIMEOUT)
 
-    def finish(self, failed: bool) -> None:
-        """End the run, and say where to find it."""
+    def finish(self, failed: bool, to_go_on: bool) -> None:
+        """End the run, as finished, failed or preempted, and say where to find it."""
         self.send()
         run = self.accelerator.get_tracker("wandb", unwrap=True)
+        if to_go_on:
+            run.mark_preempting()  # with a failure behind it: preempted
         place, url, offline = Path(run.dir).parent, run.url, run.offline
         run.finish(exit_code=int(failed))
         if offline:

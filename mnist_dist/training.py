@@ -27,7 +27,7 @@ def adam(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
 
 
 def average(model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) -> nn.Module:
-    """A moving average of the weights that every step of the optimizer moves on (Polyak and Juditsky 1992).
+    """A moving average of the weights that every update moves on (Polyak and Juditsky 1992).
 
     Args:
         model: the bare network, on its device.
@@ -37,7 +37,13 @@ def average(model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) ->
         The network with the averaged weights; the same on all processes, since the weights are.
     """
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
-    optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(model))
+
+    def follow(*_: object) -> None:
+        # fp16's scaler leaves it to a fused optimizer to skip an update whose gradient overflowed. To ask waits for it.
+        if not getattr(optimizer, "found_inf", False):
+            averaged.update_parameters(model)
+
+    optimizer.register_step_post_hook(follow)
     return averaged
 
 

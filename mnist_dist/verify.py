@@ -370,7 +370,7 @@ def check_training(accelerator: Accelerator, train: Images, root: Path) -> list[
     try:
         bare = fresh_model()
         model, optimizer = prepare(accelerator, bare, training.adam(bare, SETTINGS))
-        settings = as_json(SETTINGS)
+        settings = as_json(SETTINGS) | {"data_digest": None}
         keeper = Keeper(accelerator, folder, bare, optimizer, settings, every=0)
         with Tracker(accelerator, folder, settings, []) as tracker:
             state, loader = TrainState(), loader_of(accelerator, train)

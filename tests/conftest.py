@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -76,6 +77,13 @@ def weight_difference(run: Path, other: Path) -> float:
     one, two = weights_of(run), weights_of(other)
     assert one.keys() == two.keys()
     return max((one[name] - two[name]).abs().max().item() for name in one)
+
+
+def rewind(run: Path) -> None:
+    """Put a finished run back to its last checkpoint but one, in the middle of its last epoch."""
+    shutil.rmtree(max((run / "checkpoints").glob("step-*")))
+    for name in ("summary.json", "mnist_model.pth"):
+        (run / name).unlink()
 
 
 def without(what: str) -> None:

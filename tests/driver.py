@@ -11,6 +11,7 @@ written to that file. Beside `runs`, the document may hold
 """
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -161,16 +162,32 @@ def gradient_breaks_at_update_30():
     return patch.object(training, "train_step", step)
 
 
-def last_process_raises_at_update_30():
-    """An exception that nobody foresaw, on one process alone."""
+def last_process_raises(error):
+    """At update 30, on one process alone."""
     train_step, updates = training.train_step, itertools.count(1)
 
     def step(accelerator, model, optimizer, batch, config):
         if next(updates) == 30 and RANK == WORLD - 1:
-            raise MemoryError("planted")
+            raise error
         return train_step(accelerator, model, optimizer, batch, config)
 
     return patch.object(training, "train_step", step)
+
+
+def last_process_raises_at_update_30():
+    """An exception that nobody foresaw."""
+    return last_process_raises(MemoryError("planted"))
+
+
+def last_process_cannot_read_at_update_30():
+    """A disk that fails."""
+    return last_process_raises(OSError(errno.EIO, os.strerror(errno.EIO), "/dev/planted"))
+
+
+def other_data():
+    """Not what the data files held before."""
+    read = data.read_mnist_5k
+    return patch.object(data, "read_mnist_5k", lambda: (*read()[:2], "other"))
 
 
 def stuck_in_an_update():
@@ -210,6 +227,8 @@ FAULTS = {
         fp16_scaler,
         gradient_breaks_at_update_30,
         last_process_raises_at_update_30,
+        last_process_cannot_read_at_update_30,
+        other_data,
         stuck_in_an_update,
         disk_full_at_metrics,
     )

@@ -1,7 +1,9 @@
 """--compile: the same training, the same bits after a stop, a plain file, and one sentence where it cannot be."""
 
+import shutil
+
 import pytest
-from conftest import PYTHON, call, driver, weight_difference, weights_of
+from conftest import PYTHON, call, driver, rewind, weight_difference, weights_of
 
 from mnist_dist.models import from_state_dict
 
@@ -26,12 +28,23 @@ def test_the_training_is_that_of_the_network_as_it_is_on_one_process_and_on_two(
 
 
 def test_resumed_it_ends_with_the_bits_of_the_run_that_was_never_stopped(tmp_path):
-    for folder, epochs in (("whole", ["2"]), ("parts", ["1", "2"])):
-        for number in epochs:
-            place = ["--output-dir", tmp_path / folder, "--resume"]
-            done = call(PYTHON, "train.py", "--compile", *COMMON, "--epochs", number, *place)
-            assert done.returncode == 0, done.stderr
-    assert weight_difference(tmp_path / "whole", tmp_path / "parts") == 0
+    flags = ["--compile", *COMMON, "--epochs", "2", "--checkpoint-every", "50", "--resume", "--output-dir"]
+    done = call(PYTHON, "train.py", *flags, tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    rewind(tmp_path / "run")
+    done = call(PYTHON, "train.py", *flags, tmp_path / "run")
+    assert done.returncode == 0 and "going on from update 100 (epoch 2)" in done.stdout, done.stdout + done.stderr
+    assert weight_difference(tmp_path / "whole", tmp_path / "run") == 0
+
+
+def test_a_launcher_that_would_compile_does_not_where_it_was_not_asked_for():
+    code = (
+        "from mnist_dist import distributed, models, training, config\n"
+        "accelerator, model = distributed.start(cpu=True), models.build('mlp')\n"
+        "print(distributed.prepare(accelerator, model, training.adam(model, config.TrainConfig()))[0] is model)"
+    )
+    assert call(PYTHON, "-c", code, ACCELERATE_DYNAMO_BACKEND="EAGER").stdout == "True\n"
 
 
 @pytest.mark.parametrize("compiler", ["missing", "broken"])

@@ -96,7 +96,7 @@ def test_damaged_files_are_refused_by_name(made_up, tmp_path, harm, reason):
     with pytest.raises(UserError, match=reason) as refusal:
         load("kmnist", tmp_path)
     assert str(tmp_path) in str(refusal.value)
-    assert "python -m mnist_dist download" in str(refusal.value)
+    assert f"python -m mnist_dist download --dataset kmnist --data-dir {tmp_path}" in str(refusal.value)
 
 
 def test_a_single_flipped_bit_is_refused_where_digests_are_published(made_up, tmp_path, monkeypatch):
@@ -145,7 +145,9 @@ def test_a_download_is_complete_and_leaves_nothing_else(mirror, tmp_path):
 def test_a_broken_download_leaves_nothing_that_looks_like_data(mirror, tmp_path):
     damaged = mirror / "t10k-images-idx3-ubyte.gz"
     damaged.write_bytes(damaged.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"kmnist could not be downloaded .* run `python -m mnist_dist download`"):
+    with pytest.raises(
+        UserError, match=r"could not be downloaded .* run `python -m mnist_dist download --dataset kmnist "
+    ):
         choose("kmnist", tmp_path / "fetched")
     assert not data.on_disk("kmnist", tmp_path / "fetched")
     assert list((tmp_path / "fetched").iterdir()) == []

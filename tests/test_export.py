@@ -1,10 +1,12 @@
 """Other formats: each is read by its own library alone, and gives the logits of the original."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import PYTHON, call
+from safetensors.torch import save_file
 
 from mnist_dist import export, models, runs
 from mnist_dist.errors import UserError
@@ -34,6 +36,22 @@ def test_safetensors(trained, tmp_path):
     with torch.no_grad():
         again = models.from_state_dict(runs.load_weights(tmp_path / "m.safetensors"))(images)
     assert torch.allclose(again, logits, atol=1e-6)
+
+
+def test_a_safetensors_file_says_what_data_it_was_trained_on(trained, tmp_path):
+    fashion = replace(trained[0], dataset="fashion-mnist", mean=0.286, std=0.353)
+    export.export(fashion, "safetensors", tmp_path / "m.safetensors")
+    assert runs.locate(tmp_path / "m.safetensors") == replace(fashion, weights=tmp_path / "m.safetensors")
+    weights = runs.load_weights(fashion.weights)
+    save_file(weights, tmp_path / "foreign.safetensors")
+    assert runs.locate(tmp_path / "foreign.safetensors") == runs.Trained(tmp_path / "foreign.safetensors")
+    for content in ('{"mean": "small"}', "[]", "{"):
+        save_file(weights, tmp_path / "odd.safetensors", metadata={runs.METADATA: content})
+        with pytest.raises(UserError, match=r"the settings in .*odd\.safetensors are not those of a run"):
+            runs.locate(tmp_path / "odd.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"no weights here")
+    with pytest.raises(UserError, match="is damaged"):
+        runs.load_weights(runs.locate(tmp_path / "bad.safetensors").weights)
 
 
 def test_torch_export(trained, tmp_path):

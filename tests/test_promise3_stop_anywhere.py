@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import ACCELERATE, PYTHON, REPOSITORY, call, clean_environment, driver, weight_difference
+from conftest import ACCELERATE, PYTHON, REPOSITORY, call, clean_environment, driver, rewind, weight_difference
 
 from mnist_dist import checkpoint
 from mnist_dist.errors import UserError
@@ -142,6 +142,15 @@ def test_other_mathematics_are_refused_by_name(stopped, flags, complaint):
     assert sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file()) == before
 
 
+@pytest.mark.slow
+def test_other_data_under_the_same_name_are_refused(stopped):
+    _, run, _, _ = stopped
+    before = sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file())
+    done = driver(1, [([*FLAGS, "--epochs", "10", "--output-dir", run, "--resume"], "other_data")])
+    assert done.returncode != 0 and "train.py: error: the data's digest is other, but the run in " in done.stderr
+    assert sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file()) == before
+
+
 @pytest.fixture
 def written(tmp_path) -> Path:
     """A run's folder with two checkpoints."""
@@ -154,6 +163,14 @@ def test_the_newest_two_are_kept_and_the_newest_is_read(written):
     assert sorted(place.name for place in (written / "checkpoints").iterdir()) == ["step-0000000004", "step-0000000005"]
     payload, warnings = checkpoint.newest(written)
     assert payload["step"] == 5 and torch.equal(payload["weights"], torch.arange(100.0) + 5) and warnings == []
+
+
+def test_a_damaged_checkpoint_that_was_passed_over_is_not_counted_among_those_kept(written):
+    damaged = (written / "checkpoints" / "step-0000000005").rename(written / "checkpoints" / "step-0000000099")
+    (damaged / "state.pt").write_bytes(b"")
+    for step in (6, 7):
+        checkpoint.write(written, {"step": step}, step)
+    assert sorted(place.name for place in (written / "checkpoints").iterdir()) == ["step-0000000006", "step-0000000007"]
 
 
 def test_a_write_that_fails_leaves_the_others_as_they_were(written, monkeypatch):
@@ -247,13 +264,6 @@ def test_where_a_rank_dies_the_others_leave_and_the_run_goes_on_from_the_last_ch
     assert result(tmp_path / "run") == result(tmp_path / "whole")
 
 
-def rewind(run: Path) -> None:
-    """Put a finished run back to its last checkpoint but one, in the middle of its last epoch."""
-    shutil.rmtree(max((run / "checkpoints").glob("step-*")))
-    for name in ("summary.json", "mnist_model.pth"):
-        (run / name).unlink()
-
-
 EVERYTHING = "--gradient-accumulation-steps 3 --schedule one-cycle --clip-norm 1 --label-smoothing 0.1".split()
 EVERYTHING += "--weight-decay 0.01 --affine 1 --elastic 1 --dropout 0.1 --ema 0.99".split()
 EVERYTHING += "--val-size 100 --epochs 2 --batch-size 130".split()
@@ -293,6 +303,15 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_update_and_checkp
     assert "the gradient of update 30 is not finite" in line
     assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoints' / 'step-0000000020'}" in line
     assert checkpoint.newest(tmp_path / "run")[0]["state"]["global_step"] == 20
+
+
+@pytest.mark.slow
+def test_where_one_process_cannot_read_a_file_all_leave_and_it_says_why(tmp_path):
+    flags = "--dataset mnist-5k --cpu --wandb disabled --output-dir".split()
+    done = driver(2, [([*flags, tmp_path / "run"], "last_process_cannot_read_at_update_30")])
+    assert done.returncode != 0 and "process 0 lost the connection" in done.stderr
+    sentence = f"[rank 1 on {platform.node()}]: train.py: error: the system refused '/dev/planted': Input/output error"
+    assert done.stderr.count(sentence) == 1, done.stderr
 
 
 @pytest.mark.slow

@@ -80,6 +80,7 @@ LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "l
         (LAUNCHED | {"RANK": "two"}, "RANK='two' is not a whole number"),
         (LAUNCHED | {"WORLD_SIZE": "-1"}, "WORLD_SIZE='-1' is not a whole number"),
         (LAUNCHED | {"RANK": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
+        (LAUNCHED | {"ACCELERATE_USE_FSDP": "true"}, "accelerate is configured for FSDP"),
     ],
 )
 def test_an_environment_in_which_processes_would_train_alone_is_refused(environment, complaint):
@@ -91,6 +92,7 @@ def test_a_sound_environment_tells_the_number_of_processes():
     assert check_environment({}) == 1
     assert check_environment({"SLURM_STEP_NUM_TASKS": "1"}) == 1
     assert check_environment(LAUNCHED) == 2
+    assert check_environment({"ACCELERATE_USE_FSDP": "false"}) == 1
 
 
 @pytest.mark.slow

@@ -63,6 +63,7 @@ QUICK = "--dataset mnist-5k --epochs 1 --cpu --wandb disabled".split()
         ("--gradient-accumulation-steps 0", "--gradient-accumulation-steps 0 is not possible"),
         ("--gradient-accumulation-steps 65", "--gradient-accumulation-steps 65 is not possible"),
         ("--seed -1", "--seed -1 is not possible"),
+        ("--seed 4294967296", "--seed 4294967296 is not possible"),
         ("--val-size -1", "--val-size -1 is not possible"),
         ("--log-every 0", "--log-every 0 is not possible"),
         ("--wandb-project a/b", "--wandb-project 'a/b' is not possible"),
@@ -242,8 +243,23 @@ def test_the_evaluation_refuses_what_it_cannot_evaluate(trained, tmp_path):
     torch.save({"fc1.weight": torch.zeros(11, 784), "fc1.bias": torch.zeros(11)}, tmp_path / "other.pth")
     done = torchrun(2, "evaluate.py", tmp_path / "other.pth", "--cpu", timeout=120)
     assert_all_refused(done, "not those of a digit classifier", "evaluate.py")
+    huge = {name: torch.full_like(tensor, 1e38) for name, tensor in models.MNISTNet().state_dict().items()}
+    torch.save(huge, tmp_path / "huge.pth")
+    done = call(PYTHON, "evaluate.py", tmp_path / "huge.pth", "--dataset", "mnist-5k", "--cpu")
+    assert_refused(done, "evaluate.py: error: the loss on the test samples is nan")
+    assert {path.name for path in tmp_path.iterdir()} == {"huge.pth", "other.pth"}
     with pytest.raises(UsageError, match="'dev' for argument '--split'"):
         parse(EvaluateConfig, ["run", "--split", "dev"])
+
+
+@pytest.mark.slow
+def test_what_a_run_held_out_matters_to_an_evaluation_on_other_data_as_little_as_on_the_test_samples(trained, tmp_path):
+    shutil.copy(trained / "mnist_model.pth", tmp_path)
+    settings = json.loads((trained / "config.json").read_text()) | {"dataset": "mnist", "val_size": 10_000}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    for split in ("train", "test"):
+        done = call(PYTHON, "evaluate.py", tmp_path, "--dataset", "mnist-5k", "--split", split, "--cpu")
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

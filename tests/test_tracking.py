@@ -6,6 +6,7 @@ import struct
 import subprocess
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ FLAGS = "--dataset mnist-5k --cpu --epochs 3 --output-dir".split()
 NOWHERE = "http://127.0.0.1:9"  # nothing listens there
 
 
-def read_offline_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
-    """Settings, history rows and artifact types of the one offline run in a run's folder.
+def records(folder: Path) -> Iterator[Any]:
+    """What W&B wrote for the one offline run in a run's folder.
 
     The format: a 7-byte header, then LevelDB's log framing (32 KiB blocks; crc, length, type), each record a
     serialized `wandb_internal_pb2.Record`.
@@ -27,7 +28,6 @@ def read_offline_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]
 
     (path,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
     content = path.read_bytes()
-    config, history, artifacts = {}, [], []
     parts, position = b"", 7
     while position + 7 <= len(content):
         left = 32768 - position % 32768
@@ -41,7 +41,13 @@ def read_offline_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]
         parts = chunk if kind in (1, 2) else parts + chunk  # full and first; middle and last
         if kind in (2, 3):
             continue
-        record = wandb_internal_pb2.Record.FromString(parts)
+        yield wandb_internal_pb2.Record.FromString(parts)
+
+
+def read_offline_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
+    """Settings, history rows and artifact types of the one offline run in a run's folder."""
+    config, history, artifacts = {}, [], []
+    for record in records(folder):
         for item in (*record.run.config.update, *record.config.update):
             config[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
         if record.HasField("history"):
@@ -113,6 +119,8 @@ def test_a_run_that_was_killed_and_stopped_is_one_run_with_one_history(tmp_path)
             time.sleep(0.01)
         process.send_signal(harm)
         assert process.wait(timeout=60) == (75 if harm == signal.SIGTERM else -harm)
+    ends = [record.WhichOneof("record_type") for record in records(run)]
+    assert "preempting" in ends and "exit" in ends, "asked to stop it has not failed"
     done = call(PYTHON, "train.py", *flags, run, "--resume")
     assert done.returncode == 0, done.stderr
 

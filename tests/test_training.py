@@ -84,6 +84,24 @@ def test_every_update_distorts_and_drops_anew(monkeypatch):
         assert not any(torch.equal(one, other) for one, other in itertools.combinations(updates, 2))
 
 
+def test_an_update_that_fp16_skips_does_not_move_the_average():
+    model = MNISTNet((3,))
+    optimizer = adam(model, TrainConfig())
+    averaged, scaler = training.average(model, optimizer, 0.5), torch.amp.GradScaler("cpu")
+    expected: dict = {}
+    for number in range(4):
+        loss = F.cross_entropy(model(torch.randn(8, 1, 28, 28)), torch.arange(8))
+        scaler.scale(loss * (torch.inf if number in (0, 2) else 1)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        if number in (1, 3):
+            now = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            expected = {name: (expected.get(name, now[name]) + now[name]) / 2 for name in now}
+    for name, tensor in averaged.get_submodule("module").state_dict().items():
+        torch.testing.assert_close(tensor, expected[name])
+
+
 def test_without_decay_the_optimizer_is_adam_bit_for_bit():
     torch.manual_seed(0)
     ours, theirs = MNISTNet(), MNISTNet()

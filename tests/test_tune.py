@@ -79,7 +79,7 @@ def until(processes: Sequence[subprocess.Popen], condition: Callable[[], bool]) 
 def training(folder: Path) -> subprocess.Popen:
     """A search in a process of its own, in the middle of its first trial."""
     process, journal = start(folder, *ENDLESS), folder / study.JOURNAL
-    until([process], lambda: journal.exists() and '"step":3' in journal.read_text())
+    until([process], lambda: journal.exists() and '"op_code":6' in journal.read_text())
     return process
 
 
@@ -118,6 +118,10 @@ def test_the_settings_given_are_tried_again_where_their_trial_was_lost_though_ot
     other = others.ask({name: tune.SPACE[name] for name in ("lr", "weight-decay")})
     other.set_user_attr("train_seconds", 1.0)
     others.tell(other, 0.5)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):  # at the worst instant: announced, and not yet begun
+        patch.setattr(optuna.Study, "ask", interrupted)
+        search(tmp_path, trials=1)
+    assert states(trials_of(tmp_path)) == ["FAIL", "COMPLETE", "WAITING"]
     trials = search(tmp_path, trials=1)
     assert states(trials) == ["FAIL", "COMPLETE", "COMPLETE"]
     assert trials[2].params == {"lr": 0.001, "weight-decay": 0.0}
@@ -238,6 +242,41 @@ def test_trials_below_the_median_are_pruned(tmp_path):
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
     assert pruned and all(trial.user_attrs["reason"] == "below the median after epoch 1" for trial in pruned)
     assert all(len(trial.intermediate_values) == 1 for trial in pruned)
+
+
+def test_trials_are_compared_where_they_had_come_as_far(tmp_path, monkeypatch):
+    """The longer the better at the end, and the worse after one epoch: the longest may not be pruned for that."""
+
+    def epoch(*arguments):
+        arguments[4].epoch += 1  # the state's
+
+    class Result:
+        def __init__(self, share, epochs):
+            self.accuracy = share * (0.5 + 0.02 * epochs)
+
+        def metrics(self, split):
+            return {f"{split}_accuracy": self.accuracy}
+
+    train_trial = tune.train_trial
+
+    def pretended(trial, config, *samples):
+        seen = []
+
+        def evaluate(*_):
+            seen.append(None)
+            return Result(len(seen) / config.epochs, config.epochs)
+
+        monkeypatch.setattr(tune, "evaluate", evaluate)
+        return train_trial(trial, config, *samples)
+
+    monkeypatch.setattr(tune, "train_epoch", epoch)
+    monkeypatch.setattr(tune, "train_trial", pretended)
+    trials = search(tmp_path, "--search", "epochs", "--epochs", "4", trials=20)
+    most = max(trial.params["epochs"] for trial in trials)
+    longest = [trial for trial in trials if trial.params["epochs"] == most]
+    assert longest[-1].number >= 5 and set(states(longest)) == {"COMPLETE"}, "the first five are not pruned at all"
+    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
+    assert pruned and all(2 * len(trial.intermediate_values) >= trial.params["epochs"] for trial in pruned)
 
 
 def test_the_settings_given_are_not_pruned_where_others_were_faster(tmp_path, monkeypatch):
