@@ -32,9 +32,11 @@ def main() -> None:
         for other in trained:
             if (other.dataset, other.mean, other.std) != (first.dataset, first.mean, first.std):
                 raise UserError(
-                    f"{other.weights} was trained on other data than {first.weights}: evaluate it by itself"
+                    f"{other.weights} was trained on other data than {first.weights}, or does not say on which: "
+                    "evaluate it by itself"
                 )
-            if config.split != "test" and (other.val_size, other.seed) != (first.val_size, first.seed):
+            held_out = other.val_size or first.val_size
+            if config.split != "test" and held_out and (other.val_size, other.seed) != (first.val_size, first.seed):
                 raise UserError(f"{other.weights} held out other samples than {first.weights}: use --split test")
         if config.split == "val" and config.dataset not in (None, first.dataset):
             raise UserError(f"--split val: {first.weights} held out samples of {first.dataset}: leave --dataset out")

@@ -81,6 +81,8 @@ def predict(config: PredictConfig) -> None:
     for path in config.images:
         digit = (images.read_digit(path) - trained.mean) / trained.std
         probabilities = model.probabilities(digit[None, None])[0]
+        if not probabilities.isfinite().all():
+            raise UserError(f"the model {trained.weights} gives {path} no finite probabilities: train it again")
         best = int(probabilities.argmax())
         print(f"{path}: {classes[best]} ({100 * probabilities[best]:.2f}%)")
         for name, probability in zip(classes, probabilities.tolist(), strict=True):
@@ -102,6 +104,7 @@ def export(config: ExportConfig) -> None:
     require(config.output is None or config.output.suffix == suffix, "--output", config.output, f"a {suffix} file")
     trained = runs.locate(config.model)
     target = config.output or trained.weights.with_suffix(suffix)
+    require(not target.exists() or target.is_file(), "--output", target, "a file")
     difference = formats.export(trained, config.format, target)
     print(f"{target}: its logits, read back, differ from the original's by {difference:.2g} at most")
 

@@ -319,7 +319,8 @@ class VerifyConfig(DataConfig):
         """
         super().check()
         require(self.processes >= 0, "--processes", self.processes, "a number of processes, or 0")
-        require(self.json is None or self.json.parent.is_dir(), "--json", self.json, "a file in a folder that exists")
+        writable = self.json is None or (self.json.parent.is_dir() and not self.json.is_dir())
+        require(writable, "--json", self.json, "a file in a folder that exists")
 
 
 Knob = Literal[

@@ -1,5 +1,6 @@
 """The data: images and labels as tensors, and which process sees which sample when."""
 
+import contextlib
 import hashlib
 import importlib
 import math
@@ -202,7 +203,7 @@ def download(name: str, data_dir: Path) -> None:
     # Imported here because this costs as much as torch itself, and only a download needs it.
     fetch = getattr(importlib.import_module("torchvision.datasets"), source.torchvision_class)
     place = data_dir / source.torchvision_class / "raw"
-    patience = socket.getdefaulttimeout()
+    patience, new = socket.getdefaulttimeout(), not data_dir.exists()
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as aside:
@@ -213,6 +214,9 @@ def download(name: str, data_dir: Path) -> None:
                 (Path(aside) / source.torchvision_class / "raw" / file).replace(place / file)
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1].removeprefix("Tried ")
+        if new:
+            with contextlib.suppress(OSError):  # another node may have had more luck
+                data_dir.rmdir()
         raise UserError(
             f"{name} could not be downloaded into {data_dir} ({reason}): run `{command_to_fetch(name, data_dir)}` "
             "where there is internet, or point --data-dir at a copy"

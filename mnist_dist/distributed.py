@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 import textwrap
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from mnist_dist import rendezvous
 from mnist_dist.errors import UserError, explain
 
 FEW, SMALL = 4, 1 << 20  # processes and bytes up to which each sends its gradients to every other
+GRACE = 5  # seconds in which the first process of a node can say why all leave
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -60,7 +62,7 @@ def check_environment(environ: Mapping[str, str]) -> int:
                 "not): `accelerate launch` starts one process on CPUs, so use "
                 "`torchrun --nproc-per-node N train.py --cpu` (or unset MASTER_PORT to train in one process)"
             )
-        if int(environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
+        if environ.get("SLURM_STEP_NUM_TASKS") not in (None, "", "1"):
             raise UserError(
                 f"srun started {environ['SLURM_STEP_NUM_TASKS']} tasks that do not know of each other (WORLD_SIZE is "
                 "not set), so each would train its own model: submit slurm/train.sbatch, which tells them"
@@ -134,8 +136,13 @@ def start(
                 InitProcessGroupKwargs(init_method=rendezvous.METHOD, timeout=timedelta(minutes=10)),
             ],
         )
-    except (dist.DistError, ValueError) as error:
+    except dist.DistError as error:
         raise UserError(f"the processes could not be connected: {str(error).splitlines()[0]}") from error
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise UserError(
+            f"Accelerate could not start ({str(error).splitlines()[0]}): look at the environment variables that begin "
+            "with ACCELERATE_, and at what the launcher set"
+        ) from error
     if accelerator.num_processes != world:
         raise UserError(
             f"{world} processes were started but {accelerator.num_processes} are connected, so each would train its "
@@ -245,7 +252,10 @@ def announce(accelerator: Accelerator, text: str) -> None:
 
 def is_first() -> bool:
     """Whether this process speaks for all; for its node, before the processes are connected."""
-    return (dist.get_rank() if dist.is_initialized() else int(os.environ.get("LOCAL_RANK") or 0)) == 0
+    if dist.is_initialized():
+        return dist.get_rank() == 0
+    rank = os.environ.get("LOCAL_RANK", "")
+    return not (rank.isdecimal() and int(rank))
 
 
 def describe(accelerator: Accelerator) -> str:
@@ -271,6 +281,9 @@ def run(main: Callable[[], None], name: str) -> None:
     status, connected, rank = 0, False, os.environ.get("RANK", "0")
     # Many ranks share one log: all but the first say who they are.
     who = "" if rank == "0" else f"[rank {rank} on {os.environ.get('SLURMD_NODENAME', platform.node())}]: "
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by whoever started this
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: PTH123, SIM115
     try:
         main()
     except BrokenPipeError:
@@ -281,7 +294,9 @@ def run(main: Callable[[], None], name: str) -> None:
         status = getattr(error, "status", 1)
         if is_first():
             print(f"{name}: error: {explain(error)}", file=sys.stderr)
-        elif isinstance(error, OSError) and dist.is_initialized():
+        elif not dist.is_initialized():
+            time.sleep(GRACE)  # a launcher that saw this one leave would end the first before it has spoken
+        elif isinstance(error, OSError):
             print(f"{who}{name}: error: {explain(error)}", file=sys.stderr)
     except Exception as error:
         if isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error)):

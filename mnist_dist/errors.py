@@ -24,6 +24,6 @@ class UsageError(UserError):
 def explain(error: Exception) -> str:
     """The sentence for an error; an `OSError` becomes its reason and its file, without the errno."""
     if isinstance(error, OSError) and error.strerror:
-        where = f" {error.filename!r}" if error.filename else ""
+        where = f" {str(error.filename)!r}" if error.filename else ""
         return f"the system refused{where}: {error.strerror}; check the path, its permissions and the free space"
     return str(error)

@@ -1,6 +1,7 @@
 """A trained model in other formats, each read back and compared with the original before it is put in place."""
 
 import importlib
+import io
 import json
 import logging
 import os
@@ -40,7 +41,8 @@ def export(trained: runs.Trained, kind: str, target: Path) -> float:
     generator = torch.Generator().manual_seed(0)
     grey = torch.rand(64, *models.IMAGE, generator=generator)
     images = (grey - trained.mean) / trained.std
-    aside = target.with_name(f".{os.getpid()}-{target.name}")
+    place = target.resolve()  # behind a symbolic link, which stays
+    aside = place.with_name(f".{os.getpid()}-{place.name}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporters' remarks on themselves: what counts is compared below
@@ -54,7 +56,10 @@ def export(trained: runs.Trained, kind: str, target: Path) -> float:
             raise UserError(
                 f"the {kind} file gives other logits than {trained.weights} (by {difference:.2g}): not kept"
             )
-        aside.replace(target)
+        aside.replace(place)
+    except OSError as error:
+        error.filename = str(target)
+        raise
     finally:
         aside.unlink(missing_ok=True)
     return difference
@@ -72,9 +77,9 @@ def to_safetensors(model: nn.Module, _: Tensor, path: Path, trained: runs.Traine
 
 def to_torch_export(model: nn.Module, images: Tensor, path: Path, _: runs.Trained) -> Forward:
     """Write weights and computation as `torch.export` does. Returns the forward pass read back."""
-    batch = torch.export.Dim("batch")
-    with path.open("wb") as file:  # the function insists on its suffix only for names
-        torch.export.save(torch.export.export(model, (images,), dynamic_shapes=({0: batch},)), file)
+    batch, buffer = torch.export.Dim("batch"), io.BytesIO()  # by itself it ends the process where a disk is full
+    torch.export.save(torch.export.export(model, (images,), dynamic_shapes=({0: batch},)), buffer)
+    path.write_bytes(buffer.getvalue())
     with path.open("rb") as file:
         return torch.export.load(file).module()
 

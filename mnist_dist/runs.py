@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import pickle
 import platform
@@ -14,11 +15,11 @@ import secrets
 import time
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import torch
@@ -26,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mnist_dist.config import Dataset
 from mnist_dist.errors import UserError
 
 CONFIG, METRICS, SUMMARY, WEIGHTS, EVALUATION = (
@@ -150,6 +152,15 @@ def newest() -> Path:
     return finished[-1].parent
 
 
+POSSIBLE: dict[str, Callable[[Any], bool]] = {  # values of `Trained`'s fields
+    "dataset": get_args(Dataset).__contains__,
+    "val_size": lambda size: size >= 0,
+    "seed": lambda seed: 0 <= seed < 2**32,
+    "mean": math.isfinite,
+    "std": lambda std: 0 < std < math.inf,
+}
+
+
 @dataclass(frozen=True)
 class Trained:
     """A trained model, and what its run's config.json, or a safetensors file itself, says of its data."""
@@ -185,7 +196,7 @@ def locate(path: Path) -> Trained:
             return Trained(weights)
         known = {field.name: settings[field.name] for field in fields(Trained) if field.name != "weights"}
         for name, value in known.items():
-            if type(value) is not type(getattr(Trained, name)):
+            if type(value) is not type(getattr(Trained, name)) or not POSSIBLE.get(name, bool)(value):
                 raise ValueError(f"{name} is {value!r}")
     except SafetensorError:
         return Trained(weights)  # who loads it says what is wrong with it
@@ -200,16 +211,22 @@ def locate(path: Path) -> Trained:
 def write(path: Path, content: bytes) -> None:
     """Put a file in place whole, or leave what was there: written aside, flushed to the disk, then renamed.
 
+    A pipe or a device, such as /dev/stdout, is written to as it is.
+
     Raises:
-        OSError: the disk is full, or the folder cannot be written to.
+        OSError: the disk is full, or the file or its folder cannot be written to.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    place = path.resolve()  # behind a symbolic link, which stays
+    aside = place.with_name(f".{place.name}.{os.getpid()}")
     try:
+        if place.exists() and not place.is_file():
+            place.write_bytes(content)
+            return
         with aside.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        aside.replace(place)
     except OSError as error:
         error.filename = str(path)  # the name that the user knows, or any: a full disk gives none
         raise
@@ -291,7 +308,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             raise UserError(
                 f"the model file {path} holds {name} without its values, or sparse: save it dense, on a device"
             )
-        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+        if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise UserError(f"the model file {path} holds {name} as {tensor.dtype}: save it as float32")
+        if not bool(tensor.isfinite().all()):
             raise UserError(
                 f"the model file {path} holds {name} with values that are not finite numbers: train it again"
             )

@@ -22,6 +22,7 @@ from mnist_dist.errors import UserError
 JOURNAL, LOCKS = "journal.jsonl", "locks"  # in the study's folder
 WRITING, CLAIMING, TRIALS = 0, 1, 2  # which byte of the locks' file stands for what; trial n has byte TRIALS + n
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+LINE = b'{"op_code":'  # how every line of a journal begins; 0 creates a study
 WHOLE = 1000  # parts of a trial, which is compared with others where they had come as far, and from its middle on
 PATIENCE = 0.5  # seconds between two looks at what others do, where nothing is left to begin
 
@@ -64,7 +65,12 @@ class Locks:
             file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
             if file.read() not in (b"", b"\n"):
                 file.seek(0)
-                file.truncate(file.read().rfind(b"\n") + 1)
+                content = file.read()
+                end = content.rfind(b"\n") + 1
+                if content[end:][: len(LINE)] != LINE[: len(content) - end]:
+                    self.release()
+                    raise ValueError("its last line is not one of a journal")
+                file.truncate(end)
         return True
 
     def release(self) -> None:
@@ -92,16 +98,18 @@ def open_study(folder: Path, locks: Locks, fixed: dict[str, Any]) -> optuna.Stud
             load_if_exists=True,
         )
         study.get_trials(deepcopy=False)
+        with locks.journal.open("rb") as file:
+            if not file.readline().startswith(LINE + b"0,"):
+                raise ValueError("its first line does not create a study")
     except (OSError, KeyboardInterrupt):
         raise
     except Exception as error:  # whatever the journal's reader trips over, it is a damaged journal
-        raise UserError(
-            f"the study in {locks.journal} is damaged ({type(error).__name__}): restore the file, or choose another "
-            "--output-dir"
-        ) from error
+        raise damaged(locks.journal, type(error).__name__) from error
     fixed = json.loads(json.dumps(fixed))  # as it comes back
     with locks.claiming():
         if "fixed" not in study.user_attrs:
+            if study.get_trials(deepcopy=False):
+                raise damaged(locks.journal, "its settings are missing")
             study.set_user_attr("fixed", fixed)
     for name, value in fixed.items():
         begun = study.user_attrs["fixed"].get(name)
@@ -111,6 +119,11 @@ def open_study(folder: Path, locks: Locks, fixed: dict[str, Any]) -> optuna.Stud
                 "or choose another --output-dir"
             )
     return study
+
+
+def damaged(journal: Path, reason: str) -> UserError:
+    """The refusal of a journal."""
+    return UserError(f"the study in {journal} is damaged ({reason}): restore the file, or choose another --output-dir")
 
 
 def trials_to_do(

@@ -89,6 +89,19 @@ def test_a_file_that_gives_other_logits_is_not_kept(trained, kind, tmp_path, mon
     assert [path.read_text() for path in tmp_path.iterdir()] == ["of before"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", export.SUFFIXES)
+def test_a_full_disk_is_said_in_one_sentence(kind, tmp_path, small_disk):
+    disk, remount = small_disk
+    runs.save_weights(tmp_path / "mnist_model.pth", models.build("mlp"))
+    remount("size=100k")
+    target = disk / f"m{export.SUFFIXES[kind]}"
+    done = call(PYTHON, "-m", "mnist_dist", "export", tmp_path, "--format", kind, "--output", target)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert f"the system refused '{target}': No space left on device" in done.stderr
+    assert list(disk.iterdir()) == []
+
+
 def test_the_command_says_what_it_wrote_and_refuses_in_one_sentence(tmp_path):
     (tmp_path / "run").mkdir()
     weights, target = tmp_path / "run" / "mnist_model.pth", tmp_path / "m.safetensors"

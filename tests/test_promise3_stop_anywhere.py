@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ACCELERATE, PYTHON, REPOSITORY, call, clean_environment, driver, rewind, weight_difference
 
-from mnist_dist import checkpoint
+from mnist_dist import checkpoint, runs
 from mnist_dist.errors import UserError
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
@@ -183,6 +183,17 @@ def test_a_write_that_fails_leaves_the_others_as_they_were(written, monkeypatch)
     monkeypatch.undo()
     assert sorted(place.name for place in (written / "checkpoints").iterdir()) == ["step-0000000004", "step-0000000005"]
     assert checkpoint.newest(written)[0]["step"] == 5
+
+
+def test_a_link_and_a_pipe_are_written_through(tmp_path):
+    (tmp_path / "link").symlink_to("file")
+    runs.write(tmp_path / "link", b"content")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_bytes() == b"content"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    runs.write(tmp_path / "pipe", b"content")
+    assert os.read(reader, 100) == b"content" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
 
 
 def test_what_a_crash_left_unfinished_is_not_read_and_is_cleared_away(written):

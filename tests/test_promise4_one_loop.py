@@ -76,6 +76,7 @@ LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "l
     [
         ({"MASTER_PORT": "29500"}, "only this one was started"),
         ({"SLURM_STEP_NUM_TASKS": "4"}, "srun started 4 tasks that do not know of each other"),
+        ({"SLURM_STEP_NUM_TASKS": "many"}, "srun started many tasks"),
         ({"WORLD_SIZE": "2"}, "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not"),
         (LAUNCHED | {"RANK": "two"}, "RANK='two' is not a whole number"),
         (LAUNCHED | {"WORLD_SIZE": "-1"}, "WORLD_SIZE='-1' is not a whole number"),

@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import numpy
 import pytest
 import torch
 from conftest import PYTHON, REPOSITORY, call, clean_environment, free_port, torchrun
+from PIL import Image
 
 from mnist_dist import models, runs
-from mnist_dist.config import EvaluateConfig, TrainConfig, parse
+from mnist_dist.__main__ import predict
+from mnist_dist.config import EvaluateConfig, PredictConfig, TrainConfig, parse
 from mnist_dist.errors import UsageError, UserError
 from mnist_dist.recipes import RECIPES
 
@@ -123,6 +126,40 @@ def test_the_script_ends_with_one_sentence(words, sentence, status, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"LOCAL_RANK": "abc"}, "--epochs 0 is not possible"),
+        ({"ACCELERATE_TORCH_DEVICE": "bogus"}, "look at the environment variables that begin with ACCELERATE_"),
+    ],
+)
+def test_an_environment_that_makes_no_sense_is_refused(environment, sentence, tmp_path):
+    epochs = ["--epochs", "0"] if "epochs" in sentence else []
+    done = call(PYTHON, "train.py", *QUICK, *epochs, "--output-dir", tmp_path / "run", **environment)
+    assert_refused(done, sentence, 2 if epochs else 1)
+
+
+@pytest.mark.slow
+def test_the_first_process_speaks_though_it_is_the_last_to_fail(tmp_path):
+    """A launcher ends all processes as soon as one has failed."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, time\nif os.environ.get('LOCAL_RANK') == '0': time.sleep(1.5)\n"
+    )
+    command = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py", *QUICK]
+    environment = clean_environment(PYTHONPATH=str(tmp_path))
+    done = subprocess.run([*command, "--lr", "0"], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert_all_refused(done, "--lr 0.0 is not possible")
+
+
+@pytest.mark.slow
+def test_a_closed_output_stream_is_no_failure(tmp_path):
+    words = " ".join([PYTHON, "train.py", *QUICK, "--output-dir", str(tmp_path / "run")])
+    for number, closed in enumerate((">&-", "2>&-", ">&- 2>&-")):
+        assert call("bash", "-c", f"{words}{number} {closed}").returncode == 0, closed
+        assert (tmp_path / f"run{number}" / "summary.json").exists()
+
+
 def test_every_process_leaves_where_only_the_first_failed():
     done = torchrun(2, "train.py", *QUICK, "--output-dir", "/dev/null/run", timeout=120)
     assert_all_refused(done, "'/dev/null/run': Not a directory")
@@ -203,6 +240,8 @@ def write_pickle(path: Path) -> None:
         (lambda path: torch.save([1, 2], path), "does not hold a state_dict"),
         (lambda path: torch.save({}, path), "does not hold a state_dict"),
         (lambda path: torch.save({"fc1.weight": torch.full((10, 784), float("nan"))}, path), "not finite numbers"),
+        (lambda path: torch.save({"fc1.weight": torch.zeros(10, 784).int()}, path), "holds fc1.weight as torch.int32"),
+        (lambda path: torch.save({"x": torch.zeros(1).to(torch.float8_e5m2)}, path), "as torch.float8_e5m2"),
         (lambda path: torch.save(models.MNISTNet((3,)).state_dict() | {"x": torch.zeros(1)}, path), "x (1,)"),
         (lambda _: None, "there is no model at"),
         (lambda path: path.mkdir(), "there is no model at"),
@@ -228,13 +267,22 @@ def test_settings_beside_a_model_that_are_none_are_refused(content, trained, tmp
         runs.locate(tmp_path)
 
 
-def test_settings_of_a_wrong_type_are_refused_by_name(trained, tmp_path):
+def test_impossible_settings_are_refused_by_name(trained, tmp_path):
     shutil.copy(trained / "mnist_model.pth", tmp_path)
     settings = json.loads((trained / "config.json").read_text())
     assert runs.locate(trained) == runs.Trained(trained / "mnist_model.pth", "mnist-5k")
-    (tmp_path / "config.json").write_text(json.dumps(settings | {"val_size": "many"}))
-    with pytest.raises(UserError, match="val_size is 'many'"):
-        runs.locate(tmp_path)
+    normalization = {"mean": 0.1307, "std": 0.0}
+    for wrong, complaint in {
+        "val_size is 'many'": {"val_size": "many"},
+        "val_size is -1": {"val_size": -1},
+        "seed is -1": {"seed": -1},
+        "dataset is 'foo'": {"dataset": "foo"},
+        "std is 0.0": {"normalization": normalization},
+        "mean is nan": {"normalization": normalization | {"mean": float("nan"), "std": 1.0}},
+    }.items():
+        (tmp_path / "config.json").write_text(json.dumps(settings | complaint))
+        with pytest.raises(UserError, match=wrong):
+            runs.locate(tmp_path)
 
 
 def test_the_evaluation_refuses_what_it_cannot_evaluate(trained, tmp_path):
@@ -248,6 +296,9 @@ def test_the_evaluation_refuses_what_it_cannot_evaluate(trained, tmp_path):
     done = call(PYTHON, "evaluate.py", tmp_path / "huge.pth", "--dataset", "mnist-5k", "--cpu")
     assert_refused(done, "evaluate.py: error: the loss on the test samples is nan")
     assert {path.name for path in tmp_path.iterdir()} == {"huge.pth", "other.pth"}
+    Image.fromarray(numpy.eye(28, dtype="uint8") * 255).save(tmp_path / "digit.png")
+    with pytest.raises(UserError, match=r"huge\.pth gives .*digit\.png no finite probabilities"):
+        predict(PredictConfig(images=(tmp_path / "digit.png",), weights=tmp_path / "huge.pth"))
     with pytest.raises(UsageError, match="'dev' for argument '--split'"):
         parse(EvaluateConfig, ["run", "--split", "dev"])
 

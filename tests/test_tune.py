@@ -381,6 +381,18 @@ def test_a_damaged_journal_is_refused(tmp_path):
             assert "\n" not in str(refusal.value)
 
 
+def test_a_journal_that_is_not_one_or_has_lost_its_beginning_is_refused_and_left_as_it_is(tmp_path):
+    search(tmp_path, trials=2)
+    journal = tmp_path / study.JOURNAL
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert b'"fixed"' in lines[1]
+    for content in (b"my diary", b"my diary\n", b"".join(lines[1:]), b"".join([lines[0], *lines[2:]])):
+        journal.write_bytes(content)
+        with pytest.raises(UserError, match=r"the study in .* is damaged"):
+            search(tmp_path, trials=3)
+        assert journal.read_bytes().startswith(content)
+
+
 def test_several_processes_of_a_launcher_are_refused(tmp_path, monkeypatch):
     for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_PORT": 1, "MASTER_ADDR": "x"}.items():
         monkeypatch.setenv(name, str(value))
