@@ -95,7 +95,8 @@ def train_epoch(
 ) -> dict[str, float]:
     """Visit every training sample of an epoch once, from where `state` stands, and advance it to the next epoch.
 
-    Nothing in the loop waits for the device, except for a point of the loss curve and for a checkpoint.
+    Nothing in the loop waits for the device, except for a point of the loss curve and for a checkpoint; distortions,
+    which are drawn on the CPU; and with fp16 the moving average (see `average`).
 
     Args:
         tracker: takes the loss curve; None where nobody wants it.

@@ -23,11 +23,12 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train
-from mnist_dist import data, distributed, models, runs, schedules, tracking, training, verify
+from mnist_dist import checkpoint, data, distributed, models, runs, schedules, tracking, training, verify
 from mnist_dist.config import VerifyConfig, parse
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -130,6 +131,30 @@ def slow_process():
     return patch.object(models.MNISTNet, "forward", slowly)
 
 
+def checkpoint_reads_other_weights():
+    """A file system gives back something else than was written, under the right digest."""
+    newest = checkpoint.newest
+
+    def other(run):
+        payload, warnings = newest(run)
+        payload["model"]["fc1.bias"] += 1
+        return payload, warnings
+
+    return patch.object(checkpoint, "newest", other)
+
+
+def mixed_precision_breaks():
+    """Losses are not finite where the arithmetic is not that of float32."""
+    cross_entropy = F.cross_entropy
+
+    @contextlib.contextmanager
+    def autocast(*_):
+        with patch.object(F, "cross_entropy", lambda *arguments: torch.nan * cross_entropy(*arguments)):
+            yield
+
+    return patch.object(torch, "autocast", autocast)
+
+
 def fp16_scaler():
     """Not a fault: the gradient scaler of fp16, which Accelerate gives to GPUs only, with an overflow now and then."""
     start, train_step = distributed.start, training.train_step
@@ -224,6 +249,8 @@ FAULTS = {
         padding_counted,
         processes_with_different_seeds,
         slow_process,
+        checkpoint_reads_other_weights,
+        mixed_precision_breaks,
         fp16_scaler,
         gradient_breaks_at_update_30,
         last_process_raises_at_update_30,

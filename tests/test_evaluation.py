@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import torchrun
 
-from mnist_dist import models, runs
+from mnist_dist import models, plots, runs
 from mnist_dist.augment import distort
 from mnist_dist.config import EvaluateConfig, parse
 from mnist_dist.data import VIEW, load, seeded
@@ -54,6 +54,14 @@ def test_the_most_confident_mistake_comes_first():
     assert result.mistakes().tolist() == [2, 0]
     assert (result.correct, result.total) == (1, 3)
     assert result.confusion[1].tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0, 0]
+
+
+def test_no_mistakes_of_before_are_shown_where_there_are_none(tmp_path):
+    samples = load("mnist-5k", None)
+    perfect = Evaluation(9.0 * F.one_hot(samples.test.labels, 10).double(), samples.test.labels)
+    (tmp_path / "mistakes.png").touch()
+    plots.evaluation(tmp_path, perfect, samples, "test")
+    assert {path.name for path in tmp_path.iterdir()} == {"confusion_matrix.png", "reliability.png"}
 
 
 @pytest.mark.slow

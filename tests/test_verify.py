@@ -9,7 +9,7 @@ import pytest
 from conftest import ACCELERATE, PYTHON, REPOSITORY, call, torchrun
 
 from mnist_dist.config import VerifyConfig
-from mnist_dist.verify import Process, check_processes
+from mnist_dist.verify import Process, check_equal, check_processes
 
 FAULTS = {
     None: set(),
@@ -20,6 +20,8 @@ FAULTS = {
     "schedule_stepped_by_every_process": {"schedule", "weights, 264 updates"},
     "padding_counted": {"test count"},
     "slow_process": {"speed of each process"},
+    "checkpoint_reads_other_weights": {"checkpoint"},
+    "mixed_precision_breaks": {"mixed precision"},
 }
 
 
@@ -146,3 +148,9 @@ HERE = Process(0, "n1", "cuda", "GPU-0", 2, "nccl", 1, "torch 2", "c0de", "da7a"
 def test_two_processes_on_one_gpu_and_one_on_the_cpu_are_named(others, complaint):
     check = check_processes([HERE, *others], VerifyConfig(), "so many processes")
     assert check.passed is not bool(complaint) and complaint in check.advice
+
+
+def test_a_process_with_other_versions_is_named():
+    versions, code, data = check_equal([HERE, replace(HERE, rank=1, versions="torch 3")])
+    assert not versions.passed and "process 1 on n1 differs" in versions.detail
+    assert code.passed and data.passed
