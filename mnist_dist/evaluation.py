@@ -113,7 +113,7 @@ class Evaluation:
         """
         loss = self.loss
         if not math.isfinite(loss):
-            raise UserError(f"the loss on the {split} samples is {loss}: try a lower --lr or a --clip-norm")
+            raise UserError(f"the loss on the {split} samples is {loss}: train it with a lower --lr or a --clip-norm")
         return {
             f"{split}_loss": loss,
             f"{split}_accuracy": self.accuracy,

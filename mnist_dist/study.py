@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ JOURNAL, LOCKS = "journal.jsonl", "locks"  # in the study's folder
 WRITING, CLAIMING, TRIALS = 0, 1, 2  # which byte of the locks' file stands for what; trial n has byte TRIALS + n
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 LINE = b'{"op_code":'  # how every line of a journal begins; 0 creates a study
-WHOLE = 1000  # parts of a trial, which is compared with others where they had come as far, and from its middle on
+WHOLE = math.lcm(*range(1, 21))  # parts of a trial: each of 1 to 20 epochs takes a whole number of them
 PATIENCE = 0.5  # seconds between two looks at what others do, where nothing is left to begin
 
 
@@ -94,7 +95,7 @@ def open_study(folder: Path, locks: Locks, fixed: dict[str, Any]) -> optuna.Stud
             storage=storage,
             study_name="tune",
             direction="maximize",
-            pruner=optuna.pruners.MedianPruner(n_warmup_steps=WHOLE // 2),
+            pruner=optuna.pruners.MedianPruner(n_warmup_steps=WHOLE // 2),  # a schedule's first half says little
             load_if_exists=True,
         )
         study.get_trials(deepcopy=False)

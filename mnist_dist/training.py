@@ -39,7 +39,7 @@ def average(model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) ->
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
     def follow(*_: object) -> None:
-        # fp16's scaler leaves it to a fused optimizer to skip an update whose gradient overflowed. To ask waits for it.
+        # fp16's scaler leaves it to the fused optimizer to skip an update whose gradient overflowed; to ask is to wait.
         if not getattr(optimizer, "found_inf", False):
             averaged.update_parameters(model)
 

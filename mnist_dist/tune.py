@@ -161,7 +161,7 @@ def train_trial(trial: Trial, config: TrainConfig, train: Images, val: Images) -
         train_epoch(accelerator, model, optimizer, batches, state, config)
         accuracy = evaluate(accelerator, averaged or bare, held_out).metrics("val")["val_accuracy"]
         trial.set_user_attr("train_seconds", state.train_seconds)
-        # Not by its epochs: early in a long schedule a trial is worse than a short one at its end.
+        # Compared with others when they had come as far: a long schedule begins worse than a short one ends.
         trial.report(accuracy, WHOLE * state.epoch // config.epochs)
         if state.epoch == config.epochs:
             return accuracy

@@ -79,7 +79,7 @@ def until(processes: Sequence[subprocess.Popen], condition: Callable[[], bool]) 
 def training(folder: Path) -> subprocess.Popen:
     """A search in a process of its own, in the middle of its first trial."""
     process, journal = start(folder, *ENDLESS), folder / study.JOURNAL
-    until([process], lambda: journal.exists() and '"op_code":6' in journal.read_text())
+    until([process], lambda: journal.exists() and journal.read_text().count('"op_code":7') >= 3)  # three epochs
     return process
 
 
