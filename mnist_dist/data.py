@@ -129,14 +129,16 @@ class Data:
 # ------------------------------------------------------------------------------------------------ from the disk
 
 
-def read_idx(path: Path, shape: tuple[int, ...], fetch: str, md5: str | None = None) -> tuple[np.ndarray, str]:
+def read_idx(
+    path: Path, shape: tuple[int, ...], md5: str | None = None, fetch: str = "python -m mnist_dist download"
+) -> tuple[np.ndarray, str]:
     """An IDX file of unsigned bytes (format: http://yann.lecun.com/exdb/mnist/), checked against what it must hold.
 
     Args:
         path: the uncompressed file.
         shape: the shape that it must have.
-        fetch: the command that fetches it, for messages.
         md5: the digest that it must have, where one is published.
+        fetch: the command that fetches it, for messages.
 
     Returns:
         The values, uint8, read-only, and the file's md5 in hexadecimal.
@@ -317,7 +319,7 @@ def load(name: str, data_dir: Path, *, val_size: int = 0, seed: int = 0, dtype: 
         raw, md5 = data_dir / source.torchvision_class / "raw", dict(source.md5)
         arrays, digests = zip(
             *(
-                read_idx(raw / file, shape, command_to_fetch(name, data_dir), md5.get(file))
+                read_idx(raw / file, shape, md5.get(file), command_to_fetch(name, data_dir))
                 for file, shape in FILES.items()
             ),
             strict=True,
