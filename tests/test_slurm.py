@@ -292,9 +292,8 @@ def test_the_tasks_of_an_array_make_the_trials_of_one_study_and_where_one_is_kil
     flags = "--dataset mnist-5k --val-size 1000 --epochs 5 --search lr --trials 12".split()
     number = cluster.submit("tune.sbatch", *flags, options=["--nodes=1", "--array=0-1"])
     journal = cluster.folder / "runs" / "tune" / "journal.jsonl"
-    until(
-        lambda: journal.exists() and journal.read_text().count('"step":1,') > 2, 90, lambda: cluster.log(f"{number}_0")
-    )
+    epochs = '"op_code":7'  # an accuracy reported
+    until(lambda: journal.exists() and journal.read_text().count(epochs) > 10, 90, lambda: cluster.log(f"{number}_0"))
     cluster.command("scancel", "--signal=KILL", f"{number}_1")
     cluster.end(f"{number}_1")
     cluster.succeeded(f"{number}_0")
