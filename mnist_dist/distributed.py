@@ -139,8 +139,9 @@ def start(
     except dist.DistError as error:
         raise UserError(f"the processes could not be connected: {str(error).splitlines()[0]}") from error
     except (ValueError, RuntimeError, ImportError) as error:
+        reason, *_ = str(error).split("\n")
         raise UserError(
-            f"Accelerate could not start ({str(error).splitlines()[0]}): look at the environment variables that begin "
+            f"Accelerate could not start ({reason}): look at the environment variables that begin "
             "with ACCELERATE_, and at what the launcher set"
         ) from error
     if accelerator.num_processes != world:

@@ -90,6 +90,11 @@ def open_study(folder: Path, locks: Locks, fixed: dict[str, Any]) -> optuna.Stud
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
+        if locks.journal.exists():
+            with locks.journal.open("rb") as file:  # before a line is added to it
+                first = file.readline()
+            if first.endswith(b"\n") and not first.startswith(LINE + b"0,"):
+                raise ValueError("its first line does not create a study")
         storage = JournalStorage(JournalFileBackend(str(locks.journal), lock_obj=locks))  # type: ignore[arg-type]  # it calls acquire and release
         study = optuna.create_study(
             storage=storage,
@@ -99,9 +104,6 @@ def open_study(folder: Path, locks: Locks, fixed: dict[str, Any]) -> optuna.Stud
             load_if_exists=True,
         )
         study.get_trials(deepcopy=False)
-        with locks.journal.open("rb") as file:
-            if not file.readline().startswith(LINE + b"0,"):
-                raise ValueError("its first line does not create a study")
     except (OSError, KeyboardInterrupt):
         raise
     except Exception as error:  # whatever the journal's reader trips over, it is a damaged journal

@@ -382,7 +382,7 @@ def test_a_damaged_journal_is_refused(tmp_path):
             assert "\n" not in str(refusal.value)
 
 
-def test_a_journal_that_is_not_one_or_has_lost_its_beginning_is_refused_and_left_as_it_is(tmp_path):
+def test_a_journal_that_is_not_one_or_has_lost_its_beginning_is_refused_and_loses_nothing(tmp_path):
     search(tmp_path, trials=2)
     journal = tmp_path / study.JOURNAL
     lines = journal.read_bytes().splitlines(keepends=True)
