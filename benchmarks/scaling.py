@@ -7,9 +7,10 @@ The model: a step of a global batch B on W processes takes
 
     s (a + c B / W) + r(W),    s = max(1, W / cores)
 
-with a, the cost of a step without samples, and c, that of a sample, fitted to one process alone; and r(W), averaging
-the gradient over the processes, timed alone. The steps on several processes are not used in the fit: they are the
-check.
+with a, the cost of a step without samples, and c, that of a sample, fitted to one process alone; and r(W), what it
+costs W processes to agree, which is what their step at the smallest batch takes beyond the rest. Their steps at the
+larger batches are not used in the fit: they are the check. Averaging the gradient, which is a part of r(W), is also
+timed alone.
 """
 
 import argparse
@@ -127,12 +128,16 @@ def main() -> None:
     measured = np.array([found[1][f"step-{size}"] for size in BATCHES])
     table = np.stack([np.ones(len(BATCHES)), np.array(BATCHES)], axis=1)
     (per_step, per_sample), *_ = np.linalg.lstsq(table / measured[:, None], np.ones(len(BATCHES)), rcond=None)
-    cores, points = os.cpu_count() or 1, []
+    cores, agree, points = os.cpu_count() or 1, {}, []
     print(f"a = {1e6 * per_step:.0f} us a step, c = {1e6 * per_sample:.2f} us a sample")
     for world in PROCESSES:
-        share = max(1, world / cores)
+        apart = {size: max(1, world / cores) * (per_step + per_sample * size / world) for size in BATCHES}
+        if world > 1:
+            agree[world] = found[world][f"step-{BATCHES[0]}"] - apart[BATCHES[0]]
+            average = found[world]["average"]
+            print(f"r({world}) = {1e6 * agree[world]:.0f} us, of which averaging alone takes {1e6 * average:.0f}")
         for size in BATCHES:
-            foretold = share * (per_step + per_sample * size / world) + found[world].get("average", 0.0)
+            foretold = apart[size] + agree.get(world, 0.0)
             point = {"processes": world, "batch": size, "measured": found[world][f"step-{size}"], "model": foretold}
             points.append(point)
             error = 100 * (foretold / point["measured"] - 1)
@@ -145,6 +150,7 @@ def main() -> None:
         "rounds": args.rounds,
         "seconds_a_step": per_step,
         "seconds_a_sample": per_sample,
+        "agree_seconds": agree,
         "average_seconds": {world: found[world]["average"] for world in PROCESSES if world > 1},
         "points": points,
     }
