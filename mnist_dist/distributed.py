@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -133,7 +132,7 @@ def start(
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=[
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(init_method=rendezvous.METHOD, timeout=timedelta(minutes=10)),
+                InitProcessGroupKwargs(init_method=rendezvous.METHOD, timeout=rendezvous.PATIENCE),
             ],
         )
     except dist.DistError as error:

@@ -1,5 +1,8 @@
 """How the processes find each other, also after a launcher has started them again."""
 
+import os
+import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -10,7 +13,10 @@ import torch.distributed as dist
 
 SCHEME = "mnist-dist"
 METHOD = f"{SCHEME}://"  # for `init_process_group(init_method=...)`
-PATIENCE = timedelta(minutes=10)
+# For processes to come, and to answer. Not 10 minutes: that is Accelerate's default for NCCL, so it is not handed on
+# (accelerate 1.15), and gloo waits for 30.
+PATIENCE = timedelta(minutes=15)
+SILENCE = 30  # seconds of waiting after which one process a node says what it waits for
 
 
 def rendezvous(_: str, **options: Any) -> Iterator[tuple[dist.Store, int, int]]:
@@ -22,8 +28,28 @@ def rendezvous(_: str, **options: Any) -> Iterator[tuple[dist.Store, int, int]]:
     Yields:
         The store, this process's rank, and the number of processes.
     """
-    store, rank, world = next(iter(dist.rendezvous("env://", **options)))
-    yield dist.PrefixStore(agree(store, rank, world, options.get("timeout", PATIENCE)), store), rank, world
+    patience = options["timeout"]
+    notice = threading.Timer(SILENCE, tell, [patience])
+    notice.daemon = True
+    notice.start()
+    try:
+        store, rank, world = next(iter(dist.rendezvous("env://", **options)))
+        name = agree(store, rank, world, patience)
+    finally:
+        notice.cancel()
+    yield dist.PrefixStore(name, store), rank, world
+
+
+def tell(patience: timedelta) -> None:
+    """Say what the processes wait for, once a node: a wrong address would look like a hang."""
+    if os.environ["LOCAL_RANK"] == "0":
+        print(
+            "waiting for all {WORLD_SIZE} processes to meet at {MASTER_ADDR}:{MASTER_PORT}, ".format_map(os.environ)
+            + f"for {patience.total_seconds() / 60:.0f} minutes at most: is each of them started, and is this the "
+            "address of the first one's node?",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def agree(store: dist.Store, rank: int, world: int, patience: timedelta) -> str:

@@ -193,6 +193,29 @@ def test_processes_with_other_settings_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+def test_a_process_that_waits_for_others_says_so_and_goes_on_when_they_come(tmp_path):
+    """Each rank is started by hand, on a node of its own, the first one late."""
+    port = str(free_port())
+    common = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    flags = [*QUICK, "--epochs", "1", "--output-dir", tmp_path / "run"]
+
+    def started(rank: int) -> subprocess.Popen:
+        environment = clean_environment(RANK=str(rank), **common)
+        return subprocess.Popen(
+            [PYTHON, "train.py", *flags], env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
+        )
+
+    second = started(1)
+    lines = iter(second.stderr.readline, "")
+    said = next(line for line in lines if "waiting" in line)
+    assert said.startswith(f"waiting for all 2 processes to meet at 127.0.0.1:{port}, for 15 minutes at most")
+    first = started(0)
+    errors = [process.communicate(timeout=120)[1] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], errors
+    assert "waiting" not in "".join(errors)
+
+
 def test_a_folder_that_holds_a_run_is_left_as_it_is(trained):
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     done = call(PYTHON, "train.py", *QUICK, "--output-dir", trained)
