@@ -1,6 +1,7 @@
 """How the processes find each other, also after a launcher has started them again."""
 
 import os
+import socket
 import sys
 import threading
 import time
@@ -33,11 +34,30 @@ def rendezvous(_: str, **options: Any) -> Iterator[tuple[dist.Store, int, int]]:
     notice.daemon = True
     notice.start()
     try:
+        if os.environ["RANK"] != "0":
+            reach(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), patience)
         store, rank, world = next(iter(dist.rendezvous("env://", **options)))
         name = agree(store, rank, world, patience)
     finally:
         notice.cancel()
     yield dist.PrefixStore(name, store), rank, world
+
+
+def reach(address: str, port: int, patience: timedelta) -> None:
+    """Wait until the store can be reached. torch would, too, but with pages of its own stack where it cannot.
+
+    Raises:
+        dist.DistStoreError: it could not in time.
+    """
+    deadline = time.monotonic() + patience.total_seconds()
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise dist.DistStoreError(f"nobody answers at {address}:{port} ({error.strerror or error})") from error
+        time.sleep(0.1)
 
 
 def tell(patience: timedelta) -> None:

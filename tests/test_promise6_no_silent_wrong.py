@@ -216,6 +216,15 @@ def test_a_process_that_waits_for_others_says_so_and_goes_on_when_they_come(tmp_
     assert "waiting" not in "".join(errors)
 
 
+def test_a_process_that_finds_nobody_is_refused(tmp_path):
+    impatient = "import runpy, sys, datetime; from mnist_dist import rendezvous; sys.argv[0] = 'train.py'; "
+    impatient += "rendezvous.PATIENCE = datetime.timedelta(seconds=1); runpy.run_path('train.py', run_name='__main__')"
+    alone = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": str(free_port())}
+    for address, reason in {"127.0.0.1": "Connection refused", "no-such-host.invalid": ""}.items():
+        done = call(PYTHON, "-c", impatient, *QUICK, "--output-dir", tmp_path / "run", MASTER_ADDR=address, **alone)
+        assert_refused(done, f"nobody answers at {address}:{alone['MASTER_PORT']} ({reason}")
+
+
 def test_a_folder_that_holds_a_run_is_left_as_it_is(trained):
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     done = call(PYTHON, "train.py", *QUICK, "--output-dir", trained)
