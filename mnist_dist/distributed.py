@@ -136,7 +136,11 @@ def start(
             ],
         )
     except dist.DistError as error:
-        raise UserError(f"the processes could not be connected: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"the processes could not be connected ({reason}): start all {world}, with MASTER_ADDR and MASTER_PORT of "
+            "the first one's node, which the others must reach"
+        ) from error
     except (ValueError, RuntimeError, ImportError) as error:
         reason, *_ = str(error).split("\n")
         raise UserError(

@@ -223,6 +223,7 @@ def test_a_process_that_finds_nobody_is_refused(tmp_path):
     for address, reason in {"127.0.0.1": "Connection refused", "no-such-host.invalid": ""}.items():
         done = call(PYTHON, "-c", impatient, *QUICK, "--output-dir", tmp_path / "run", MASTER_ADDR=address, **alone)
         assert_refused(done, f"nobody answers at {address}:{alone['MASTER_PORT']} ({reason}")
+        assert "start all 2, with MASTER_ADDR" in done.stderr
 
 
 def test_a_folder_that_holds_a_run_is_left_as_it_is(trained):
