@@ -5,30 +5,76 @@ python evaluate.py runs/first runs/second runs/third --output-dir runs/ensemble
 torchrun --nproc-per-node 2 evaluate.py mnist_model.pth --cpu
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
+import tyro
 from torch import Tensor
 
-from mnist_dist import data, distributed, models, plots, runs
-from mnist_dist.augment import distort, shift
-from mnist_dist.config import EvaluateConfig, parse
-from mnist_dist.distributed import announce, same_everywhere, together
-from mnist_dist.errors import UserError
-from mnist_dist.evaluation import BATCH, evaluate, mean
+from mnist_dist.core import Batch, UserError, all_or_none, announce, same_everywhere
+from mnist_dist.run import launch, plots, weights
+from mnist_dist.run.command_line import parse
+from mnist_dist.run.files import write_json
+from mnist_dist.run.folder import EVALUATION, PLOTS
+from mnist_dist.task import data, datasets, networks
+from mnist_dist.task.distortions import distort, shift
+from mnist_dist.task.evaluation import classify, mean
+from mnist_dist.task.settings import DataConfig, UsageError, require, require_strengths
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Evaluate a trained model, or the mean of several, exactly, at any number of processes."""
+
+    models: tyro.conf.Positional[tuple[Path, ...]]
+    """Runs' folders, or .pth files with a model's state_dict; the probabilities of several are averaged."""
+    dataset: datasets.Name | None = None
+    """Default: what the run was trained on; auto for a lone .pth file."""
+    data_dir: Path | None = None
+    """Folder with MNIST/raw/... in it; default: the run's, or data."""
+    split: Literal["test", "train", "val"] = "test"
+    """Which samples; val are those that the run held out of its training set."""
+    shifts: bool = False
+    """Average the probabilities over four copies of each image, too, moved up, down, left and right by a pixel."""
+    distortions: int = 0
+    """Average the probabilities over so many distorted copies of each image, too."""
+    affine: float = 0.3
+    """Strength of rotation, scale, shear and shift of these copies, as in train.py."""
+    elastic: float = 0.3
+    """Strength of their bending, as in train.py."""
+    cpu: bool = False
+    """Force the CPU."""
+    output_dir: Path | None = None
+    """Where evaluation.json and the pictures go; default: the model's folder; needed for several."""
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UsageError: names the flag, its value and what to give instead.
+        """
+        if not self.models:
+            raise UsageError("no model to evaluate was given: name a run's folder or a .pth file, or several")
+        if len(self.models) > 1 and self.output_dir is None:
+            raise UsageError("several models need --output-dir: name the folder for what they say together")
+        require(0 <= self.distortions <= 1000, "--distortions", self.distortions, "a number of copies from 0 to 1000")
+        require_strengths(self.affine, self.elastic)
+        if self.data_dir is not None:
+            DataConfig(data_dir=self.data_dir).check()
 
 
 def main() -> None:
     config: EvaluateConfig = parse(EvaluateConfig)
-    accelerator = distributed.start(cpu=config.cpu, mixed_precision="no")
+    accelerator = launch.start(config.cpu, mixed_precision="no")
 
     # The models, from their weights alone; the data they were trained on, as their runs' settings tell.
-    with together():
-        trained = [runs.locate(path) for path in config.models]
-        weights = [runs.load_weights(one.weights) for one in trained]
-        networks = [models.from_state_dict(one) for one in weights]
-        first, dtype = trained[0], next(networks[0].parameters()).dtype
+    with all_or_none():
+        trained = [weights.locate(path) for path in config.models]
+        loaded = [weights.load_weights(one.weights) for one in trained]
+        models = [networks.from_state_dict(one) for one in loaded]
+        first, dtype = trained[0], next(models[0].parameters()).dtype
         for other in trained:
             if (other.dataset, other.mean, other.std) != (first.dataset, first.mean, first.std):
                 raise UserError(
@@ -42,7 +88,7 @@ def main() -> None:
             raise UserError(f"--split val: {first.weights} held out samples of {first.dataset}: leave --dataset out")
         if config.split == "val" and not first.val_size:
             raise UserError(f"--split val: the run of {first.weights} held no samples out: use --split test")
-    same_everywhere("the weights", [runs.fingerprint(one) for one in weights])
+    same_everywhere("the weights", [weights.fingerprint(one) for one in loaded])
     samples = data.obtain(
         accelerator,
         config.dataset or first.dataset,
@@ -53,35 +99,27 @@ def main() -> None:
     )
 
     # Every sample counted once, each process its share; and the same again for every shifted or distorted copy.
-    split = getattr(samples, config.split)
-    batches = data.Loader(split, BATCH, accelerator.num_processes, accelerator.process_index, shuffle=False)
+    def distorted(copy: int, images: Tensor, batch: Batch) -> Tensor:
+        return distort(images, batch, affine=config.affine, elastic=config.elastic, copy=copy)
 
-    def distorted(copy: int, number: int, batch: data.Batch) -> Tensor:
-        generator, strength = data.seeded(data.VIEW, copy, number), {"affine": config.affine, "elastic": config.elastic}
-        return distort(batch.images, batch.size, batch.positions, generator=generator, **strength)
-
-    def shifted(down: int, right: int, _: int, batch: data.Batch) -> Tensor:
-        return shift(batch.images, down, right)
+    def shifted(down: int, right: int, images: Tensor, _: Batch) -> Tensor:
+        return shift(images, down, right)
 
     shifts = ((-1, 0), (1, 0), (0, -1), (0, 1)) if config.shifts else ()
     views = [None, *(partial(shifted, *by) for by in shifts)]
     views += [partial(distorted, copy) for copy in range(config.distortions)]
+    split = getattr(samples, config.split)
     result = mean(
-        [
-            evaluate(accelerator, network.to(accelerator.device, dtype), batches, view)
-            for network in networks
-            for view in views
-        ]
+        [classify(accelerator, model.to(accelerator.device, dtype), split, view) for model in models for view in views]
     )
 
     result.metrics(config.split)  # refuses a loss that is not finite, before anything is written
     folder = config.output_dir or first.weights.parent
-    with together():
+    with all_or_none():
         if accelerator.is_main_process:
-            (folder / runs.PLOTS).mkdir(parents=True, exist_ok=True)
-            plots.evaluation(folder / runs.PLOTS, result, samples, config.split)
-            runs.write_json(
-                folder / runs.EVALUATION,
+            plots.evaluation(folder / PLOTS, result, samples, config.split)
+            write_json(
+                folder / EVALUATION,
                 {
                     "models": [str(one.weights) for one in trained],
                     "shifts": config.shifts,
@@ -103,17 +141,15 @@ def main() -> None:
             )
     for name, accuracy, row in zip(samples.classes, result.class_accuracy, result.confusion.tolist(), strict=True):
         share = "   no sample" if accuracy is None else f"{100 * accuracy:8.2f}% "
-        announce(accelerator, f"{name:>8} {share} {' '.join(f'{count:5d}' for count in row)}")
+        announce(f"{name:>8} {share} {' '.join(f'{count:5d}' for count in row)}")
     announce(
-        accelerator,
-        f"expected calibration error {100 * result.calibration_error:.2f}%; {folder / runs.EVALUATION} and "
-        f"{folder / runs.PLOTS} have the confusion matrix, the reliability and the mistakes",
+        f"expected calibration error {100 * result.calibration_error:.2f}%; {folder / EVALUATION} and "
+        f"{folder / PLOTS} have the confusion matrix, the reliability and the mistakes",
     )
     announce(
-        accelerator,
         f"{config.split.capitalize()} Accuracy: {100 * result.accuracy:.2f}% ({result.correct}/{result.total})",
     )
 
 
 if __name__ == "__main__":
-    distributed.run(main, "evaluate.py")
+    launch.run(main, "evaluate.py")

@@ -8,113 +8,111 @@ torchrun --nproc-per-node 2 train.py --cpu
 import torch
 from accelerate.utils import set_seed
 
-from mnist_dist import data, distributed, models, plots, runs
-from mnist_dist.checkpoint import Keeper, TrainState
-from mnist_dist.config import TrainConfig, as_json, parse
-from mnist_dist.distributed import announce, from_main, same_everywhere, together
-from mnist_dist.evaluation import BATCH, Evaluation, evaluate
-from mnist_dist.tracking import Tracker
-from mnist_dist.training import adam, average, compile_mode, train_epoch
+from mnist_dist.core import Checkpoints, GlobalBatches, Training, all_or_none, announce, same_everywhere
+from mnist_dist.run import launch, plots
+from mnist_dist.run.command_line import as_json, parse
+from mnist_dist.run.files import write_json
+from mnist_dist.run.folder import PLOTS, SUMMARY, WEIGHTS, open_run
+from mnist_dist.run.settings import TrainConfig
+from mnist_dist.run.tracking import Tracker
+from mnist_dist.run.weights import save_weights
+from mnist_dist.task import data, networks
+from mnist_dist.task.evaluation import Evaluation, classify
+from mnist_dist.task.objective import adam, average, loss_of, schedule
 
 
 def main() -> None:
     # The settings, and the processes, which must agree on them.
     config: TrainConfig = parse(TrainConfig)
     dtype = getattr(torch, config.dtype)
-    accelerator = distributed.start(
-        cpu=config.cpu, mixed_precision=config.mixed_precision, dtype=dtype, compile_mode=compile_mode(config)
-    )
+    accelerator = launch.start(config.cpu, config.mixed_precision, dtype, config.compile_mode)
     same_everywhere("the settings", as_json(config))
 
-    # The data, whole on every process's device; the loaders deal out each global batch.
+    # The data, whole on every process's device, dealt out by global batches.
     samples = data.obtain(accelerator, config.dataset, config.data_dir, config.val_size, config.seed, dtype)
     data.check_shares(samples, config.batch_size, accelerator.num_processes)
-    ranks = (accelerator.num_processes, accelerator.process_index)
-    train_batches = data.Loader(samples.train, config.batch_size, *ranks, shuffle=True, seed=config.seed)
+    train = GlobalBatches(samples.train.tensors, config.batch_size, accelerator, seed=config.seed)
     splits = {"test": samples.test} | ({"val": samples.val} if samples.val else {})
-    test_batches = {name: data.Loader(split, BATCH, *ranks, shuffle=False) for name, split in splits.items()}
 
-    # The model, the same on every process, and its optimizer.
+    # The model, the same on every process, its optimizer, and what is minimised.
     set_seed(config.seed)
-    bare = models.build(config.model, config.hidden, config.channels).to(accelerator.device, dtype)
-    parameters = models.parameter_count(bare)
-    optimizer = adam(bare, config)
-    averaged = average(bare, optimizer, config.ema) if config.ema else None
-    model, optimizer = distributed.prepare(accelerator, bare, optimizer)
+    network = networks.build(config.model, config.hidden, config.channels).to(accelerator.device, dtype)
+    optimizer = adam(network, config)
+    averaged = average(network, optimizer, config.ema) if config.ema else None
+    training = Training(accelerator, network, optimizer, loss_of(network, config))
+    trained, rate = averaged.module if averaged else network, schedule(config, config.epochs * len(train))
 
-    # The run's folder and its settings.
-    run = None
-    with together():
-        if accelerator.is_main_process:
-            run = runs.create(config.output_dir, samples.name, config.model, config.resume)
-    run = from_main(run)
-    folder = run.folder
-    settings = as_json(config) | {
-        "dataset": samples.name,
-        "data_digest": samples.fingerprint,
-        "mixed_precision": accelerator.mixed_precision,
+    # The run's folder, and where a stopped run left off.
+    run = open_run(config.output_dir, f"{samples.name}-{config.model}", config.resume)
+    values = as_json(config) | {"dataset": samples.name, "mixed_precision": accelerator.mixed_precision}
+    about = {
+        "data_digest": samples.digest,
         "normalization": {"mean": samples.mean, "std": samples.std},
-        "set_up": distributed.describe(accelerator),
+        "set_up": launch.describe(accelerator),
         "wandb_id": run.wandb_id,
         "launcher": run.launcher,
-        "versions": runs.versions(),
+        "versions": launch.versions(),
     }
-
-    # Where a stopped run left off, or the start.
-    keeper = Keeper(accelerator, folder, bare, optimizer, settings, config.checkpoint_every, averaged)
+    tracker = Tracker(accelerator, run.folder, values | about)
+    parts = {"tracker": tracker} | ({"averaged": averaged} if averaged else {})
+    fixed = config.fixed(values) | {"the data's digest": samples.digest}
+    checkpoints = Checkpoints(run.folder, training, parts, fixed, config.checkpoint_every)
     announce(
-        accelerator,
-        f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples; "
-        f"{config.model} with {parameters:,} parameters; {settings['set_up']}; writing to {folder}",
+        f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples; {config.model} "
+        f"with {networks.parameter_count(network):,} parameters; {about['set_up']}; writing to {run.folder}"
     )
-    state, history = keeper.resume() if run.resume else (TrainState(), [])
+    if run.resume:
+        checkpoints.resume()
+    progress = training.progress
+    config.check_progress(progress, run.folder)
 
-    def evaluate_all() -> dict[str, Evaluation]:
-        return {name: evaluate(accelerator, averaged or bare, batches) for name, batches in test_batches.items()}
+    def evaluate() -> dict[str, Evaluation]:
+        return {name: classify(accelerator, trained, split) for name, split in splits.items()}
 
-    with Tracker(accelerator, folder, settings, history) as tracker:
-        # The loop.
+    with tracker:
         results: dict[str, Evaluation] = {}
-        while state.epoch < config.epochs:
-            trained = train_epoch(accelerator, model, optimizer, train_batches, state, config, tracker, keeper)
-            results = evaluate_all()
-            line = {"epoch": state.epoch, "global_step": state.global_step} | trained
+        while progress.epoch < config.epochs:
+            for batch in training.epoch(train, f"epoch {progress.epoch + 1}/{config.epochs}"):
+                training.set_rate(rate(progress.global_step))
+                training.update(batch, pieces=config.gradient_accumulation_steps, clip_norm=config.clip_norm)
+                if progress.step % config.log_every == 0 or training.epoch_is_complete:
+                    point = {"train/loss": training.recent_loss(), "train/learning_rate": training.rate}
+                    tracker.curve({"global_step": progress.global_step} | point)
+                checkpoints.after_update()
+            results = evaluate()
+            line = {"epoch": progress.epoch, "global_step": progress.global_step} | training.figures
             for name, result in results.items():
                 line |= result.metrics(name)
             tracker.epoch(line)
+            accuracies = (f"{name} accuracy {100 * result.accuracy:.2f}%  " for name, result in results.items())
             announce(
-                accelerator,
-                f"epoch {state.epoch}/{config.epochs}  loss {line['train_loss']:.4f}  "
-                + "".join(f"{name} accuracy {100 * result.accuracy:.2f}%  " for name, result in results.items())
-                + f"{line['samples_per_second']:,.0f} samples/s",
+                f"epoch {progress.epoch}/{config.epochs}  loss {line['train_loss']:.4f}  {''.join(accuracies)}"
+                f"{line['samples_per_second']:,.0f} samples/s"
             )
-            keeper.due(state.global_step)  # an epoch's end always is: this asks whether to stop there
-            keeper.keep(state, tracker.history)
+            checkpoints.save(last=progress.epoch == config.epochs)
 
-        # What remains of it: the weights and the pictures.
-        test = (results or evaluate_all())["test"]  # none yet where a run is resumed that had only this left to do
-        with together():
+        # What remains of it: the weights, the pictures, and the summary. It is written last: a run with it succeeded.
+        test = (results or evaluate())["test"]  # none yet if a run is resumed that had only this left to do
+        with all_or_none():
             if accelerator.is_main_process:
-                runs.save_weights(folder / runs.WEIGHTS, averaged.get_submodule("module") if averaged else bare)
-                plots.learning_curves(folder / runs.PLOTS / "learning_curves.png", tracker.lines, samples.name)
-                plots.evaluation(folder / runs.PLOTS, test, samples, "test")
+                save_weights(run.folder / WEIGHTS, trained)
+                plots.learning_curves(run.folder / PLOTS / "learning_curves.png", tracker.lines, samples.name)
+                plots.evaluation(run.folder / PLOTS, test, samples, "test")
         tracker.end(test, samples)
-
-    # The summary is written last: where it is, the run succeeded.
-    with together():
+    summary = tracker.lines[-1] | {
+        "samples_per_second": progress.epoch * len(samples.train) / progress.train_seconds,
+        "dataset": samples.name,
+        "model": config.model,
+        "parameters": networks.parameter_count(network),
+        "train_samples": len(samples.train),
+        "num_processes": accelerator.num_processes,
+        "train_seconds": progress.train_seconds,
+    }
+    with all_or_none():
         if accelerator.is_main_process:
-            summary = tracker.lines[-1] | {
-                "samples_per_second": state.epoch * len(samples.train) / state.train_seconds,
-                "dataset": samples.name,
-                "model": config.model,
-                "parameters": parameters,
-                "train_samples": len(samples.train),
-                "num_processes": accelerator.num_processes,
-                "train_seconds": state.train_seconds,
-            }
-            runs.write_json(folder / runs.SUMMARY, summary)
-    announce(accelerator, f"Test Accuracy: {100 * test.accuracy:.2f}% ({test.correct}/{test.total})")
+            write_json(run.folder / SUMMARY, summary)
+    announce(f"Test Accuracy: {100 * test.accuracy:.2f}% ({test.correct}/{test.total})")
 
 
 if __name__ == "__main__":
-    distributed.run(main, "train.py")
+    launch.run(main, "train.py")

@@ -27,14 +27,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mnist_dist import data, models
-from mnist_dist.config import TrainConfig
-from mnist_dist.distributed import mean_over_few, prepare, run, start
-from mnist_dist.training import adam, train_step
+from mnist_dist.core import GlobalBatches, Training
+from mnist_dist.core.processes import mean_over_few
+from mnist_dist.run.launch import run, start
+from mnist_dist.run.settings import TrainConfig
+from mnist_dist.task import networks
+from mnist_dist.task.objective import adam, loss_of
 
 PROCESSES, BATCHES, STEPS = (1, 2, 3, 4), (64, 256, 1024, 4096), 60
 PARAMETERS = 109_386
@@ -50,21 +51,19 @@ GPU_HOP, GPU_BANDWIDTH = 10e-6, 25e9  # seconds a level of the all-reduce's tree
 def worker(path: Path) -> None:
     """One process: the median seconds of a step at each batch, and of averaging the gradient."""
     accelerator = start(cpu=True, mixed_precision="no")
-    ranks = (accelerator.num_processes, accelerator.process_index)
-    images = data.Images(torch.randn(8 * max(BATCHES), 1, 28, 28), torch.randint(0, 10, (8 * max(BATCHES),)))
+    samples = torch.randn(8 * max(BATCHES), 1, 28, 28), torch.randint(0, 10, (8 * max(BATCHES),))
     found = {}
     for size in BATCHES:
-        config = TrainConfig(batch_size=size)
-        bare = models.build("mlp")
-        model, optimizer = prepare(accelerator, bare, adam(bare, config))
-        loader, times = data.Loader(images, size, *ranks, shuffle=True), []
+        network, config, times = networks.build("mlp"), TrainConfig(), list[float]()
+        training = Training(accelerator, network, adam(network, config), loss_of(network, config))
+        batches = GlobalBatches(samples, size, accelerator, seed=0)
         while len(times) < STEPS + 10:
-            for batch in loader:
+            for batch in batches.epoch():
                 begin = time.perf_counter()
-                train_step(accelerator, model, optimizer, batch, config)
+                training.update(batch)
                 times.append(time.perf_counter() - begin)
         found[f"step-{size}"] = statistics.median(times[10:])
-    if dist.is_initialized() and ranks[0] > 1:
+    if accelerator.num_processes > 1:
         gradient, times = torch.ones(PARAMETERS), []
         for _ in range(200):
             begin = time.perf_counter()

@@ -37,12 +37,12 @@ sys.path.insert(0, str(ROOT))
 
 FIRST_UPDATE = """
 import os, sys
-from mnist_dist import training
-step = training.train_step
-def once(*words):
-    step(*words)
+from mnist_dist.core import Training
+update = Training.update
+def once(*words, **options):
+    update(*words, **options)
     os._exit(0)
-training.train_step = once
+Training.update = once
 import train
 train.main()
 """
@@ -127,12 +127,12 @@ def evaluation(data_dir: Path) -> dict[str, Callable[[], float]]:
     """Two ways to classify the test set, each as a function that gives its median of ten in milliseconds."""
     import torch
 
-    from mnist_dist import data, distributed, models
-    from mnist_dist.evaluation import BATCH, evaluate
+    from mnist_dist.run import launch
+    from mnist_dist.task import data, networks
+    from mnist_dist.task.evaluation import classify
 
-    accelerator, model = distributed.start(cpu=True), models.build("mlp").eval()
+    accelerator, model = launch.start(cpu=True), networks.build("mlp").eval()
     test = data.load("mnist", data_dir).test
-    batches = data.Loader(test, BATCH, shuffle=False)
 
     def forward() -> None:
         with torch.no_grad():
@@ -147,9 +147,7 @@ def evaluation(data_dir: Path) -> dict[str, Callable[[], float]]:
         return statistics.median(times)
 
     return {
-        "evaluation, with loss and counts": partial(
-            median, lambda: evaluate(accelerator, model, batches).metrics("test")
-        ),
+        "evaluation, with loss and counts": partial(median, lambda: classify(accelerator, model, test).metrics("test")),
         "one bare forward pass": partial(median, forward),
     }
 

@@ -7,21 +7,22 @@ negative. The parts are run apart, so caches are a little kinder to them than th
 """
 
 import argparse
+import itertools
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mnist_dist import data, distributed, models
-from mnist_dist.checkpoint import TrainState
-from mnist_dist.config import TrainConfig
-from mnist_dist.training import adam, train_epoch
+from mnist_dist.core import Batch, GlobalBatches, Progress, Training
+from mnist_dist.run import launch
+from mnist_dist.run.settings import TrainConfig
+from mnist_dist.task import data, networks
+from mnist_dist.task.objective import adam, loss_of, schedule
 
 
 def microseconds(part: Callable[[], object], repeats: int = 200) -> float:
@@ -34,28 +35,40 @@ def microseconds(part: Callable[[], object], repeats: int = 200) -> float:
     return min(times)
 
 
-def profile(samples: data.Images, config: TrainConfig) -> dict[str, float]:
+def endless(batches: GlobalBatches) -> Iterator[Batch]:
+    """The batches of one epoch after the other."""
+    for epoch in itertools.count():
+        yield from batches.epoch(epoch)
+
+
+def profile(samples: data.Split, config: TrainConfig) -> dict[str, float]:
     """Microseconds of an update by part; the last is the whole."""
-    accelerator = distributed.start(cpu=True)
-    bare = models.build(config.model, config.hidden, config.channels)
-    model, optimizer = distributed.prepare(accelerator, bare, adam(bare, config))
-    loader = data.Loader(samples, config.batch_size, shuffle=True)
-    share = next(iter(loader.sampler))
-    batch = samples[share]
+    accelerator = launch.start(cpu=True)
+    network = networks.build(config.model, config.hidden, config.channels)
+    loss, optimizer = loss_of(network, config), adam(network, config)
+    training = Training(accelerator, network, optimizer, loss)
+    batches = GlobalBatches(samples.tensors, config.batch_size, seed=0)
+    rate, dealt = schedule(config, len(batches)), endless(batches)
+    batch = next(dealt)
 
     def forward() -> torch.Tensor:
-        return F.cross_entropy(model(batch.images), batch.labels, reduction="sum")
+        return loss(training.model, batch)
 
     def backward() -> None:
         optimizer.zero_grad()
         forward().backward()
 
     def epoch() -> None:
-        train_epoch(accelerator, model, optimizer, loader, TrainState(), config)
+        training.progress = Progress()
+        for batch in training.epoch(batches):
+            training.set_rate(rate(training.progress.global_step))
+            training.update(batch)
+            if training.progress.step % config.log_every == 0:
+                training.recent_loss()
 
     forward().backward()
     found = {
-        "the batch": microseconds(lambda: samples[share]),
+        "the batch": microseconds(lambda: next(dealt)),
         "forward and loss": microseconds(forward),
         "backward": microseconds(backward),
         "optimizer": microseconds(optimizer.step),

@@ -6,13 +6,12 @@ A run with `verify`, the name of a file, is no training: `python -m mnist_dist v
 written to that file. Beside `runs`, the document may hold
     record: a folder for what each process saw: batches-<rank>.pt (the sample numbers of every update, in order) and
         left-<rank>.json (how it left);
-    timeouts: values for the constants of `mnist_dist.tracking`, in seconds.
+    timeouts: values for the constants of `mnist_dist.run.tracking`, in seconds.
 `fault` is one of the traps of this stack, let back in for that run; see `FAULTS`.
 """
 
 import contextlib
 import errno
-import itertools
 import json
 import os
 import sys
@@ -28,79 +27,91 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train
-from mnist_dist import checkpoint, data, distributed, models, runs, schedules, tracking, training, verify
-from mnist_dist.config import VerifyConfig, parse
+from mnist_dist.core import GlobalBatches, Training, checkpoints, stream
+from mnist_dist.core.batches import Batch
+from mnist_dist.run import launch, tracking
+from mnist_dist.run.command_line import parse
+from mnist_dist.run.files import write_json
+from mnist_dist.task import datasets, networks, objective
+from mnist_dist.tools import verify
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def loader_sharded_twice():
     """Field note 1: Accelerate deals out again what the DistributedSampler has dealt out."""
-    iterate, count = data.GlobalBatchSampler.__iter__, data.GlobalBatchSampler.__len__
+    deal = GlobalBatches.epoch
 
-    def every_wth(self):
-        return (b for n, b in enumerate(iterate(self)) if n % WORLD == RANK) if self.sampler.shuffle else iterate(self)
+    def every_wth(self, *which, **first):
+        batches = deal(self, *which, **first)
+        return batches if self.seed is None else (batch for n, batch in enumerate(batches) if n % WORLD == RANK)
 
-    def fewer(self):
-        return count(self) // (WORLD if self.sampler.shuffle else 1)
-
-    return patch.multiple(data.GlobalBatchSampler, __iter__=every_wth, __len__=fewer)
+    return patch.object(GlobalBatches, "epoch", every_wth)
 
 
 def order_depends_on_processes():
     """Field note 3: each process cuts batches from a stretch of its own, so other samples meet in a batch."""
-    indices = data.ExactDistributedSampler.indices
+    order = GlobalBatches.order
 
-    def own_stretch(self):
-        if not self.shuffle:
-            return indices(self)
-        order = torch.randperm(self.size, generator=data.seeded(self.seed, data.ORDER, self.epoch))
-        return order.tensor_split(WORLD)[RANK]
+    def own_stretches(self, epoch):
+        whole = order(self, epoch)
+        if self.seed is None:
+            return whole
+        # Put so that dealing position by position gives process r the r-th stretch.
+        places = torch.cat([torch.arange(len(whole))[rank::WORLD] for rank in range(WORLD)])
+        dealt = torch.empty_like(whole)
+        dealt[places] = whole
+        return dealt
 
-    return patch.object(data.ExactDistributedSampler, "indices", own_stretch)
+    return patch.object(GlobalBatches, "order", own_stretches)
 
 
 def schedule_stepped_by_every_process():
     """Field note 4: the schedule moves W steps an update."""
-    rate = schedules.learning_rate
+    rate = objective.learning_rate
     return patch.object(
-        training, "learning_rate", lambda step, total, **rest: rate(min(step * WORLD, total - 1), total, **rest)
+        objective, "learning_rate", lambda step, total, **rest: rate(min(step * WORLD, total - 1), total, **rest)
     )
 
 
 def processes_weighed_equally():
     """Field note 5: the mean over each process's share, averaged over the processes."""
-    train_step = training.train_step
+    update = Training.update
 
-    def step(accelerator, model, optimizer, batch, config):
-        batch.size = len(batch.labels) * WORLD
-        return train_step(accelerator, model, optimizer, batch, config)
+    def equally(self, batch, **options):
+        batch.terms = len(batch.index) * WORLD
+        update(self, batch, **options)
 
-    return patch.object(training, "train_step", step)
+    return patch.object(Training, "update", equally)
 
 
 def dropout_drawn_by_every_process():
     """What `torch.nn.Dropout` does: each process draws for its own samples, from a generator seeded alike."""
-    dropout = training.dropout
 
-    def own(shapes, size, positions, **rest):
-        count = len(range(size)[positions])
-        return dropout(shapes, count, slice(count), **rest)
+    def own(self, purpose, *shape, normal=False):
+        draw = torch.randn if normal else torch.rand
+        return draw(len(self.index), *shape, generator=stream(purpose, *self.words))
 
-    return patch.object(training, "dropout", own)
+    drawn = contextlib.ExitStack()
+    drawn.enter_context(patch.object(Batch, "rand", own))
+    drawn.enter_context(patch.object(Training, "check_that_the_loss_is_a_sum", lambda *_: None))  # else it sees it
+    return drawn
 
 
 def padding_counted():
     """Field note 6: shares padded with repeated samples to equal length, and all of them counted."""
-    iterate = data.GlobalBatchSampler.__iter__
+    deal = GlobalBatches.epoch
 
-    def padded(self):
-        shares = list(iterate(self))
-        if not self.sampler.shuffle and len(self.sampler) < -(-self.sampler.size // WORLD):
-            shares[-1].index = torch.cat([shares[-1].index, shares[0].index[:1]])
-        return iter(shares)
+    def padded(self, *which, **first):
+        batches = list(deal(self, *which, **first))
+        if self.seed is None and sum(len(batch.index) for batch in batches) < -(-self.samples // WORLD):
+            last, row = batches[-1], [0]
+            last.index = torch.cat([last.index, batches[0].index[row]])
+            again = batches[0].data
+            last.data = tuple(torch.cat([rows, others[row]]) for rows, others in zip(last.data, again, strict=True))
+        return iter(batches)
 
-    return patch.object(data.GlobalBatchSampler, "__iter__", padded)
+    return patch.object(GlobalBatches, "epoch", padded)
 
 
 def overflow(model):
@@ -111,40 +122,42 @@ def overflow(model):
 
 def processes_with_different_seeds():
     """Each process shuffles with a seed of its own."""
-    begin = data.ExactDistributedSampler.__init__
+    order = GlobalBatches.order
 
-    def seeded_by_rank(self, *arguments, seed=0, **options):
-        begin(self, *arguments, seed=seed + RANK, **options)
+    def seeded_by_rank(self, epoch):
+        if self.seed is None:
+            return order(self, epoch)
+        return torch.randperm(self.samples, generator=stream("order", self.seed + RANK, epoch))
 
-    return patch.object(data.ExactDistributedSampler, "__init__", seeded_by_rank)
+    return patch.object(GlobalBatches, "order", seeded_by_rank)
 
 
 def slow_process():
     """The last process takes longer for every batch, as beside another program or on a hot GPU."""
-    forward = models.MNISTNet.forward
+    forward = networks.MNISTNet.forward
 
     def slowly(self, *inputs):
         if RANK == WORLD - 1:
             time.sleep(0.01)
         return forward(self, *inputs)
 
-    return patch.object(models.MNISTNet, "forward", slowly)
+    return patch.object(networks.MNISTNet, "forward", slowly)
 
 
 def checkpoint_reads_other_weights():
     """A file system gives back something else than was written, under the right digest."""
-    newest = checkpoint.newest
+    newest = checkpoints.newest_checkpoint
 
     def other(run):
         payload, warnings = newest(run)
-        payload["model"]["fc1.bias"] += 1
+        payload["parts"]["training"]["model"]["fc1.bias"] += 1
         return payload, warnings
 
-    return patch.object(checkpoint, "newest", other)
+    return patch.object(verify, "newest_checkpoint", other)
 
 
 def mixed_precision_breaks():
-    """Losses are not finite where the arithmetic is not that of float32."""
+    """Losses are not finite if the arithmetic is not that of float32."""
     cross_entropy = F.cross_entropy
 
     @contextlib.contextmanager
@@ -157,46 +170,48 @@ def mixed_precision_breaks():
 
 def fp16_scaler():
     """Not a fault: the gradient scaler of fp16, which Accelerate gives to GPUs only, with an overflow now and then."""
-    start, train_step = distributed.start, training.train_step
+    start, update = launch.start, Training.update
 
-    def scaled(**options):
-        accelerator = start(**options)
+    def scaled(*words, **options):
+        accelerator = start(*words, **options)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=7)
         return accelerator
 
-    def step(accelerator, model, optimizer, batch, config):
+    def overflowing(self, batch, **options):
         if batch.index[0] % 20 == 0:
-            overflow(model)
-        return train_step(accelerator, model, optimizer, batch, config)
+            overflow(self.model)
+        update(self, batch, **options)
 
     both = contextlib.ExitStack()
-    both.enter_context(patch.object(distributed, "start", scaled))
-    both.enter_context(patch.object(training, "train_step", step))
+    both.enter_context(patch.object(launch, "start", scaled))
+    both.enter_context(patch.object(Training, "update", overflowing))
     return both
 
 
+def before_update_30_of_the_last_process(harm):
+    """Something that happens to one process alone, in the last update of an epoch of 30."""
+    update = Training.update
+
+    def harmed(self, batch, **options):
+        if self.progress.global_step == 29 and RANK == WORLD - 1:
+            harm(self)
+        update(self, batch, **options)
+
+    return patch.object(Training, "update", harmed)
+
+
 def gradient_breaks_at_update_30():
-    """The loss stays finite and the gradient does not, in the last update of an epoch of 30."""
-    train_step, updates = training.train_step, itertools.count(1)
-
-    def step(accelerator, model, optimizer, batch, config):
-        if next(updates) == 30 and RANK == WORLD - 1:
-            overflow(model)
-        return train_step(accelerator, model, optimizer, batch, config)
-
-    return patch.object(training, "train_step", step)
+    """The loss stays finite and the gradient does not."""
+    return before_update_30_of_the_last_process(lambda training: overflow(training.model))
 
 
 def last_process_raises(error):
-    """At update 30, on one process alone."""
-    train_step, updates = training.train_step, itertools.count(1)
+    """At update 30."""
 
-    def step(accelerator, model, optimizer, batch, config):
-        if next(updates) == 30 and RANK == WORLD - 1:
-            raise error
-        return train_step(accelerator, model, optimizer, batch, config)
+    def fail(_):
+        raise error
 
-    return patch.object(training, "train_step", step)
+    return before_update_30_of_the_last_process(fail)
 
 
 def last_process_raises_at_update_30():
@@ -211,23 +226,23 @@ def last_process_cannot_read_at_update_30():
 
 def other_data():
     """Not what the data files held before."""
-    read = data.read_mnist_5k
-    return patch.object(data, "read_mnist_5k", lambda: (*read()[:2], "other"))
+    read = datasets.read_mnist_5k
+    return patch.object(datasets, "read_mnist_5k", lambda: (*read()[:2], "other"))
 
 
 def stuck_in_an_update():
     """An update that does not end."""
 
-    def step(*_):
+    def step(*_, **__):
         print("stuck", flush=True)
         time.sleep(600)
 
-    return patch.object(training, "train_step", step)
+    return patch.object(Training, "update", step)
 
 
 def disk_full_at_metrics():
     """Another program fills the disk of the run's folder just before a line of metrics.jsonl is written."""
-    append = runs.append_json
+    append = tracking.append_json
 
     def filled(path, value):
         with contextlib.suppress(OSError), (path.parent / "filler").open("ab", buffering=0) as filler:
@@ -235,7 +250,7 @@ def disk_full_at_metrics():
                 filler.write(bytes(4096))
         append(path, value)
 
-    return patch.object(runs, "append_json", filled)
+    return patch.object(tracking, "append_json", filled)
 
 
 FAULTS = {
@@ -266,22 +281,22 @@ def main() -> None:
     spec = json.loads(sys.argv[1])
     for name, seconds in spec.get("timeouts", {}).items():
         setattr(tracking, name, seconds)
-    train_step, seen = training.train_step, []
+    update, seen = Training.update, []
 
-    def watched(accelerator, model, optimizer, batch, config):
+    def watched(self, batch, **options):
         seen.append(batch.index.tolist())
-        return train_step(accelerator, model, optimizer, batch, config)
+        update(self, batch, **options)
 
-    training.train_step = watched
+    Training.update = watched
 
     def train_all() -> None:
         try:
             for run in spec["runs"]:
                 with FAULTS[run["fault"]]() if run.get("fault") else nullcontext():
                     if "verify" in run:
-                        answer = verify.answer(parse(VerifyConfig, run["flags"]))
+                        answer = verify.answer(parse(verify.Config, run["flags"]))
                         if RANK == 0:
-                            runs.write_json(Path(run["verify"]), answer.as_json())
+                            write_json(Path(run["verify"]), answer.as_json())
                     else:
                         sys.argv = ["train.py", *run["flags"]]
                         train.main()
@@ -297,7 +312,7 @@ def main() -> None:
         leave(status)
 
     with patch.object(os, "_exit", recorded) if spec.get("record") else nullcontext():
-        distributed.run(train_all, "train.py")
+        launch.run(train_all, "train.py")
 
 
 if __name__ == "__main__":

@@ -8,21 +8,22 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import gather_object
 
-from mnist_dist import distributed
-from mnist_dist.models import MNISTNet
+from mnist_dist.core import Training, processes
+from mnist_dist.run import launch
+from mnist_dist.task.networks import MNISTNet
 
-accelerator = distributed.start(cpu=True)
+accelerator = launch.start(cpu=True)
 calls: Counter[str] = Counter()
 
 
 def counted(name):
-    function = getattr(distributed, name)
+    function = getattr(processes, name)
 
     def call(*words):
         calls[name] += 1
         return function(*words)
 
-    setattr(distributed, name, call)
+    setattr(processes, name, call)
 
 
 counted("mean_over_few")
@@ -30,7 +31,7 @@ counted("allreduce_hook")
 
 torch.manual_seed(0)
 bare = MNISTNet((4, 27_000))  # fc3's gradients fill a bucket of more than 1 MiB, the others one of less
-model, _ = distributed.prepare(accelerator, bare, torch.optim.SGD(bare.parameters()))
+model = Training(accelerator, bare, torch.optim.SGD(bare.parameters()), lambda *_: None).model
 images = torch.randn(dist.get_world_size(), 8, 784)
 for _ in range(3):  # the buckets are filled anew after the first time
     bare.zero_grad()
@@ -43,4 +44,4 @@ digests = gather_object([hashlib.sha256(found.numpy().tobytes()).hexdigest()])
 if accelerator.is_main_process:
     close = torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
     print(json.dumps({"calls": calls, "same_bits": len(set(digests)) == 1, "right": close}))
-distributed.run(lambda: None, "exchange.py")
+launch.run(lambda: None, "exchange.py")

@@ -4,20 +4,26 @@ import pytest
 import torch
 from conftest import PYTHON, call
 
-from mnist_dist.augment import distort, dropout, fields, shift
-from mnist_dist.data import seeded
+from mnist_dist.core import Batch, stream
+from mnist_dist.task.distortions import distort, dropout, fields, shift
 
 
-def distorted(images, *, affine=0.0, elastic=0.0, seed=0, size=None, positions=None):
-    positions = positions or slice(0, len(images), 1)
-    return distort(images, size or len(images), positions, affine=affine, elastic=elastic, generator=seeded(seed))
+def share(data: torch.Tensor, rank: int = 0, processes: int = 1, seed: int = 0) -> Batch:
+    """A process's share of all of the data as one batch, in their order."""
+    positions = slice(rank, len(data), processes)
+    return Batch(data[positions], torch.arange(len(data))[positions], positions, len(data), len(data), (seed, 0, 0))
+
+
+def distorted(images, *, affine=0.0, elastic=0.0, **which):
+    batch = share(images, **which)
+    return distort(batch.data, batch, affine=affine, elastic=elastic)
 
 
 @pytest.fixture
 def digits():
     """Smooth blobs away from the border: (64, 1, 28, 28), background -0.4."""
     y, x = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
-    centres = 11 + 6 * torch.rand(64, 2, 1, 1, generator=seeded(7))
+    centres = 11 + 6 * torch.rand(64, 2, 1, 1, generator=stream(7))
     return (2.8 * (-((x - centres[:, :1]) ** 2 + (y - centres[:, 1:]) ** 2) / 18).exp() - 0.4).view(64, 1, 28, 28)
 
 
@@ -25,30 +31,28 @@ def digits():
 def test_a_share_is_distorted_as_in_the_whole_batch(digits, processes):
     whole = distorted(digits.double(), affine=1, elastic=1)
     for rank in range(processes):
-        part = slice(rank, 64, processes)
-        share = distorted(digits.double()[part], affine=1, elastic=1, size=64, positions=part)
-        assert torch.allclose(share, whole[part], atol=1e-12)
+        part = distorted(digits.double(), affine=1, elastic=1, rank=rank, processes=processes)
+        assert torch.allclose(part, whole[rank::processes], atol=1e-12)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
 def test_dropout_drops_its_share_of_every_layer_and_the_same_however_a_batch_is_shared(processes):
-    shapes = [(13, 13, 4), (50,)]
-    whole = dropout(shapes, 100, slice(100), share=0.2, generator=seeded(5))
+    shapes, data = [(13, 13, 4), (50,)], torch.zeros(100)
+    whole = dropout(shapes, share(data), share=0.2)
     for layer, shape in zip(whole, shapes, strict=True):
         assert layer.shape == (100, *shape)
         assert set(layer.unique().tolist()) == {0, 1.25}
         assert layer.mean() == pytest.approx(1, abs=0.05)
         assert len(layer.flatten(1).unique(dim=0)) == 100  # each sample is without others
     for rank in range(processes):
-        part = slice(rank, 100, processes)
-        share = dropout(shapes, 100, part, share=0.2, generator=seeded(5))
-        assert all(torch.equal(mine, layer[part]) for mine, layer in zip(share, whole, strict=True))
-    assert dropout([], 100, slice(100), share=0.2, generator=seeded(5)) == []  # a linear classifier
+        part = dropout(shapes, share(data, rank, processes), share=0.2)
+        assert all(torch.equal(mine, layer[rank::processes]) for mine, layer in zip(part, whole, strict=True))
+    assert dropout([], share(data), share=0.2) == []  # a linear classifier
 
 
 @pytest.mark.parametrize(("down", "right"), [(1, 0), (-1, 0), (0, 1), (0, -2)])
 def test_a_shifted_image_goes_on_beyond_its_border_as_it_ends_there(down, right):
-    images = torch.rand(2, 1, 28, 28, generator=seeded(3))
+    images = torch.rand(2, 1, 28, 28, generator=stream(3))
     wide = torch.nn.functional.pad(images, (2, 2, 2, 2), mode="replicate")
     assert torch.equal(shift(images, down, right), wide[:, :, 2 - down : 30 - down, 2 - right : 30 - right])
 
@@ -87,7 +91,7 @@ def test_an_elastic_field_has_the_same_deviation_at_every_pixel():
 
 
 def test_the_fields_are_those_of_torchs_affine_grid():
-    theta = torch.randn(5, 2, 3, dtype=torch.float64, generator=seeded(3))
+    theta = torch.randn(5, 2, 3, dtype=torch.float64, generator=stream(3))
     expected = torch.nn.functional.affine_grid(theta, [5, 1, 28, 28], align_corners=False)
     points = theta @ fields(torch.float64, torch.device("cpu"))[:3]
     assert torch.allclose(points.view(5, 2, 28, 28).permute(0, 2, 3, 1), expected)

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from conftest import PYTHON, call, driver, rewind, weight_difference, weights_of
 
-from mnist_dist.models import from_state_dict
+from mnist_dist.task.networks import from_state_dict
 
 pytestmark = pytest.mark.slow  # compiling takes 10 to 40 seconds
 COMMON = "--dataset mnist-5k --cpu --wandb disabled".split()
@@ -40,9 +40,12 @@ def test_resumed_it_ends_with_the_bits_of_the_run_that_was_never_stopped(tmp_pat
 
 def test_a_launcher_that_would_compile_does_not_where_it_was_not_asked_for():
     code = (
-        "from mnist_dist import distributed, models, training, config\n"
-        "accelerator, model = distributed.start(cpu=True), models.build('mlp')\n"
-        "print(distributed.prepare(accelerator, model, training.adam(model, config.TrainConfig()))[0] is model)"
+        "from mnist_dist.core import Training\n"
+        "from mnist_dist.run import launch, settings\n"
+        "from mnist_dist.task import networks, objective\n"
+        "accelerator, model, config = launch.start(cpu=True), networks.build('mlp'), settings.TrainConfig()\n"
+        "loss = objective.loss_of(model, config)\n"
+        "print(Training(accelerator, model, objective.adam(model, config), loss).model is model)"
     )
     assert call(PYTHON, "-c", code, ACCELERATE_DYNAMO_BACKEND="EAGER").stdout == "True\n"
 

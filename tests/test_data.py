@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnist_dist import data
-from mnist_dist.data import FILES, choose, load, seeded, stratified_split
-from mnist_dist.errors import UserError
+from mnist_dist.core import UserError, stream
+from mnist_dist.task import data, datasets
+from mnist_dist.task.data import load, stratified_split
+from mnist_dist.task.datasets import FILES, find
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -102,7 +104,7 @@ def test_damaged_files_are_refused_by_name(made_up, tmp_path, harm, reason):
 def test_a_single_flipped_bit_is_refused_where_digests_are_published(made_up, tmp_path, monkeypatch):
     raw = copy_of(made_up, tmp_path)
     published = tuple((name, hashlib.md5((raw / name).read_bytes()).hexdigest()) for name in FILES)
-    monkeypatch.setitem(data.SOURCES, "kmnist", data.replace(data.SOURCES["kmnist"], md5=published))
+    monkeypatch.setitem(datasets.SOURCES, "kmnist", replace(datasets.SOURCES["kmnist"], md5=published))
     load("kmnist", tmp_path)
     damage(raw, "t10k-images-idx3-ubyte", lambda c: c[:5000] + bytes([c[5000] ^ 1]) + c[5001:])
     with pytest.raises(UserError, match="t10k-images-idx3-ubyte has changed"):
@@ -134,12 +136,12 @@ def mirror(made_up, tmp_path, monkeypatch):
 
 def test_a_download_is_complete_and_leaves_nothing_else(mirror, tmp_path):
     root = tmp_path / "fetched"
-    assert choose("kmnist", root) == ("kmnist", None)
+    assert find("kmnist", root) == ("kmnist", None)
     assert {path.name for path in (root / "KMNIST" / "raw").iterdir()} == set(FILES)
     assert [path.name for path in root.iterdir()] == ["KMNIST"]
     assert len(load("kmnist", root).test) == 10_000
     shutil.rmtree(mirror)
-    assert choose("kmnist", root) == ("kmnist", None)  # what is there is not fetched again
+    assert find("kmnist", root) == ("kmnist", None)  # what is there is not fetched again
 
 
 def test_a_broken_download_leaves_nothing_that_looks_like_data(mirror, tmp_path):
@@ -148,21 +150,21 @@ def test_a_broken_download_leaves_nothing_that_looks_like_data(mirror, tmp_path)
     with pytest.raises(
         UserError, match=r"could not be downloaded .* run `python -m mnist_dist download --dataset kmnist "
     ):
-        choose("kmnist", tmp_path / "fetched")
-    assert not data.on_disk("kmnist", tmp_path / "fetched")
+        find("kmnist", tmp_path / "fetched")
+    assert not datasets.on_disk("kmnist", tmp_path / "fetched")
     assert not (tmp_path / "fetched").exists()
 
 
 def test_auto_falls_back_loudly_only_where_full_mnist_cannot_be_had(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nothing listens there
-    name, warning = choose("auto", tmp_path)
+    name, warning = find("auto", tmp_path)
     assert name == "mnist-5k"
     assert "5,000 real digits" in warning and "results are labelled mnist-5k" in warning
     with pytest.raises(UserError, match="mnist could not be downloaded"):
-        choose("mnist", tmp_path)
+        find("mnist", tmp_path)
     for file in FILES:  # files that are there are never passed over, whatever is in them
         write_idx(tmp_path / "MNIST" / "raw" / file, np.zeros(1, np.uint8))
-    assert choose("auto", tmp_path) == ("mnist", None)
+    assert find("auto", tmp_path) == ("mnist", None)
 
 
 def test_the_embedded_digits_are_split_4000_to_1000_by_class():
@@ -192,13 +194,13 @@ def test_the_embedded_digits_are_split_4000_to_1000_by_class():
 @settings(max_examples=200, deadline=None)
 def test_a_stratified_split_is_exact_and_proportional(labels, share, seed):
     labels, size = torch.tensor(labels), int(share * len(labels))
-    rest, held_out = stratified_split(labels, size, seeded(seed))
+    rest, held_out = stratified_split(labels, size, stream(seed))
     assert len(held_out) == size
     assert sorted(rest.tolist() + held_out.tolist()) == list(range(len(labels)))
     for label in labels.unique():
         ideal = (labels == label).sum() * size / len(labels)
         assert abs((labels[held_out] == label).sum() - ideal) < 1
-    again = stratified_split(labels, size, seeded(seed))
+    again = stratified_split(labels, size, stream(seed))
     assert torch.equal(again[1], held_out)
 
 

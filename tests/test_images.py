@@ -6,9 +6,9 @@ import torch
 from conftest import PYTHON, call
 from PIL import Image
 
-from mnist_dist.data import load
-from mnist_dist.errors import UserError
-from mnist_dist.images import read_digit
+from mnist_dist.core import UserError
+from mnist_dist.task.data import load
+from mnist_dist.tools.pictures import read_digit
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,9 @@ def test_size_colour_and_place_do_not_matter(digits, trained, tmp_path, ink, pap
     for number, digit in enumerate(images):
         paths.append(tmp_path / f"{number}.{format}")
         picture_of(digit, ink, paper, side, where).save(paths[-1])
-    from mnist_dist.data import MNIST_NORMALIZATION
-    from mnist_dist.models import from_state_dict
-    from mnist_dist.runs import load_weights
+    from mnist_dist.run.weights import load_weights
+    from mnist_dist.task.datasets import MNIST_NORMALIZATION
+    from mnist_dist.task.networks import from_state_dict
 
     mean, std = MNIST_NORMALIZATION
     model = from_state_dict(load_weights(trained / "mnist_model.pth"))

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from mnist_dist.data import seeded
-from mnist_dist.errors import UserError
-from mnist_dist.models import ConvNet, MNISTNet, build, from_state_dict, parameter_count
+from mnist_dist.core import UserError, stream
+from mnist_dist.task.networks import ConvNet, MNISTNet, build, from_state_dict, parameter_count
 
 
 def test_the_default_is_the_original_network():
@@ -25,20 +24,20 @@ def test_the_default_is_the_original_network():
 @pytest.mark.parametrize("dropping", [False, True])
 def test_logits_are_those_of_the_formula(dropping):
     model, images = MNISTNet().double(), torch.randn(5, 1, 28, 28, dtype=torch.float64)
-    keep = [torch.rand(5, *shape, dtype=torch.float64) for shape in model.outputs] if dropping else []
+    masks = [torch.rand(5, *shape, dtype=torch.float64) for shape in model.outputs] if dropping else []
     w = model.state_dict()
     x = images.reshape(5, 784)
     for number, layer in enumerate(("fc1", "fc2")):
         x = (x @ w[f"{layer}.weight"].T + w[f"{layer}.bias"]).clamp(min=0)
-        x = x * keep[number] if dropping else x
-    torch.testing.assert_close(model(images, *keep), x @ w["fc3.weight"].T + w["fc3.bias"])
+        x = x * masks[number] if dropping else x
+    torch.testing.assert_close(model(images, *masks), x @ w["fc3.weight"].T + w["fc3.bias"])
 
 
 @pytest.mark.parametrize("channels", [(2,), (2, 3), (2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5, 6)])
 @pytest.mark.parametrize("dropping", [False, True])
 def test_the_logits_of_the_convolutional_network_are_those_of_the_formula(channels, dropping):
     model, images = ConvNet(channels, (5,)).double(), torch.randn(4, 1, 28, 28, dtype=torch.float64)
-    keep = [torch.rand(4, *shape, dtype=torch.float64) for shape in model.outputs] if dropping else []
+    masks = [torch.rand(4, *shape, dtype=torch.float64) for shape in model.outputs] if dropping else []
     w = model.state_dict()
     x = images
     for layer in range(1, len(channels) + 1):
@@ -47,10 +46,10 @@ def test_the_logits_of_the_convolutional_network_are_those_of_the_formula(channe
             x = x.unfold(2, 2, 2).unfold(3, 2, 2).amax(dim=(4, 5))
         x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
         x = (x * w[f"norm{layer}.weight"].view(-1, 1, 1) + w[f"norm{layer}.bias"].view(-1, 1, 1)).clamp(min=0)
-        x = x * keep[layer - 1].movedim(3, 1) if dropping else x
+        x = x * masks[layer - 1].movedim(3, 1) if dropping else x
     x = (x.flatten(1) @ w["fc1.weight"].T + w["fc1.bias"]).clamp(min=0)
-    x = x * keep[-1] if dropping else x
-    torch.testing.assert_close(model(images, *keep), x @ w["fc2.weight"].T + w["fc2.bias"])
+    x = x * masks[-1] if dropping else x
+    torch.testing.assert_close(model(images, *masks), x @ w["fc2.weight"].T + w["fc2.bias"])
 
 
 def test_the_default_convolutional_network_has_as_many_parameters_as_documented():
@@ -99,7 +98,7 @@ def test_other_weights_are_refused(weights):
 
 
 def test_streams_of_random_numbers_differ_by_every_word():
-    draws = {tuple(torch.randint(2**40, (3,), generator=seeded(*words)).tolist()) for words in
+    draws = {tuple(torch.randint(2**40, (3,), generator=stream(*words)).tolist()) for words in
              [(0, 1, 0), (0, 1, 1), (1, 1, 0), (0, 2), (1, 2), (2**63 - 1, 1, 0)]}  # fmt: skip
     assert len(draws) == 6
 

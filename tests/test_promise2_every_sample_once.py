@@ -1,18 +1,20 @@
 """Promise 2: every sample exactly once, at any size, batch and number of processes."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import PYTHON, call, driver, read_lines, torchrun
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mnist_dist.data import Images, Loader
+from mnist_dist.core import GlobalBatches
 
 
-def numbered(size: int) -> Images:
-    return Images(torch.arange(size, dtype=torch.float32).view(size, 1, 1, 1), torch.arange(size))
+def numbered(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images that hold their own numbers, and labels that are them."""
+    return torch.arange(size, dtype=torch.float32).view(size, 1, 1, 1), torch.arange(size)
 
 
 @given(
@@ -25,15 +27,17 @@ def numbered(size: int) -> Images:
 )
 @settings(max_examples=300, deadline=None)
 def test_shares_make_up_the_batches_and_batches_the_epoch(size, batch_size, processes, seed, epoch, shuffle):
-    images = numbered(size)
-
     def epoch_of(world: int) -> list[list]:
-        loaders = [Loader(images, batch_size, world, rank, shuffle=shuffle, seed=seed) for rank in range(world)]
-        for loader in loaders:
-            loader.sampler.set_epoch(epoch)
-        assert {len(loader) for loader in loaders} == {-(-size // batch_size)}
-        return [list(loader) for loader in loaders]
+        """The batches of each process."""
+        dealt = []
+        for rank in range(world):
+            processes = SimpleNamespace(num_processes=world, process_index=rank)
+            batches = GlobalBatches(numbered(size), batch_size, processes, seed=seed if shuffle else None)
+            assert len(batches) == -(-size // batch_size)
+            dealt.append(list(batches.epoch(epoch)))
+        return dealt
 
+    assume(processes <= size)
     ((*alone,),) = epoch_of(1)
     order = torch.cat([batch.index for batch in alone])
     assert sorted(order.tolist()) == list(range(size))  # each sample once
@@ -41,14 +45,14 @@ def test_shares_make_up_the_batches_and_batches_the_epoch(size, batch_size, proc
 
     position = 0
     for whole, *shares in zip(alone, *epoch_of(processes), strict=True):
-        lengths = [len(share.labels) for share in shares]
+        lengths = [len(share.index) for share in shares]
         assert max(lengths) - min(lengths) <= 1
-        assert all(share.size == whole.size == sum(lengths) for share in shares)
+        assert all(share.size == share.terms == whole.size == sum(lengths) for share in shares)
         for rank, share in enumerate(shares):  # every W-th position of the epoch belongs to one process
             first = (rank - position) % processes
             assert torch.equal(share.index, whole.index[first::processes])
-            assert torch.equal(share.labels, share.index)
-            assert torch.equal(share.images.flatten().long(), share.index)
+            assert torch.equal(share.data[1], share.index)
+            assert torch.equal(share.data[0].flatten().long(), share.index)
         position += whole.size
 
 
@@ -72,11 +76,10 @@ def test_real_processes_train_on_each_sample_once_in_the_order_of_one_process(tm
     assert (tmp_path / "run" / "summary.json").exists(), done.stderr
     seen = [torch.load(tmp_path / f"batches-{rank}.pt", weights_only=True) for rank in range(3)]
     updates = [sorted(sum(shares, [])) for shares in zip(*seen, strict=True)][:160]
-    alone = Loader(numbered(4000), 50, shuffle=True, seed=0)
+    alone = GlobalBatches(numbered(4000), 50, seed=0)
     for epoch, batches in enumerate((updates[:80], updates[80:])):
         assert sorted(sum(batches, [])) == list(range(4000))
-        alone.sampler.set_epoch(epoch)
-        assert batches == [sorted(batch.index.tolist()) for batch in alone]
+        assert batches == [sorted(batch.index.tolist()) for batch in alone.epoch(epoch)]
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert [(line["epoch"], line["global_step"]) for line in lines] == [(1, 80), (2, 160)]
 

@@ -15,8 +15,8 @@ from conftest import (
     weight_difference,
 )
 
-from mnist_dist.distributed import check_environment
-from mnist_dist.errors import UserError
+from mnist_dist.core import UserError
+from mnist_dist.run.launch import check_environment
 
 FLAGS = "--dataset mnist-5k --epochs 1 --dtype float64 --wandb disabled --output-dir".split()
 

@@ -7,7 +7,7 @@ import torch
 from conftest import ACCELERATE, PYTHON, call, read_lines
 from torch import nn
 
-from mnist_dist.data import load
+from mnist_dist.task.data import load
 
 
 class Stranger(nn.Module):

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -15,11 +16,17 @@ import torch
 from conftest import PYTHON, REPOSITORY, call, clean_environment, free_port, torchrun
 from PIL import Image
 
-from mnist_dist import models, runs
-from mnist_dist.__main__ import predict
-from mnist_dist.config import EvaluateConfig, PredictConfig, TrainConfig, parse
-from mnist_dist.errors import UsageError, UserError
-from mnist_dist.recipes import RECIPES
+from mnist_dist.core import UserError
+from mnist_dist.run import weights
+from mnist_dist.run.command_line import parse
+from mnist_dist.run.settings import TrainConfig
+from mnist_dist.task import networks
+from mnist_dist.task.recipes import RECIPES
+from mnist_dist.task.settings import UsageError
+from mnist_dist.tools import predict
+
+sys.path.insert(0, str(REPOSITORY))
+from evaluate import EvaluateConfig
 
 QUICK = "--dataset mnist-5k --epochs 1 --cpu --wandb disabled".split()
 
@@ -217,8 +224,8 @@ def test_a_process_that_waits_for_others_says_so_and_goes_on_when_they_come(tmp_
 
 
 def test_a_process_that_finds_nobody_is_refused(tmp_path):
-    impatient = "import runpy, sys, datetime; from mnist_dist import rendezvous; sys.argv[0] = 'train.py'; "
-    impatient += "rendezvous.PATIENCE = datetime.timedelta(seconds=1); runpy.run_path('train.py', run_name='__main__')"
+    impatient = "import runpy, sys, datetime; from mnist_dist.run import rendezvous; sys.argv[0] = 'train.py'; "
+    impatient += "rendezvous.TIMEOUT = datetime.timedelta(seconds=1); runpy.run_path('train.py', run_name='__main__')"
     alone = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": str(free_port())}
     for address, reason in {"127.0.0.1": "Connection refused", "no-such-host.invalid": ""}.items():
         done = call(PYTHON, "-c", impatient, *QUICK, "--output-dir", tmp_path / "run", MASTER_ADDR=address, **alone)
@@ -268,14 +275,14 @@ def write_pickle(path: Path) -> None:
         (lambda path: path.write_bytes(b""), "is damaged"),
         (lambda path: path.write_text("no weights here"), "is damaged"),
         (write_pickle, "holds Python objects, which are not loaded"),
-        (lambda path: torch.save(models.MNISTNet(), path), "holds Python objects, which are not loaded"),
+        (lambda path: torch.save(networks.MNISTNet(), path), "holds Python objects, which are not loaded"),
         (lambda path: torch.save({"fc1.weight": Malicious()}, path), "holds Python objects, which are not loaded"),
         (lambda path: torch.save([1, 2], path), "does not hold a state_dict"),
         (lambda path: torch.save({}, path), "does not hold a state_dict"),
         (lambda path: torch.save({"fc1.weight": torch.full((10, 784), float("nan"))}, path), "not finite numbers"),
         (lambda path: torch.save({"fc1.weight": torch.zeros(10, 784).int()}, path), "holds fc1.weight as torch.int32"),
         (lambda path: torch.save({"x": torch.zeros(1).to(torch.float8_e5m2)}, path), "as torch.float8_e5m2"),
-        (lambda path: torch.save(models.MNISTNet((3,)).state_dict() | {"x": torch.zeros(1)}, path), "x (1,)"),
+        (lambda path: torch.save(networks.MNISTNet((3,)).state_dict() | {"x": torch.zeros(1)}, path), "x (1,)"),
         (lambda _: None, "there is no model at"),
         (lambda path: path.mkdir(), "there is no model at"),
     ],
@@ -284,7 +291,7 @@ def test_bad_model_files_are_refused_and_run_nothing(make, sentence, tmp_path, m
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "model.pth")
     with pytest.raises(UserError) as refusal:
-        models.from_state_dict(runs.load_weights(runs.locate(tmp_path / "model.pth").weights))
+        networks.from_state_dict(weights.load_weights(weights.locate(tmp_path / "model.pth").weights))
     assert sentence in str(refusal.value)
     assert not (tmp_path / "pwned").exists()
 
@@ -297,13 +304,13 @@ def test_settings_beside_a_model_that_are_none_are_refused(content, trained, tmp
     shutil.copy(trained / "mnist_model.pth", tmp_path)
     (tmp_path / "config.json").write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UserError, match=r"config\.json are not those of a run"):
-        runs.locate(tmp_path)
+        weights.locate(tmp_path)
 
 
 def test_impossible_settings_are_refused_by_name(trained, tmp_path):
     shutil.copy(trained / "mnist_model.pth", tmp_path)
     settings = json.loads((trained / "config.json").read_text())
-    assert runs.locate(trained) == runs.Trained(trained / "mnist_model.pth", "mnist-5k")
+    assert weights.locate(trained) == weights.Trained(trained / "mnist_model.pth", "mnist-5k")
     normalization = {"mean": 0.1307, "std": 0.0}
     for wrong, complaint in {
         "val_size is 'many'": {"val_size": "many"},
@@ -315,7 +322,7 @@ def test_impossible_settings_are_refused_by_name(trained, tmp_path):
     }.items():
         (tmp_path / "config.json").write_text(json.dumps(settings | complaint))
         with pytest.raises(UserError, match=wrong):
-            runs.locate(tmp_path)
+            weights.locate(tmp_path)
 
 
 def test_the_evaluation_refuses_what_it_cannot_evaluate(trained, tmp_path):
@@ -330,14 +337,14 @@ def test_the_evaluation_refuses_what_it_cannot_evaluate(trained, tmp_path):
 
 @pytest.mark.slow
 def test_a_model_that_gives_no_numbers_is_refused(tmp_path):
-    huge = {name: torch.full_like(tensor, 1e38) for name, tensor in models.MNISTNet().state_dict().items()}
+    huge = {name: torch.full_like(tensor, 1e38) for name, tensor in networks.MNISTNet().state_dict().items()}
     torch.save(huge, tmp_path / "huge.pth")
     done = call(PYTHON, "evaluate.py", tmp_path / "huge.pth", "--dataset", "mnist-5k", "--cpu")
     assert_refused(done, "evaluate.py: error: the loss on the test samples is nan")
     assert {path.name for path in tmp_path.iterdir()} == {"huge.pth"}
     Image.fromarray(numpy.eye(28, dtype="uint8") * 255).save(tmp_path / "digit.png")
     with pytest.raises(UserError, match=r"huge\.pth gives .*digit\.png no finite probabilities"):
-        predict(PredictConfig(images=(tmp_path / "digit.png",), weights=tmp_path / "huge.pth"))
+        predict.main(predict.Config(images=(tmp_path / "digit.png",), weights=tmp_path / "huge.pth"))
 
 
 @pytest.mark.slow

@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from mnist_dist.data import load
-from mnist_dist.models import MNISTNet, from_state_dict
-from mnist_dist.runs import load_weights
+from mnist_dist.run.weights import load_weights
+from mnist_dist.task.data import load
+from mnist_dist.task.networks import MNISTNet, from_state_dict
 
 FIRST, SECOND = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
 
@@ -26,7 +26,7 @@ def test_the_parts_train_other_data_and_other_models(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     data = load("mnist-5k", None)
     torch.manual_seed(0)
-    names = {"images": data.train.images, "labels": data.train.labels, "model": MNISTNet((32,))}
+    names = {"torch": torch, "images": data.train.images, "labels": data.train.labels, "model": MNISTNet((32,))}
     exec(SECOND, names)
     predictions = names["model"](data.test.images).argmax(1)
     assert (predictions == data.test.labels).float().mean() > 0.85

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mnist_dist.schedules import learning_rate
+from mnist_dist.task.schedules import learning_rate
 
 
 def torchs(scheduler_of, steps: int, peak: float) -> list[float]:

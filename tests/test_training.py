@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from conftest import PYTHON, REPOSITORY, call, read_lines, torchrun, weights_of
 
-from mnist_dist import training
-from mnist_dist.checkpoint import TrainState
-from mnist_dist.config import TrainConfig
-from mnist_dist.data import Images, Loader, load
-from mnist_dist.models import MNISTNet
-from mnist_dist.schedules import learning_rate
-from mnist_dist.training import adam
+from mnist_dist.core import GlobalBatches, Training
+from mnist_dist.run.settings import TrainConfig
+from mnist_dist.task import objective
+from mnist_dist.task.data import load
+from mnist_dist.task.networks import MNISTNet
+from mnist_dist.task.objective import adam, loss_of
+from mnist_dist.task.schedules import learning_rate
 
 DEFAULTS: dict = {}
 OPTIONS = {
@@ -44,11 +44,12 @@ def test_an_epoch_is_that_of_a_hand_written_loop(options, tmp_path):
     kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
     optimizer = kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     average: dict = {}
-    batches, loss_sum, rate = list(Loader(train, config.batch_size, shuffle=True, seed=3)), 0.0, 0.0
+    batches, loss_sum, rate = list(GlobalBatches(train.tensors, config.batch_size, seed=3).epoch()), 0.0, 0.0
     for number, batch in enumerate(batches):
         rate = learning_rate(number, len(batches), peak=config.lr, schedule=config.schedule, warmup=config.warmup)
         optimizer.param_groups[0]["lr"] = rate
-        loss = F.cross_entropy(model(batch.images), batch.labels, label_smoothing=config.label_smoothing)
+        images, labels = batch.data
+        loss = F.cross_entropy(model(images), labels, label_smoothing=config.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         if config.clip_norm:
@@ -66,20 +67,23 @@ def test_an_epoch_is_that_of_a_hand_written_loop(options, tmp_path):
 
 
 def test_every_update_distorts_and_drops_anew(monkeypatch):
-    config, state, seen = TrainConfig(batch_size=10, dropout=0.5, affine=1), TrainState(), []
-    model, train_step = MNISTNet((50,)), training.train_step
-    same = Images(torch.rand(1, 1, 28, 28).repeat(20, 1, 1, 1), torch.zeros(20, dtype=torch.int64))
-    batches, optimizer = Loader(same, 10, shuffle=True), adam(model, config)
+    config, seen, network = TrainConfig(batch_size=10, dropout=0.5, affine=1), [], MNISTNet((50,))
+    same = torch.rand(1, 1, 28, 28).repeat(20, 1, 1, 1), torch.zeros(20, dtype=torch.int64)
+    batches = GlobalBatches(same, 10, seed=0)
+    training = Training(Accelerator(cpu=True), network, adam(network, config), loss_of(network, config))
+    training.checked = True  # that would be other calls of the network
+    forward = MNISTNet.forward
 
-    def watched(accelerator, model, optimizer, batch, config):
-        seen.append((batch.images, *batch.keep))
-        return train_step(accelerator, model, optimizer, batch, config)
+    def watched(self, *inputs):
+        seen.append(inputs)
+        return forward(self, *inputs)
 
-    monkeypatch.setattr(training, "train_step", watched)
+    monkeypatch.setattr(MNISTNet, "forward", watched)
     for _ in range(2):
-        training.train_epoch(Accelerator(cpu=True), model, optimizer, batches, state, config)
-    images, keep = zip(*seen, strict=True)
-    for updates in (images, keep):
+        for batch in training.epoch(batches):
+            training.update(batch)
+    images, masks = zip(*seen, strict=True)
+    for updates in (images, masks):
         assert len(updates) == 4
         assert not any(torch.equal(one, other) for one, other in itertools.combinations(updates, 2))
 
@@ -87,7 +91,7 @@ def test_every_update_distorts_and_drops_anew(monkeypatch):
 def test_an_update_that_fp16_skips_does_not_move_the_average():
     model = MNISTNet((3,))
     optimizer = adam(model, TrainConfig())
-    averaged, scaler = training.average(model, optimizer, 0.5), torch.amp.GradScaler("cpu")
+    averaged, scaler = objective.average(model, optimizer, 0.5), torch.amp.GradScaler("cpu")
     expected: dict = {}
     for number in range(4):
         loss = F.cross_entropy(model(torch.randn(8, 1, 28, 28)), torch.arange(8))

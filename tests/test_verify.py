@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from conftest import ACCELERATE, PYTHON, REPOSITORY, call, torchrun
 
-from mnist_dist.config import VerifyConfig
-from mnist_dist.verify import Process, check_equal, check_processes
+from mnist_dist.tools.verify import Config, Process, check_equal, check_processes
 
 FAULTS = {
     None: set(),
@@ -107,7 +106,7 @@ def test_a_process_with_other_code_or_another_file_system_is_caught(places):
     done = verify_in(places, "--dataset", "mnist-5k")
     assert done.returncode != 0 and "FAIL  shared folder" in done.stdout, done.stdout + done.stderr
     assert done.stdout.count("FAIL") == 1
-    with (places / "1" / "mnist_dist" / "models.py").open("a") as file:
+    with (places / "1" / "mnist_dist" / "task" / "networks.py").open("a") as file:
         file.write("# an older version\n")
     done = verify_in(places, "--dataset", "mnist-5k", "--output-dir", str(places))
     assert done.returncode != 0 and "process 1 on" in done.stdout, done.stdout + done.stderr
@@ -146,7 +145,7 @@ HERE = Process(0, "n1", "cuda", "GPU-0", 2, "nccl", 1, "torch 2", "c0de", "da7a"
     ],
 )
 def test_two_processes_on_one_gpu_and_one_on_the_cpu_are_named(others, complaint):
-    check = check_processes([HERE, *others], VerifyConfig(), "so many processes")
+    check = check_processes([HERE, *others], Config(), "so many processes")
     assert check.passed is not bool(complaint) and complaint in check.advice
 
 

@@ -1,4 +1,4 @@
-"""Exact evaluation: every sample counted once, over any number of processes."""
+"""What a classifier says of every sample, and the figures and lists that follow from it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mnist_dist.data import Batch, Loader
-from mnist_dist.errors import UserError
+from mnist_dist.core.batches import Batch, GlobalBatches
+from mnist_dist.core.errors import UserError
+from mnist_dist.core.evaluation import evaluate
+from mnist_dist.task.data import Split
 
-BATCH = 1000  # samples in a global batch of an evaluation; the result does not depend on it
+BATCH = 1000  # samples in a global batch of an evaluation
 
 
 @dataclass(frozen=True)
@@ -130,31 +132,24 @@ def mean(results: Sequence[Evaluation]) -> Evaluation:
     return Evaluation(probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log(), results[0].labels)
 
 
-@torch.no_grad()
-def evaluate(
-    accelerator: Accelerator, model: nn.Module, batches: Loader, view: Callable[[int, Batch], Tensor] | None = None
+def classify(
+    accelerator: Accelerator,
+    model: nn.Module,
+    split: Split,
+    view: Callable[[Tensor, Batch], Tensor] | None = None,
+    batch_size: int = BATCH,
 ) -> Evaluation:
-    """Classify every sample once, each process its share, and gather the predictions on all processes.
+    """Classify every sample of a split once, each process its share, and gather the logits on all processes.
 
     Args:
-        model: the bare network, for DDP's forward expects a backward; in mixed precision if it was prepared so.
-        batches: an unshuffled loader.
-        view: what the network sees of a batch and its number, where that is not its images as they are.
-
-    Raises:
-        RuntimeError: a sample was counted twice or not at all, which is a fault of the loader.
+        model: the bare network; in mixed precision if it was prepared so.
+        view: what the network sees of images and their batch, if not the images as they are.
+        batch_size: samples in a global batch; the result does not depend on it.
     """
-    model.eval()
-    images, labels = batches.dataset.images, batches.dataset.labels
-    logits, seen = None, torch.zeros(len(labels), dtype=torch.int64, device=labels.device)
-    for number, batch in enumerate(batches):
-        output = model(view(number, batch) if view else batch.images)
-        if logits is None:
-            logits = torch.zeros(len(labels), output.shape[1], dtype=images.dtype, device=labels.device)
-        logits[batch.index] = output.to(images.dtype)
-        seen.index_add_(0, batch.index, torch.ones_like(batch.index))
-    # Every process fills in the rows of its own samples and leaves the others 0, so the sum is the gathered whole.
-    logits, seen = accelerator.reduce(logits, "sum"), accelerator.reduce(seen, "sum")
-    if not bool((seen == 1).all()):
-        raise RuntimeError(f"{int((seen != 1).sum())} of {len(seen)} samples were not counted exactly once")
-    return Evaluation(logits.double().cpu(), labels.cpu())
+
+    def logits(model: nn.Module, batch: Batch) -> Tensor:
+        images, _ = batch.data
+        return model(view(images, batch) if view else images)
+
+    found = evaluate(accelerator, model, GlobalBatches(split.tensors, batch_size, accelerator), logits)
+    return Evaluation(found.double(), split.labels.cpu())

@@ -17,46 +17,55 @@ from accelerate import Accelerator
 from accelerate.tracking import filter_trackers
 from tqdm import tqdm
 
-from mnist_dist import runs
-from mnist_dist.data import Data
-from mnist_dist.distributed import together
-from mnist_dist.evaluation import Evaluation
-from mnist_dist.stopping import Stopped
+from mnist_dist.core.processes import all_or_none
+from mnist_dist.core.stopping import Stopped
+from mnist_dist.run.files import append_json, write_json, write_json_lines
+from mnist_dist.run.folder import CONFIG, METRICS, SUMMARY, WEIGHTS
+from mnist_dist.task.data import DataSet
+from mnist_dist.task.evaluation import Evaluation
 
 MISTAKES = 50  # most confident mistakes in the table
-PATIENCE, START_TIMEOUT, FINISH_TIMEOUT = 5, 20, 60  # seconds: before the first update, to connect, to finish
+START_WAIT, START_TIMEOUT, FINISH_TIMEOUT = 5, 20, 60  # seconds: before the first update, to connect, to finish
 
 
 class Tracker:
     """Records a run. Every process holds one and calls it alike; only the main process writes.
 
-    It is a context manager, for W&B has to be told where a run ends early.
+    It is a context manager: entered when it is known whether the run goes on, and left when it ends, however it ends.
+    It is also a part of the run's checkpoints: its history survives a stop.
 
     Args:
         accelerator: the processes.
         folder: the run's.
-        settings: JSON values, written to config.json and W&B.
-        history: of a stopped run, up to where it is resumed; empty at the start.
+        settings: JSON values, written to config.json and W&B; `wandb`, `wandb_id`, `wandb_project` and `wandb_model`
+            say what W&B is to do, which without `wandb` is nothing.
 
     Attributes:
         history: all figures so far, in order: points of the curves and epochs, each with its `global_step`.
     """
 
-    def __init__(
-        self, accelerator: Accelerator, folder: Path, settings: dict[str, Any], history: list[dict[str, Any]]
-    ) -> None:
-        self.folder, self.history = folder, list(history)
-        self.main = accelerator.is_main_process
-        with together():
-            if self.main:
-                (folder / runs.SUMMARY).unlink(missing_ok=True)  # of a finished run that goes on: it is not finished
-                runs.write_json(folder / runs.CONFIG, settings)
-                # A run that was killed may have written more than its last checkpoint holds: that is done again.
-                runs.write_json_lines(folder / runs.METRICS, self.lines)
-        wanted = self.main and settings["wandb"] != "disabled"
-        self.wandb = WandB(accelerator, folder, settings, history) if wanted else None
+    def __init__(self, accelerator: Accelerator, folder: Path, settings: dict[str, Any]) -> None:
+        self.accelerator, self.folder, self.settings = accelerator, folder, settings
+        self.history: list[dict[str, Any]] = []
+        self.wandb: WandB | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history, for a checkpoint."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the history of a checkpoint."""
+        self.history = state["history"]
 
     def __enter__(self) -> "Tracker":
+        with all_or_none():
+            if self.accelerator.is_main_process:
+                (self.folder / SUMMARY).unlink(missing_ok=True)  # of a finished run that goes on: it is not finished
+                write_json(self.folder / CONFIG, self.settings)
+                # A run that was killed may have written more than its last checkpoint holds: that is done again.
+                write_json_lines(self.folder / METRICS, self.lines)
+        if self.accelerator.is_main_process and self.settings.get("wandb", "disabled") != "disabled":
+            self.wandb = WandB(self.accelerator, self.folder, self.settings, self.history)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -78,16 +87,16 @@ class Tracker:
         """Add an epoch's figures.
 
         Raises:
-            UserError: on every process, where metrics.jsonl could not be written.
+            UserError: on every process, if metrics.jsonl could not be written.
         """
         self.history.append(line)
-        with together():
-            if self.main:
-                runs.append_json(self.folder / runs.METRICS, line)
+        with all_or_none():
+            if self.accelerator.is_main_process:
+                append_json(self.folder / METRICS, line)
         if self.wandb:
             self.wandb.put(line)
 
-    def end(self, test: Evaluation, samples: Data) -> None:
+    def end(self, test: Evaluation, samples: DataSet) -> None:
         """Add what belongs to the end to W&B: confusion matrix, mistakes and, where asked for, the model."""
         if self.wandb:
             self.wandb.jobs.put(partial(self.wandb.log_end, test, samples))
@@ -119,7 +128,7 @@ class WandB:
         self.started = threading.Event()
         self.jobs.put(self.started.set)
         # Importing W&B beside the first updates would slow both down; a network that does not answer is not waited for.
-        self.started.wait(PATIENCE)
+        self.started.wait(START_WAIT)
 
     def work(self) -> None:
         """Do the jobs until None comes, then close W&B's service."""
@@ -230,7 +239,7 @@ class WandB:
         elif offline:
             tqdm.write(f"Weights & Biases has this run offline; send it with: wandb sync {place}")
 
-    def log_end(self, test: Evaluation, samples: Data) -> None:
+    def log_end(self, test: Evaluation, samples: DataSet) -> None:
         """Log the confusion matrix, the table of mistakes and, where asked for, the model."""
         import wandb
 
@@ -258,7 +267,7 @@ class WandB:
         run.log({"confusion_matrix": confusion, "mistakes": wandb.Table(columns=columns, data=rows)}, step=step)
         if self.settings["wandb_model"]:
             artifact = wandb.Artifact(f"{self.settings['dataset']}-{self.settings['model']}", type="model")
-            artifact.add_file(str(self.folder / runs.WEIGHTS))
+            artifact.add_file(str(self.folder / WEIGHTS))
             run.log_artifact(artifact)
 
     @staticmethod

@@ -3,7 +3,7 @@
 import math
 
 
-def learning_rate(step: int, total: int, *, peak: float, schedule: str, warmup: float | None = None) -> float:
+def learning_rate(step: int, total: int, *, peak: float = 1.0, schedule: str, warmup: float | None = None) -> float:
     """The rate of one update.
 
     - constant: `peak`.
@@ -16,7 +16,7 @@ def learning_rate(step: int, total: int, *, peak: float, schedule: str, warmup: 
     Args:
         step: number of the update, 0 to total - 1.
         total: updates in the whole run.
-        peak: the highest rate.
+        peak: the highest rate; by default the result is a share of it.
         schedule: "constant", "cosine" or "one-cycle".
         warmup: share of the updates in which the rate rises, in [0, 1); None: 0.3 for one-cycle, else 0.
     """

@@ -4,9 +4,9 @@ import math
 import os
 import shlex
 import signal
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import optuna
 import torch
@@ -21,15 +21,17 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, Trial, TrialState
 from tqdm import tqdm
 
-from mnist_dist import data, distributed, models, plots
-from mnist_dist.checkpoint import TrainState
-from mnist_dist.config import Settings, TrainConfig, TuneConfig, as_flags, as_json, flag, require
-from mnist_dist.data import Images, Loader
-from mnist_dist.errors import UserError
-from mnist_dist.evaluation import BATCH, evaluate
-from mnist_dist.stopping import SIGNALS, Stopped
-from mnist_dist.study import DONE, WHOLE, Locks, open_study, trials_to_do
-from mnist_dist.training import adam, average, train_epoch
+from mnist_dist.core import GlobalBatches, Stopped, Training, UserError
+from mnist_dist.core.stopping import SIGNALS
+from mnist_dist.run import launch, plots
+from mnist_dist.run.command_line import as_flags, as_json, flag
+from mnist_dist.run.settings import TrainConfig
+from mnist_dist.task import data, networks
+from mnist_dist.task.data import Split
+from mnist_dist.task.evaluation import classify
+from mnist_dist.task.objective import adam, average, loss_of, schedule
+from mnist_dist.task.settings import Settings, require
+from mnist_dist.tools.study import DONE, WHOLE, Locks, open_study, trials_to_do
 
 BATCH_SIZES = IntDistribution(16, 1024, log=True)
 SPACE: dict[str, BaseDistribution] = {  # every value as its flag takes it
@@ -43,10 +45,39 @@ SPACE: dict[str, BaseDistribution] = {  # every value as its flag takes it
     "affine": FloatDistribution(0, 1.5),
     "elastic": FloatDistribution(0, 1.5),
 }
-ANYWHERE = ("data_dir", "cpu")  # settings in which the processes may differ
 
 
-def tune(config: TuneConfig) -> None:
+Knob = Literal[
+    "lr", "hidden", "batch-size", "epochs", "schedule", "weight-decay", "label-smoothing", "affine", "elastic"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Settings):
+    """Search for settings with Optuna, by accuracy on held-out samples. Several processes can work on one study."""
+
+    val_size: int = 10_000
+    """Samples held out of the training set, stratified by class, by which trials are judged."""
+    search: tuple[Knob, ...] = get_args(Knob)
+    """What is searched, beginning with the values given (by default the original ones); the rest stays as given."""
+    trials: int = 40
+    """Trials of the whole study, by all processes and calls together."""
+    output_dir: Path = Path("runs/tune")
+    """The study's folder. Start the same command again to go on with it, or beside it to share the work."""
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UsageError: names the flag, its value and what to give instead.
+        """
+        super().check()
+        require(self.val_size >= 1, "--val-size", self.val_size, "at least 1 sample to judge the trials by")
+        require(len(self.search) >= 1, "--search", "nothing", f"some of {', '.join(get_args(Knob))}")
+        require(1 <= self.trials <= 1_000_000, "--trials", self.trials, "a number from 1 to 1,000,000")
+
+
+def main(config: Config) -> None:
     """Work on a study until it has all its trials, alone or beside others; then print and draw what it found.
 
     Raises:
@@ -63,15 +94,15 @@ def tune(config: TuneConfig) -> None:
         ) from None
 
 
-def search(config: TuneConfig) -> None:
-    """Work on a study; see `tune`."""
-    if distributed.check_environment(os.environ) > 1:
+def search(config: Config) -> None:
+    """Work on a study; see `main`."""
+    if launch.check_environment(os.environ) > 1:
         raise UserError(
             "each process of a search works by itself: start the same command several times, without a launcher, and "
             "give each a GPU of its own with CUDA_VISIBLE_DEVICES"
         )
     dtype = getattr(torch, config.dtype)
-    accelerator = distributed.start(cpu=config.cpu, mixed_precision=config.mixed_precision, dtype=dtype)
+    accelerator = launch.start(cpu=config.cpu, mixed_precision=config.mixed_precision, dtype=dtype)
     samples = data.obtain(accelerator, config.dataset, config.data_dir, config.val_size, config.seed, dtype)
     train, val = samples.train, samples.val
     assert val  # the test samples go no further than this
@@ -94,8 +125,8 @@ def search(config: TuneConfig) -> None:
     config.output_dir.mkdir(parents=True, exist_ok=True)
     locks = Locks(config.output_dir)
     common = as_json(given)
-    fixed = {flag(field.name): common[field.name] for field in fields(Settings) if field.name not in ANYWHERE}
-    fixed |= {"--search": list(space), "the data's digest": samples.fingerprint}
+    fixed = {flag(field.name): common[field.name] for field in fields(Settings) if not field.metadata.get("may_change")}
+    fixed |= {"--search": list(space), "the data's digest": samples.digest}
     fixed["the space"] = list(map(distribution_to_json, space.values()))
     study = open_study(config.output_dir, locks, fixed)
     for trial in trials_to_do(study, locks, config.trials, space, first, config.seed):
@@ -137,7 +168,7 @@ def settings(params: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def train_trial(trial: Trial, config: TrainConfig, train: Images, val: Images) -> float:
+def train_trial(trial: Trial, config: TrainConfig, train: Split, val: Split) -> float:
     """Train as train.py does, with nothing kept.
 
     Returns:
@@ -148,25 +179,27 @@ def train_trial(trial: Trial, config: TrainConfig, train: Images, val: Images) -
         UserError: the numbers broke.
     """
     dtype = getattr(torch, config.dtype)
-    accelerator = distributed.start(cpu=config.cpu, mixed_precision=config.mixed_precision, dtype=dtype)  # a new scaler
+    accelerator = launch.start(config.cpu, config.mixed_precision, dtype)  # a new scaler
     set_seed(config.seed)
-    bare = models.build(config.model, config.hidden, config.channels).to(accelerator.device, dtype)
-    optimizer = adam(bare, config)
-    averaged = average(bare, optimizer, config.ema) if config.ema else None
-    model, optimizer = distributed.prepare(accelerator, bare, optimizer)
-    batches = Loader(train, config.batch_size, shuffle=True, seed=config.seed)
-    held_out = Loader(val, BATCH, shuffle=False)
-    state = TrainState()
+    network = networks.build(config.model, config.hidden, config.channels).to(accelerator.device, dtype)
+    optimizer = adam(network, config)
+    averaged = average(network, optimizer, config.ema) if config.ema else None
+    training = Training(accelerator, network, optimizer, loss_of(network, config))
+    batches = GlobalBatches(train.tensors, config.batch_size, seed=config.seed)
+    progress, rate = training.progress, schedule(config, config.epochs * len(batches))
     while True:
-        train_epoch(accelerator, model, optimizer, batches, state, config)
-        accuracy = evaluate(accelerator, averaged or bare, held_out).metrics("val")["val_accuracy"]
-        trial.set_user_attr("train_seconds", state.train_seconds)
+        for batch in training.epoch(batches, f"epoch {progress.epoch + 1}/{config.epochs}"):
+            training.set_rate(rate(progress.global_step))
+            training.update(batch, clip_norm=config.clip_norm)
+        trained = averaged.module if averaged else network
+        accuracy = classify(accelerator, trained, val).metrics("val")["val_accuracy"]
+        trial.set_user_attr("train_seconds", progress.train_seconds)
         # Compared with others when they had come as far: a long schedule begins worse than a short one ends.
-        trial.report(accuracy, WHOLE * state.epoch // config.epochs)
-        if state.epoch == config.epochs:
+        trial.report(accuracy, WHOLE * progress.epoch // config.epochs)
+        if progress.epoch == config.epochs:
             return accuracy
         if "first" not in trial.user_attrs and trial.should_prune():
-            raise optuna.TrialPruned(f"below the median after epoch {state.epoch}")
+            raise optuna.TrialPruned(f"below the median after epoch {progress.epoch}")
 
 
 def in_words(trial: FrozenTrial) -> str:

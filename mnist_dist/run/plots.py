@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from mnist_dist.data import Data
-from mnist_dist.evaluation import Evaluation
+from mnist_dist.task.data import DataSet
+from mnist_dist.task.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +24,13 @@ def figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def evaluation(folder: Path, result: Evaluation, samples: Data, split: str) -> None:
+def save(picture: "Figure", path: Path) -> None:
+    """Write a figure as a PNG, into a folder that is made if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.savefig(path, dpi=150)
+
+
+def evaluation(folder: Path, result: Evaluation, samples: DataSet, split: str) -> None:
     """Draw the confusion matrix and the most confident mistakes of an evaluation into a folder."""
     heading = f"{samples.name} {split}: {100 * result.accuracy:.2f}% ({result.correct}/{result.total})"
     confusion_matrix(folder / "confusion_matrix.png", result.confusion, samples.classes, heading)
@@ -63,7 +69,7 @@ def digits(path: Path, images: Tensor, titles: Sequence[str], heading: str, colu
         axes.text(left + width / 2, top - 2, title, ha="center", va="bottom", fontsize=8, linespacing=1)
     axes.imshow(canvas, cmap="gray_r", vmin=0, vmax=1)
     axes.axis("off")
-    picture.savefig(path, dpi=150)
+    save(picture, path)
 
 
 def confusion_matrix(path: Path, confusion: Tensor, classes: Sequence[str], heading: str) -> None:
@@ -96,7 +102,7 @@ def confusion_matrix(path: Path, confusion: Tensor, classes: Sequence[str], head
     axes.set_xticks(range(len(classes)), classes, rotation=45 if max(map(len, classes)) > 2 else 0)
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted", ylabel="true", title=heading)
-    picture.savefig(path, dpi=150)
+    save(picture, path)
 
 
 def reliability(path: Path, result: Evaluation, heading: str) -> None:
@@ -113,7 +119,7 @@ def reliability(path: Path, result: Evaluation, heading: str) -> None:
     axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 102), ylim=(0, 102))
     axes.set_title(f"{heading}\nexpected calibration error {100 * result.calibration_error:.2f}%", fontsize=9)
     axes.grid(alpha=0.3)
-    picture.savefig(path, dpi=150)
+    save(picture, path)
 
 
 def learning_curves(path: Path, epochs: Sequence[dict[str, Any]], heading: str) -> None:
@@ -137,7 +143,7 @@ def learning_curves(path: Path, epochs: Sequence[dict[str, Any]], heading: str) 
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
-    picture.savefig(path, dpi=150)
+    save(picture, path)
 
 
 def history(path: Path, numbers: Sequence[int], values: Sequence[float], pruned: Sequence[bool], heading: str) -> None:
@@ -160,7 +166,7 @@ def history(path: Path, numbers: Sequence[int], values: Sequence[float], pruned:
     axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
-    picture.savefig(path, dpi=150)
+    save(picture, path)
 
 
 def importances(path: Path, shares: Mapping[str, float], heading: str) -> None:
@@ -176,7 +182,7 @@ def importances(path: Path, shares: Mapping[str, float], heading: str) -> None:
     axes.set(xlabel="importance (%)")
     axes.set_title(heading, fontsize=10)
     axes.grid(alpha=0.3, axis="x")
-    picture.savefig(path, dpi=150)
+    save(picture, path)
 
 
 def trade_off(path: Path, seconds: Sequence[float], values: Sequence[float], heading: str) -> None:
@@ -196,7 +202,7 @@ def trade_off(path: Path, seconds: Sequence[float], values: Sequence[float], hea
     axes.set_title(heading, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend()
-    picture.savefig(path, dpi=150)
+    save(picture, path)
 
 
 def pareto_front(seconds: Sequence[float], values: Sequence[float]) -> list[int]:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mnist_dist.errors import UserError
+from mnist_dist.core.errors import UserError
 
 BOX, SIDE = 20, 28  # MNIST's digits are scaled to fit 20x20 and centred by mass in 28x28 (LeCun et al. 1998)
 FAINTEST = 0.1  # least difference of ink and background, of the full grey range, that counts as a drawing

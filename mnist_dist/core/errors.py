@@ -2,23 +2,11 @@
 
 
 class UserError(Exception):
-    """A request that cannot be met as asked.
-
-    Args:
-        message: one sentence that names the value, the reason and the way out.
-        status: the exit status of the process.
-    """
+    """A request that cannot be met: a sentence that names the value, the reason and the way out; an exit status."""
 
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
-
-
-class UsageError(UserError):
-    """A command line that makes no sense: exit status 2, as in every Unix tool."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, status=2)
 
 
 def explain(error: Exception) -> str:

@@ -1,15 +1,13 @@
-"""The processes: how they start, agree, and leave."""
+"""The processes: how they start, and how they leave."""
 
-import functools
 import os
 import platform
 import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 import torch.distributed as dist
@@ -20,17 +18,11 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     TorchDynamoPlugin,
-    broadcast_object_list,
-    gather_object,
 )
-from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.nn.parallel import DistributedDataParallel
 
-from mnist_dist import rendezvous
-from mnist_dist.errors import UserError, explain
+from mnist_dist.core.errors import UserError, explain
+from mnist_dist.run import rendezvous
 
-FEW, SMALL = 4, 1 << 20  # processes and bytes up to which each sends its gradients to every other
 GRACE = 5  # seconds in which the first process of a node can say why all leave
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -83,7 +75,6 @@ def check_environment(environ: Mapping[str, str]) -> int:
 
 
 def start(
-    *,
     cpu: bool = False,
     mixed_precision: str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -95,7 +86,7 @@ def start(
         cpu: stay on the CPU even where there is a GPU.
         mixed_precision: "no", "fp16", "bf16", or None for what the launcher asked for.
         dtype: the arithmetic of the model, to refuse what contradicts it.
-        compile_mode: let torch.compile work on what `prepare` returns, in this mode of its own; None: do not.
+        compile_mode: let torch.compile work on what Accelerate prepares, in this mode of its own; None: do not.
 
     Raises:
         UserError: the environment, the devices or the precision cannot give what was asked for.
@@ -132,7 +123,7 @@ def start(
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=[
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(init_method=rendezvous.METHOD, timeout=rendezvous.PATIENCE),
+                InitProcessGroupKwargs(init_method=rendezvous.METHOD, timeout=rendezvous.TIMEOUT),
             ],
         )
     except dist.DistError as error:
@@ -157,103 +148,6 @@ def start(
     return accelerator
 
 
-def prepare(
-    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The model and its optimizer, ready to be trained by all processes together.
-
-    Args:
-        model: the bare network, on its device and the same on every process.
-    """
-    prepared, wrapper = accelerator.prepare(model, optimizer)
-    parallel = getattr(prepared, "_orig_mod", prepared)  # what torch.compile compiles
-    if isinstance(parallel, DistributedDataParallel) and dist.get_backend() == "gloo" and dist.get_world_size() <= FEW:
-        parallel.register_comm_hook(None, exchange)
-    # Without fp16's scaler Accelerate's optimizer has nothing to add, and costs a fifth of an MLP's step.
-    return prepared, wrapper if accelerator.scaler else optimizer
-
-
-def exchange(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """Average a bucket of gradients over a few processes: a hook for `DistributedDataParallel`."""
-    if bucket.buffer().nbytes > SMALL:
-        return allreduce_hook(None, bucket)  # type: ignore[arg-type]  # all processes
-    mean: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-    mean.set_result(mean_over_few(bucket.buffer()))
-    return mean
-
-
-def mean_over_few(mine: torch.Tensor) -> torch.Tensor:
-    """The mean of the processes' tensors: each sends its own to every other, and adds up all in order of rank.
-
-    What gloo's all-reduce gives, with the same bits on every process, in one message where that takes several in turn.
-
-    Args:
-        mine: on the CPU, contiguous, of the same shape everywhere.
-    """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    parts = [mine if other == rank else torch.empty_like(mine) for other in range(world)]
-    messages: list[dist.Work | None] = []
-    for other in range(world):
-        if other != rank:
-            messages += [dist.isend(mine, other), dist.irecv(parts[other], other)]
-    for message in messages:
-        if message:
-            message.wait()
-    return functools.reduce(torch.add, parts).div_(world)
-
-
-@contextmanager
-def together() -> Iterator[None]:
-    """A block that every process leaves the same way: where it fails on one, all leave, and the first reports.
-
-    A process that failed alone would leave the others waiting in the next collective operation.
-
-    Raises:
-        UserError: on every process, where the block raised `UserError` or `OSError` on any, and on the others where it
-            raised something else on one, which raises that.
-    """
-    failure, bug = None, None
-    try:
-        yield
-    except (UserError, OSError) as error:
-        failure = (explain(error), getattr(error, "status", 1))
-    except Exception as error:
-        failure, bug = (f"another process failed with {type(error).__name__}: its own message says where", 1), error
-    failures = [failure for failure in gather_object([failure]) if failure]
-    if bug:
-        raise bug
-    if failures:
-        raise UserError(*failures[0])
-
-
-def same_everywhere(what: str, value: object) -> None:
-    """Refuse to go on where the processes differ in something they must share, naming the processes.
-
-    Args:
-        what: the thing compared, for the message.
-        value: this process's value; compared by its `repr`.
-    """
-    with together():
-        values = gather_object([repr(value)])
-        for rank, other in enumerate(values):
-            if other != values[0]:
-                raise UserError(
-                    f"{what} differ between processes 0 and {rank} ({values[0]} against {other}): start all of them "
-                    "with the same command on the same files"
-                )
-
-
-def from_main(value: Any) -> Any:
-    """The first process's value, on every process."""
-    return broadcast_object_list([value], from_process=0)[0]
-
-
-def announce(accelerator: Accelerator, text: str) -> None:
-    """Print a line once; `accelerator.print` would do so once a node."""
-    if accelerator.is_main_process:
-        print(text, flush=True)
-
-
 def is_first() -> bool:
     """Whether this process speaks for all; for its node, before the processes are connected."""
     if dist.is_initialized():
@@ -271,11 +165,22 @@ def describe(accelerator: Accelerator) -> str:
     return f"{world} process{'es' if world > 1 else ''} on {name}{backend}{precision}"
 
 
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on, by name."""
+    found = {"python": platform.python_version()}
+    for package in ("mnist-dist", "torch", "torchvision", "accelerate", "wandb", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
 def run(main: Callable[[], None], name: str) -> None:
     """Run a script's `main` and end the process with the status that the README promises.
 
-    Once the processes are connected, a `UserError` is raised on all of them alike (see `together`), and the first one
-    prints it. Before that every process of a node sees the same error, and the node's first one prints it. What else
+    Once the processes are connected, a `UserError` is raised on all of them alike (see `all_or_none`), and the first
+    one prints it. Before that every process of a node sees the same error, and the node's first one prints it. What else
     goes wrong is a process's own, and it says so itself.
 
     Args:
@@ -297,7 +202,9 @@ def run(main: Callable[[], None], name: str) -> None:
     except (UserError, OSError) as error:
         status = getattr(error, "status", 1)
         if is_first():
-            print(f"{name}: error: {explain(error)}", file=sys.stderr)
+            stopped = getattr(error, "run", None)
+            way = f": run the same command with --output-dir {stopped} --resume to go on" if stopped else ""
+            print(f"{name}: error: {explain(error)}{way}", file=sys.stderr)
         elif not dist.is_initialized():
             time.sleep(GRACE)  # a launcher that saw this one leave would end the first before it has spoken
         elif isinstance(error, OSError):

@@ -1,6 +1,7 @@
-"""Asked to stop: signals, and the agreement of all processes on the update after which they do."""
+"""Asked to stop: signals, and the agreement of all processes on the update after which they leave."""
 
 import signal
+from pathlib import Path
 from time import perf_counter
 from types import FrameType
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mnist_dist.errors import UserError
+from .errors import UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 OFTEN, RARELY = 0.1, 10  # seconds and updates between two questions: the shorter; one costs half a millisecond on gloo
@@ -16,16 +17,17 @@ STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 class Stopped(UserError):
-    """The run was asked to stop and has written a checkpoint."""
+    """The run was asked to stop and can go on: with the folder `run`, or as the message says."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, run: Path | None = None) -> None:
         super().__init__(message, STATUS)
+        self.run = run
 
 
 class StopRequest:
     """Notes a signal, and lets all processes learn of it after the same update.
 
-    The question is asked with every tenth update, or more often where updates are slow, and answered with the next, in
+    The question is asked with every tenth update, or more often if updates are slow, and answered with the next, in
     a gloo group of its own on the CPU, so that neither the update nor a GPU waits for it.
     """
 
@@ -44,10 +46,7 @@ class StopRequest:
         self.received = signal.Signals(number).name
 
     def agreed(self) -> bool:
-        """Whether a process had been asked to stop when the question was put (alone: by now).
-
-        All processes call it once an update, and get the same answer.
-        """
+        """Whether a process had been asked to stop when the question was put; to be called once after every update."""
         if self.group is None:
             return self.received is not None
         answer = False

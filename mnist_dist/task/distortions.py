@@ -1,4 +1,4 @@
-"""Random distortions and dropout, the same however many processes share a batch; and shifted images."""
+"""Random distortions and dropout, the same however a batch is shared; and shifted images."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mnist_dist.core.batches import Batch
+
 SIZE = 28  # pixels a side
 ROTATION, SCALE, SHEAR, SHIFT = 15.0, 0.15, 0.15, 2.0  # degrees, share, share and pixels at strength 1: the largest
 ELASTIC = 1.0  # pixels at strength 1: the standard deviation of the displacement in each direction
@@ -15,27 +17,21 @@ KNOTS = 7  # a side, of the elastic field
 SMOOTHNESS = 4.0  # pixels: the standard deviation of the Gaussian that smooths it (Simard et al. 2003)
 
 
-def distort(
-    images: Tensor, size: int, positions: slice, *, affine: float, elastic: float, generator: torch.Generator
-) -> Tensor:
+def distort(images: Tensor, batch: Batch, *, affine: float, elastic: float, copy: int = 0) -> Tensor:
     """Rotate, scale, shear, shift and bend each image at random, all in one interpolation.
 
-    The random numbers are drawn for the whole global batch and then sliced, so the share of a process is distorted as
-    it would be in any other sharing.
-
     Args:
-        images: (n, 1, 28, 28), this process's share; outside its border an image goes on as it ends there.
-        size: samples in the global batch.
-        positions: those of the share in the global batch; n of them.
+        images: (n, 1, 28, 28), those of the batch; outside its border an image goes on as it ends there.
+        batch: gives 6 + 98 random numbers for each sample, whatever the strengths.
         affine: strength of rotation, scale, shear and shift; 0 for none.
         elastic: strength of the bending; 0 for none.
-        generator: on the CPU; gives 6 + 98 numbers a sample of the global batch, whatever the strengths.
+        copy: number of the distorted copy, each of which is distorted otherwise.
 
     Returns:
         Images of the same shape and dtype.
     """
-    uniform = affine * (2 * torch.rand(size, 6, generator=generator) - 1)[positions].to(images)
-    bend = elastic * (2 * ELASTIC / SIZE) * torch.randn(size, 2, KNOTS**2, generator=generator)[positions].to(images)
+    uniform = affine * (2 * batch.rand(f"affine {copy}", 6) - 1).to(images.dtype)
+    bend = elastic * (2 * ELASTIC / SIZE) * batch.rand(f"elastic {copy}", 2, KNOTS**2, normal=True).to(images.dtype)
     angle, shear = math.radians(ROTATION) * uniform[:, 0], SHEAR * uniform[:, 1]
     across, down = (SCALE * uniform[:, 2]).exp(), (SCALE * uniform[:, 3]).exp()
     x, y = (2 * SHIFT / SIZE * uniform[:, 4:]).unbind(1)
@@ -56,28 +52,24 @@ def shift(images: Tensor, down: int, right: int) -> Tensor:
     return images[:, :, rows[:, None], columns]
 
 
-def dropout(
-    shapes: Sequence[tuple[int, ...]], size: int, positions: slice, *, share: float, generator: torch.Generator
-) -> list[Tensor]:
+def dropout(shapes: Sequence[tuple[int, ...]], batch: Batch, *, share: float) -> list[Tensor]:
     """Choose at random which outputs of each layer a sample is to do without (Srivastava et al. 2014).
 
-    Drawn for the whole global batch and then sliced: `torch.nn.Dropout` would draw for each process's samples alone. So
-    each process holds a float32 number for every output that the whole batch has, also where gradients are accumulated.
+    Each process draws a float32 number for every output that the whole global batch has, also if gradients are
+    accumulated.
 
     Args:
         shapes: of the outputs of each layer for a sample.
-        size: samples in the global batch.
-        positions: those of this process's share in the global batch; n of them.
+        batch: of n samples.
         share: of the outputs that are dropped, in [0, 1).
-        generator: on the device where the result is wanted; the same for all processes, as GPUs of one model are.
 
     Returns:
-        For each layer (n, *shape), float32: 0 for what is dropped, 1 / (1 - share) for the rest.
+        For each layer a mask (n, *shape), float32: 0 for what is dropped, 1 / (1 - share) for the rest.
     """
     sizes = [math.prod(shape) for shape in shapes]
-    drawn = torch.rand(size, sum(sizes), generator=generator, device=generator.device)[positions]
-    keep = drawn.ge_(share).div_(1 - share)  # in place, for fresh memory costs more than the arithmetic
-    return [part.unflatten(1, shape) for part, shape in zip(keep.split(sizes, dim=1), shapes, strict=True)]
+    # In place, for fresh memory costs more than the arithmetic.
+    masks = batch.rand("dropout", sum(sizes)).ge_(share).div_(1 - share)
+    return [part.unflatten(1, shape) for part, shape in zip(masks.split(sizes, dim=1), shapes, strict=True)]
 
 
 @cache

@@ -11,7 +11,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,19 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from mnist_dist import checkpoint, data, models, runs, training
-from mnist_dist.checkpoint import Keeper, TrainState
-from mnist_dist.config import TrainConfig, VerifyConfig, as_json
-from mnist_dist.data import Images, Loader
-from mnist_dist.distributed import describe, from_main, prepare, start
-from mnist_dist.errors import UserError, explain
-from mnist_dist.evaluation import BATCH, evaluate
-from mnist_dist.stopping import SIGNALS
-from mnist_dist.tracking import Tracker
+from mnist_dist.core import Batch, Checkpoints, GlobalBatches, Training, UserError, stream
+from mnist_dist.core.checkpoints import newest_checkpoint
+from mnist_dist.core.errors import explain
+from mnist_dist.core.processes import broadcast
+from mnist_dist.core.stopping import SIGNALS
+from mnist_dist.run import launch, weights
+from mnist_dist.run.files import write_json
+from mnist_dist.run.settings import TrainConfig
+from mnist_dist.task import data, datasets, networks
+from mnist_dist.task.data import Split
+from mnist_dist.task.evaluation import BATCH, classify
+from mnist_dist.task.objective import adam, loss_of, schedule
+from mnist_dist.task.settings import DataConfig, require
 
 # The training that is done twice: 264 updates, few enough samples for the 5,000 digits. A prime batch, so that hardly
 # any number of processes shares it evenly, and a smaller last one; pieces; a schedule that moves with every update.
@@ -41,14 +45,37 @@ SETTINGS = TrainConfig(
     schedule="one-cycle",
     gradient_accumulation_steps=2,
     dtype="float64",
-    log_every=1,
-    wandb="disabled",
 )
 SAMPLES = 65 * SETTINGS.batch_size + 29
 TOLERANCE = 1e-9  # between float64 results: rounding gives 1e-14, the smallest mistake 1e-6
 SLOW = 1.5  # times the median of all processes
 VISIBLE_WITHIN = 10.0  # seconds, for a file on all nodes: network file systems cache folders for a few
 BANDWIDTH_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(DataConfig):
+    """Answer in under a minute whether this set-up trains right. Start it as you start the training."""
+
+    processes: int = 0
+    """How many processes are meant; 0: as many as there are."""
+    cpu: bool = False
+    """Force the CPU."""
+    output_dir: Path = Path("runs")
+    """Where runs go; what is written there must be seen by all nodes, and is removed again."""
+    json: Path | None = None
+    """Write the result for machines to this file, too."""
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UsageError: names the flag, its value and what to give instead.
+        """
+        super().check()
+        require(self.processes >= 0, "--processes", self.processes, "a number of processes, or 0")
+        writable = self.json is None or (self.json.parent.is_dir() and not self.json.is_dir())
+        require(writable, "--json", self.json, "a file in a folder that exists")
 
 
 @dataclass(frozen=True)
@@ -135,21 +162,39 @@ class Answer:
         return {"passed": not self.failed} | asdict(self)
 
 
-def answer(config: VerifyConfig) -> Answer:
+def main(config: Config) -> None:
+    """Print whether this distributed set-up is right.
+
+    Raises:
+        UserError: it is not; names the lines that fail.
+    """
+    begin = time.perf_counter()
+    result = answer(config)
+    if launch.is_first():
+        print(result)
+        if config.json:
+            write_json(config.json, result.as_json())
+    if result.failed:
+        raise UserError(f"this set-up is not right: {', '.join(result.failed)} failed")
+    if launch.is_first():
+        print(f"\nthis set-up trains right ({time.perf_counter() - begin:.0f} s)")
+
+
+def answer(config: Config) -> Answer:
     """Check all that must be right for training on the processes that there are. All of them call it alike.
 
     What must be equal before anything can be compared comes first, and where it is not, the rest is not done.
     """
     try:
-        accelerator = start(cpu=config.cpu, mixed_precision="no")
+        accelerator = launch.start(config.cpu, mixed_precision="no")
     except UserError as error:
         return Answer([Check("start", False, "the processes are not connected", explain(error))])
     samples, fingerprint = obtain(accelerator, config)
     processes = [Process(**facts) for facts in gather_object([asdict(introduce(accelerator, fingerprint))])]
-    checks = [check_processes(processes, config, describe(accelerator)), *check_equal(processes)]
+    checks = [check_processes(processes, config, launch.describe(accelerator)), *check_equal(processes)]
     if samples is None or not all(check.passed for check in checks):
         return Answer(checks, processes)
-    train = Images(samples.train.images[:SAMPLES], samples.train.labels[:SAMPLES]).to(accelerator.device)
+    train = Split(samples.train.images[:SAMPLES], samples.train.labels[:SAMPLES]).to(accelerator.device)
     checks += [check_samples(accelerator, train), check_shared_folder(accelerator, config.output_dir)]
     if not all(check.passed for check in checks):
         return Answer(checks, processes)
@@ -161,12 +206,12 @@ def answer(config: VerifyConfig) -> Answer:
     return Answer([*checks, slowest], processes, measurements)
 
 
-def obtain(accelerator: Accelerator, config: VerifyConfig) -> tuple[data.Data | None, str]:
+def obtain(accelerator: Accelerator, config: Config) -> tuple[data.DataSet | None, str]:
     """This process's own reading of the data, and its digest or why there is none."""
     choice: tuple[str, str] | None = None
     if accelerator.is_local_main_process:  # it fetches what is missing on its node
         try:
-            choice = (data.choose(config.dataset, config.data_dir)[0], "")
+            choice = (datasets.find(config.dataset, config.data_dir)[0], "")
         except UserError as error:
             choice = ("", explain(error))
     choices = [choice for choice in gather_object([choice]) if choice]
@@ -175,7 +220,7 @@ def obtain(accelerator: Accelerator, config: VerifyConfig) -> tuple[data.Data | 
         return None, problem
     try:
         samples = data.load(name, config.data_dir, dtype=torch.float64)
-        return samples, samples.fingerprint
+        return samples, samples.digest
     except (UserError, OSError) as error:
         return None, explain(error)
 
@@ -185,7 +230,7 @@ def introduce(accelerator: Accelerator, fingerprint: str) -> Process:
     device = accelerator.device
     properties: Any = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     source = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         source.update(path.read_bytes())
     return Process(
         rank=accelerator.process_index,
@@ -195,7 +240,7 @@ def introduce(accelerator: Accelerator, fingerprint: str) -> Process:
         gpus=torch.cuda.device_count(),
         backend=dist.get_backend() if dist.is_initialized() else "none",
         threads=torch.get_num_threads(),
-        versions=", ".join(f"{name} {version}" for name, version in runs.versions().items()),
+        versions=", ".join(f"{name} {version}" for name, version in launch.versions().items()),
         code=source.hexdigest(),
         data=fingerprint,
     )
@@ -204,7 +249,7 @@ def introduce(accelerator: Accelerator, fingerprint: str) -> Process:
 # ------------------------------------------------------------------------------------- what must be equal or distinct
 
 
-def check_processes(processes: list[Process], config: VerifyConfig, set_up: str) -> Check:
+def check_processes(processes: list[Process], config: Config, set_up: str) -> Check:
     """As many as meant, each on a device of its own, all on the same kind."""
     nodes = Counter(process.node for process in processes)
     detail = f"{set_up}; " + ", ".join(f"{count} on {node}" for node, count in nodes.items())
@@ -252,13 +297,11 @@ def equal(name: str, processes: list[Process], value: Callable[[Process], str], 
     return Check(name, not odd, f"{shown} everywhere" if not odd else f"process {', '.join(odd)} differs", advice)
 
 
-def check_samples(accelerator: Accelerator, train: Images) -> Check:
+def check_samples(accelerator: Accelerator, train: Split) -> Check:
     """Every sample once an epoch, and global batches as those of one process, over two epochs."""
-    loader = loader_of(accelerator, train)
-    faults = []
+    dealt, faults = batches_of(accelerator, train), []
     for epoch in range(2):
-        loader.sampler.set_epoch(epoch)
-        shares = gather_object([[share.index.tolist() for share in loader.sampler]])
+        shares = gather_object([[batch.index.tolist() for batch in dealt.epoch(epoch)]])
         alone = reference_order(len(train), epoch)
         visits = Counter(index for share in shares for part in share for index in part)
         if sorted(visits.elements()) != list(range(len(train))):
@@ -281,20 +324,19 @@ def check_samples(accelerator: Accelerator, train: Images) -> Check:
     )
 
 
-def loader_of(accelerator: Accelerator, images: Images) -> Loader:
-    """This process's loader, as the training has it."""
-    ranks = (accelerator.num_processes, accelerator.process_index)
-    return Loader(images, SETTINGS.batch_size, *ranks, shuffle=True, seed=SETTINGS.seed)
+def batches_of(accelerator: Accelerator, split: Split) -> GlobalBatches:
+    """The batches, as the training has them."""
+    return GlobalBatches(split.tensors, SETTINGS.batch_size, accelerator, seed=SETTINGS.seed)
 
 
 def reference_order(size: int, epoch: int) -> Tensor:
     """The order of one process, by the definition alone: a permutation that depends on seed and epoch."""
-    return torch.randperm(size, generator=data.seeded(SETTINGS.seed, data.ORDER, epoch))
+    return torch.randperm(size, generator=stream("order", SETTINGS.seed, epoch))
 
 
 def check_shared_folder(accelerator: Accelerator, folder: Path) -> Check:
     """Whether what one process writes the others can read."""
-    name = from_main(f".verify-{uuid.uuid4().hex}")
+    name = broadcast(f".verify-{uuid.uuid4().hex}")
     problem = ""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -324,31 +366,29 @@ def check_shared_folder(accelerator: Accelerator, folder: Path) -> Check:
 # ------------------------------------------------------------------------------------- training, together and alone
 
 
-def fresh_model() -> nn.Module:
+def fresh_model() -> networks.MNISTNet:
     """The MLP in float64, with the same weights on every call."""
     torch.manual_seed(SETTINGS.seed)
-    return models.build("mlp", SETTINGS.hidden).double()
+    return networks.build("mlp", SETTINGS.hidden).double()
 
 
-def mean_loss(model: nn.Module, train: Images, index: Tensor) -> Tensor:
+def mean_loss(model: nn.Module, train: Split, index: Tensor) -> Tensor:
     """What a single process minimises, in the plainest form."""
     return F.cross_entropy(model(train.images[index]), train.labels[index])
 
 
 def compare(name: str, difference: Callable[[], float], advice: str, accelerator: Accelerator) -> Check:
     """A check that the first process makes: that something differs from its reference by no more than rounding."""
-    found = from_main(difference() if accelerator.is_main_process else 0.0)
+    found = broadcast(difference() if accelerator.is_main_process else 0.0)
     return Check(name, found <= TOLERANCE, f"differs from one process's by {found:.1e} at most (float64)", advice)
 
 
-def check_gradient(accelerator: Accelerator, train: Images) -> Check:
+def check_gradient(accelerator: Accelerator, train: Split) -> Check:
     """One update's gradient against that of the whole batch in one process."""
     model = fresh_model()
     before = [parameter.detach().clone().to(accelerator.device) for parameter in model.parameters()]
-    loader = loader_of(accelerator, train)
-    loader.sampler.set_epoch(0)
-    prepared, optimizer = prepare(accelerator, model, torch.optim.SGD(model.parameters(), lr=1.0))
-    training.train_step(accelerator, prepared, optimizer, next(iter(loader)), SETTINGS)
+    training = Training(accelerator, model, torch.optim.SGD(model.parameters(), lr=1.0), loss_of(model, SETTINGS))
+    training.update(next(batches_of(accelerator, train).epoch()), pieces=SETTINGS.gradient_accumulation_steps)
     after = [parameter.detach() for parameter in model.parameters()]
 
     def difference() -> float:
@@ -363,31 +403,32 @@ def check_gradient(accelerator: Accelerator, train: Images) -> Check:
     return compare("gradient", difference, "weigh a process's loss by its samples, not by processes", accelerator)
 
 
-def check_training(accelerator: Accelerator, train: Images, root: Path) -> list[Check]:
+def check_training(accelerator: Accelerator, train: Split, root: Path) -> list[Check]:
     """A few hundred updates by the real loop, with a checkpoint, against a plain loop in one process."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    folder = Path(from_main(tempfile.mkdtemp(prefix=".verify-", dir=root) if accelerator.is_main_process else ""))
+    folder = Path(broadcast(tempfile.mkdtemp(prefix=".verify-", dir=root) if accelerator.is_main_process else ""))
     try:
-        bare = fresh_model()
-        model, optimizer = prepare(accelerator, bare, training.adam(bare, SETTINGS))
-        settings = as_json(SETTINGS) | {"data_digest": None}
-        keeper = Keeper(accelerator, folder, bare, optimizer, settings, every=0)
-        with Tracker(accelerator, folder, settings, []) as tracker:
-            state, loader = TrainState(), loader_of(accelerator, train)
-            while state.epoch < SETTINGS.epochs:
-                training.train_epoch(accelerator, model, optimizer, loader, state, SETTINGS, tracker, keeper)
-            keeper.keep(state, tracker.history)
-        rates = [point["train/learning_rate"] for point in tracker.history]
-        expected = from_main(train_alone(train) if accelerator.is_main_process else None)
-        weights = {name: tensor.cpu() for name, tensor in bare.state_dict().items()}
+        model, rates = fresh_model(), []
+        training = Training(accelerator, model, adam(model, SETTINGS), loss_of(model, SETTINGS))
+        batches = batches_of(accelerator, train)
+        rate = schedule(SETTINGS, SETTINGS.epochs * len(batches))
+        checkpoints = Checkpoints(folder, training, {}, {})
+        while training.progress.epoch < SETTINGS.epochs:
+            for batch in training.epoch(batches):
+                training.set_rate(rate(training.progress.global_step))
+                training.update(batch, pieces=SETTINGS.gradient_accumulation_steps)
+                rates.append(training.rate)
+        checkpoints.save()
+        expected = broadcast(train_alone(train) if accelerator.is_main_process else None)
+        trained = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
         steps = len(expected["rates"])
         return [
             compare(
                 f"weights, {steps} updates",
                 lambda: max(
-                    float((weights[name] - tensor).abs().max()) for name, tensor in expected["weights"].items()
+                    float((trained[name] - tensor).abs().max()) for name, tensor in expected["weights"].items()
                 ),
-                "the processes do not make the update of one: look at the lines above, and at changes to training.py",
+                "the processes do not make the update of one: look at the lines above, and at changes to core/",
                 accelerator,
             ),
             compare(
@@ -400,7 +441,7 @@ def check_training(accelerator: Accelerator, train: Images, root: Path) -> list[
                 "the rate must move once an update, not once a process: do not prepare the scheduler",
                 accelerator,
             ),
-            check_checkpoint(accelerator, folder, weights),
+            check_checkpoint(accelerator, folder, trained),
         ]
     finally:
         for number, handler in handlers.items():  # the training's, which note a signal, are not for what follows
@@ -410,7 +451,7 @@ def check_training(accelerator: Accelerator, train: Images, root: Path) -> list[
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def train_alone(train: Images) -> dict[str, Any]:
+def train_alone(train: Split) -> dict[str, Any]:
     """The same training in one process, written with nothing but PyTorch: final weights (on the CPU) and all rates."""
     model = fresh_model().to(train.images.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=SETTINGS.lr, weight_decay=0.0)
@@ -428,11 +469,12 @@ def train_alone(train: Images) -> dict[str, Any]:
     return {"weights": {name: tensor.cpu() for name, tensor in model.state_dict().items()}, "rates": rates}
 
 
-def check_checkpoint(accelerator: Accelerator, folder: Path, weights: dict[str, Tensor]) -> Check:
+def check_checkpoint(accelerator: Accelerator, folder: Path, trained: dict[str, Tensor]) -> Check:
     """What all wrote together one reads, and from it all go on with the same weights."""
-    payload, warnings = checkpoint.newest(folder) if accelerator.is_main_process else (None, [])
-    payload, warnings = from_main((payload, warnings))
-    digests = {runs.fingerprint(weights), runs.fingerprint(payload["model"]) if payload else "none"}
+    payload, warnings = newest_checkpoint(folder) if accelerator.is_main_process else (None, [])
+    payload, warnings = broadcast((payload, warnings))
+    read = weights.fingerprint(payload["parts"]["training"]["model"]) if payload else "none"
+    digests = {weights.fingerprint(trained), read}
     different = len(set().union(*gather_object([digests])))
     world = accelerator.num_processes
     return Check(
@@ -445,13 +487,12 @@ def check_checkpoint(accelerator: Accelerator, folder: Path, weights: dict[str, 
     )
 
 
-def check_test_count(accelerator: Accelerator, test: Images) -> Check:
+def check_test_count(accelerator: Accelerator, test: Split) -> Check:
     """The evaluation counts each test sample once and is that of one process."""
     advice = "count by sample, without padding: the loader of the test set is not to be prepared either"
     model = fresh_model().to(accelerator.device)
-    ranks = (accelerator.num_processes, accelerator.process_index)
     try:
-        result = evaluate(accelerator, model, Loader(test, BATCH - 1, *ranks, shuffle=False))
+        result = classify(accelerator, model, test, batch_size=BATCH - 1)
     except RuntimeError as error:
         return Check("test count", False, str(error), advice)
     with torch.no_grad():
@@ -461,7 +502,7 @@ def check_test_count(accelerator: Accelerator, test: Images) -> Check:
     return Check("test count", right, f"{result.correct} of {result.total} right, {alone} of {len(test)} alone", advice)
 
 
-def check_mixed_precision(accelerator: Accelerator, train: Images) -> Check:
+def check_mixed_precision(accelerator: Accelerator, train: Split) -> Check:
     """A few updates in each precision that the device offers, on each process by itself."""
     device = accelerator.device.type
     problems, offered = (
@@ -514,30 +555,35 @@ def seconds(function: Callable[[], object], repeats: int, device: torch.device) 
     return times
 
 
-def measure(accelerator: Accelerator, train: Images, processes: list[Process]) -> tuple[Check, dict[str, float]]:
+def measure(accelerator: Accelerator, train: Split, processes: list[Process]) -> tuple[Check, dict[str, float]]:
     """Throughput together and alone, the all-reduce, and which process is the slowest."""
     device, world = accelerator.device, accelerator.num_processes
-    images = Images(train.images.float(), train.labels)
+    images = Split(train.images.float(), train.labels)
 
-    settings = replace(SETTINGS, gradient_accumulation_steps=1)
-
-    def throughput(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Loader) -> float:
+    def throughput(update: Callable[[Batch], object], batches: GlobalBatches) -> float:
         """Samples a second over an epoch, after one to warm up."""
 
         def epoch() -> None:
-            for batch in loader:
-                training.train_step(accelerator, model, optimizer, batch, settings)
+            for batch in batches.epoch():
+                update(batch)
 
         epoch()
         return len(images) / min(seconds(epoch, 2, device))
 
     model, own = fresh_model().float().to(device), fresh_model().float().to(device)
-    prepared = prepare(accelerator, model, training.adam(model, settings))
-    together, alone = throughput(*prepared, loader_of(accelerator, images)), 0.0
+    training = Training(accelerator, model, adam(model, SETTINGS), loss_of(model, SETTINGS))
+    together, alone = throughput(training.update, batches_of(accelerator, images)), 0.0
     # Alone, and then each process's own share, without a word to the others.
+    optimizer, loss = adam(own, SETTINGS), loss_of(own, SETTINGS)
+
+    def update_alone(batch: Batch) -> None:
+        optimizer.zero_grad()
+        (loss(own, batch) / batch.size).backward()
+        optimizer.step()
+
     if accelerator.is_main_process:
-        alone = throughput(own, training.adam(own, settings), Loader(images, SETTINGS.batch_size, shuffle=True))
-    alone = from_main(alone)
+        alone = throughput(update_alone, GlobalBatches(images.tensors, SETTINGS.batch_size, seed=SETTINGS.seed))
+    alone = broadcast(alone)
     index = torch.arange(SETTINGS.batch_size, device=device)
     times = gather_object([statistics.median(seconds(lambda: mean_loss(own, images, index).backward(), 100, device))])
     measurements = {

@@ -4,14 +4,15 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnist_dist.config import side_behind
-from mnist_dist.errors import UserError
+from mnist_dist.core.errors import UserError
 
+Name = Literal["mlp", "cnn"]
 IMAGE = (1, 28, 28)
 CLASSES = 10
 
@@ -37,16 +38,16 @@ class MNISTNet(nn.Module):
             self.layers.append(f"fc{number}")
             setattr(self, f"fc{number}", nn.Linear(before, after))
 
-    def forward(self, images: Tensor, *keep: Tensor) -> Tensor:
+    def forward(self, images: Tensor, *masks: Tensor) -> Tensor:
         """Logits (N, 10) of images (N, 1, 28, 28) or (N, 784), normalised, in the dtype of the weights.
 
         Args:
-            keep: for each of `outputs` a tensor (N, *shape) that it is multiplied by, as `augment.dropout` draws them;
-                or none at all.
+            masks: for each of `outputs` a tensor (N, *shape) that it is multiplied by, as `distortions.dropout` draws
+                them; or none at all.
         """
         x = images.flatten(1)
         *hidden, last = self.layers
-        for name, factor in zip(hidden, keep or [None] * len(hidden), strict=True):
+        for name, factor in zip(hidden, masks or [None] * len(hidden), strict=True):
             x = F.relu(getattr(self, name)(x))
             x = x if factor is None else x * factor
         return getattr(self, last)(x)
@@ -55,6 +56,11 @@ class MNISTNet(nn.Module):
     def probabilities(self, images: Tensor) -> Tensor:
         """Class probabilities (N, 10), rows summing to 1, of normalised images (N, 1, 28, 28)."""
         return F.softmax(self(images), dim=1)
+
+
+def side_after(convolutions: int) -> int:
+    """Pixels a side that `ConvNet`'s maps have after so many convolutions."""
+    return (13, 5, 3)[min(convolutions, 3) - 1]
 
 
 class ConvNet(MNISTNet):
@@ -72,26 +78,26 @@ class ConvNet(MNISTNet):
     """
 
     def __init__(self, channels: Sequence[int] = (16, 32), hidden: Sequence[int] = (128, 64)) -> None:
-        super().__init__(hidden, inputs=channels[-1] * side_behind(len(channels)) ** 2)
+        super().__init__(hidden, inputs=channels[-1] * side_after(len(channels)) ** 2)
         self.convolutions = len(channels)
         maps = []
         for number, (inputs, outputs) in enumerate(itertools.pairwise([IMAGE[0], *channels]), 1):
             setattr(self, f"conv{number}", nn.Conv2d(inputs, outputs, 3, padding=0 if number <= 3 else 1))
             setattr(self, f"norm{number}", nn.LayerNorm(outputs))
-            maps.append((side_behind(number), side_behind(number), outputs))
+            maps.append((side_after(number), side_after(number), outputs))
         self.outputs = maps + self.outputs
         self.to(memory_format=torch.channels_last)  # 1.6 times as fast on CPUs, and what tensor cores want
 
-    def forward(self, images: Tensor, *keep: Tensor) -> Tensor:
+    def forward(self, images: Tensor, *masks: Tensor) -> Tensor:
         """Logits (N, 10) of images (N, 1, 28, 28), normalised, in the dtype of the weights."""
         x = images.to(memory_format=torch.channels_last)
         for number in range(1, self.convolutions + 1):
             x = getattr(self, f"conv{number}")(x)
             x = F.max_pool2d(x, 2) if number <= 2 else x
             x = F.relu(getattr(self, f"norm{number}")(x.permute(0, 2, 3, 1)))
-            x = x * keep[number - 1] if keep else x
+            x = x * masks[number - 1] if masks else x
             x = x.permute(0, 3, 1, 2)
-        return super().forward(x, *keep[self.convolutions :])
+        return super().forward(x, *masks[self.convolutions :])
 
 
 def build(name: str, hidden: Sequence[int] = (128, 64), channels: Sequence[int] = (16, 32)) -> MNISTNet:

@@ -16,7 +16,7 @@ SCHEME = "mnist-dist"
 METHOD = f"{SCHEME}://"  # for `init_process_group(init_method=...)`
 # For processes to come, and to answer. Not 10 minutes: that is Accelerate's default for NCCL, so it is not handed on
 # (accelerate 1.15), and gloo waits for 30.
-PATIENCE = timedelta(minutes=15)
+TIMEOUT = timedelta(minutes=15)
 SILENCE = 30  # seconds of waiting after which one process a node says what it waits for
 
 
@@ -29,27 +29,27 @@ def rendezvous(_: str, **options: Any) -> Iterator[tuple[dist.Store, int, int]]:
     Yields:
         The store, this process's rank, and the number of processes.
     """
-    patience = options["timeout"]
-    notice = threading.Timer(SILENCE, tell, [patience])
+    timeout = options["timeout"]
+    notice = threading.Timer(SILENCE, tell, [timeout])
     notice.daemon = True
     notice.start()
     try:
         if os.environ["RANK"] != "0":
-            reach(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), patience)
+            reach(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout)
         store, rank, world = next(iter(dist.rendezvous("env://", **options)))
-        name = agree(store, rank, world, patience)
+        name = agree(store, rank, world, timeout)
     finally:
         notice.cancel()
     yield dist.PrefixStore(name, store), rank, world
 
 
-def reach(address: str, port: int, patience: timedelta) -> None:
+def reach(address: str, port: int, timeout: timedelta) -> None:
     """Wait until the store can be reached. torch would, too, but with pages of its own stack where it cannot.
 
     Raises:
         dist.DistStoreError: it could not in time.
     """
-    deadline = time.monotonic() + patience.total_seconds()
+    deadline = time.monotonic() + timeout.total_seconds()
     while True:
         try:
             socket.create_connection((address, port), timeout=5).close()
@@ -60,19 +60,19 @@ def reach(address: str, port: int, patience: timedelta) -> None:
         time.sleep(0.1)
 
 
-def tell(patience: timedelta) -> None:
+def tell(timeout: timedelta) -> None:
     """Say what the processes wait for, once a node: a wrong address would look like a hang."""
     if os.environ["LOCAL_RANK"] == "0":
         print(
             "waiting for all {WORLD_SIZE} processes to meet at {MASTER_ADDR}:{MASTER_PORT}, ".format_map(os.environ)
-            + f"for {patience.total_seconds() / 60:.0f} minutes at most: is each of them started, and is this the "
+            + f"for {timeout.total_seconds() / 60:.0f} minutes at most: is each of them started, and is this the "
             "address of the first one's node?",
             file=sys.stderr,
             flush=True,
         )
 
 
-def agree(store: dist.Store, rank: int, world: int, patience: timedelta) -> str:
+def agree(store: dist.Store, rank: int, world: int, timeout: timedelta) -> str:
     """A name for this attempt that its processes share, whatever earlier ones have left in the store.
 
     Counters would not do: launchers on several nodes count restarts differently. So each process asks with a token of
@@ -87,7 +87,7 @@ def agree(store: dist.Store, rank: int, world: int, patience: timedelta) -> str:
         name = store.get(f"answer/{token}").decode()
         store.set(f"thanks/{name}/{rank}", "")
         return name
-    deadline, waiting = time.monotonic() + patience.total_seconds(), set(range(1, world))
+    deadline, waiting = time.monotonic() + timeout.total_seconds(), set(range(1, world))
     while waiting:
         for other in sorted(waiting):
             if store.check([f"thanks/{token}/{other}"]):

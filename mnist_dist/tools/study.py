@@ -18,14 +18,14 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 from tqdm import tqdm
 
-from mnist_dist.errors import UserError
+from mnist_dist.core.errors import UserError
 
 JOURNAL, LOCKS = "journal.jsonl", "locks"  # in the study's folder
 WRITING, CLAIMING, TRIALS = 0, 1, 2  # which byte of the locks' file stands for what; trial n has byte TRIALS + n
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 LINE = b'{"op_code":'  # how every line of a journal begins; 0 creates a study
 WHOLE = math.lcm(*range(1, 21))  # parts of a trial: each of 1 to 20 epochs takes a whole number of them
-PATIENCE = 0.5  # seconds between two looks at what others do, where nothing is left to begin
+POLL = 0.5  # seconds between two looks at what others do, where nothing is left to begin
 
 
 class Locks:
@@ -175,6 +175,6 @@ def trials_to_do(
                 yield begun
                 locks.free(TRIALS + begun.number)
             elif running:
-                time.sleep(PATIENCE)  # others may yet die
+                time.sleep(POLL)  # others may yet die
             else:
                 return

@@ -1,0 +1,186 @@
+"""Checkpoints: the whole training state, written aside and moved into place, verified before it is used."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import UserError
+from .processes import all_or_none, announce, broadcast
+from .stopping import Stopped, StopRequest
+from .training import Training
+
+FOLDER, STATE, MANIFEST = "checkpoints", "state.pt", "manifest.json"
+FORMAT = 6  # raised when a checkpoint of before can no longer be read
+KEPT = 2  # the newest so many stay
+
+
+class Checkpoints:
+    """The checkpoints of a run; every process holds one and calls it alike.
+
+    Args:
+        run: the run's folder.
+        training: the model in training.
+        parts: what else must survive a stop, by name: whatever has `state_dict` and `load_state_dict`.
+        fixed: plain values that may not differ when the run goes on, by the name that messages give them.
+        every: updates between two checkpoints; 0 for none within an epoch.
+
+    Attributes:
+        values: plain values that survive a stop, too (numbers, strings, tensors, lists and dicts of these).
+    """
+
+    def __init__(
+        self, run: Path, training: Training, parts: Mapping[str, Any], fixed: Mapping[str, Any], every: int = 0
+    ) -> None:
+        self.run, self.training, self.fixed, self.every = run, training, fixed, every
+        self.parts, self.values = {"training": training, **parts}, dict[str, Any]()
+        self.request, self.stopping = StopRequest(), False
+
+    def after_update(self) -> None:
+        """Save if it is time, or if a process was asked to stop; an epoch's end waits for its evaluation and `save`."""
+        self.stopping = self.request.agreed() or self.stopping
+        due = self.every > 0 and self.training.progress.global_step % self.every == 0
+        if (due or self.stopping) and not self.training.epoch_is_complete:
+            self.save()
+
+    def save(self, last: bool = False) -> None:
+        """Write a checkpoint, and leave if a process was asked to stop, unless it is the last one of the run.
+
+        Raises:
+            UserError: it could not be written; those before it are as they were.
+            Stopped: it is written.
+        """
+        # Every process asks the parts, for some of them ask the others.
+        states, step = (
+            {name: part.state_dict() for name, part in self.parts.items()},
+            self.training.progress.global_step,
+        )
+        with all_or_none():
+            if self.training.accelerator.is_main_process:
+                payload = {"fixed": dict(self.fixed), "values": self.values, "parts": states}
+                self.training.last_checkpoint = write_checkpoint(self.run, payload, step)
+        if self.stopping and not last:
+            raise Stopped(f"stopped on request at update {step}, with a checkpoint in {self.run / FOLDER}", self.run)
+
+    def resume(self) -> bool:
+        """Put all parts back to where the newest intact checkpoint was taken; False if there is none.
+
+        Raises:
+            UserError: all checkpoints are damaged, or what is fixed differs, or the parts are others.
+        """
+        payload: dict[str, Any] | None = None
+        with all_or_none():
+            if self.training.accelerator.is_main_process:
+                payload, damaged = newest_checkpoint(self.run)
+                for warning in damaged:
+                    print(f"warning: {warning}", file=sys.stderr)
+                if damaged and payload is None:
+                    raise UserError(f"{self.run} holds a run but no intact checkpoint: choose another, or delete it")
+        payload = broadcast(payload)
+        if payload is None:
+            announce(f"no checkpoint in {self.run / FOLDER}: starting from scratch")
+            return False
+        try:
+            for name in {**self.fixed, **payload["fixed"]}:
+                now, then = self.fixed.get(name), payload["fixed"].get(name)
+                if now != then:
+                    but = f"but the run in {self.run} was trained with {then}"
+                    raise UserError(f"{name} is {now}, {but}: resume with that, or start another run")
+            for name in {**self.parts, **payload["parts"]}:
+                self.parts[name].load_state_dict(payload["parts"][name])
+            self.values = payload["values"]
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise UserError(
+                f"the newest checkpoint in {self.run / FOLDER} does not hold the state of this training "
+                f"({type(error).__name__}): delete it, or start another run"
+            ) from error
+        progress = self.training.progress
+        self.training.last_checkpoint = place_of(self.run, progress.global_step)
+        announce(f"going on from update {progress.global_step} (epoch {progress.epoch + 1})")
+        return True
+
+
+def place_of(run: Path, step: int) -> Path:
+    """The folder of the checkpoint after so many updates."""
+    return run / FOLDER / f"step-{step:010d}"
+
+
+def write_checkpoint(run: Path, payload: dict[str, Any], step: int) -> Path:
+    """Write what `torch.load(weights_only=True)` can read back, and remove all checkpoints but the newest `KEPT`.
+
+    It is written under another name, flushed to the disk and then renamed, so that a crash at any instant, or an
+    `OSError`, leaves the one before it as it was. Returns its folder.
+    """
+    folder, place = run / FOLDER, place_of(run, step)
+    aside = place.with_name(f".{place.name}")
+    if place.exists():
+        try:
+            read_checkpoint(place)
+            return place  # the same step is the same state
+        except UserError:
+            shutil.rmtree(place)
+    try:
+        for unfinished in folder.glob(".step-*"):  # a crash left them
+            shutil.rmtree(unfinished)
+        aside.mkdir(parents=True)
+        buffer = io.BytesIO()
+        torch.save(payload, buffer)
+        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+        (aside / STATE).write_bytes(buffer.getvalue())
+        (aside / MANIFEST).write_text(json.dumps({"format": FORMAT, "step": step, "sha256": {STATE: digest}}))
+        for written in (aside / STATE, aside / MANIFEST, aside):
+            flush(written)
+        aside.rename(place)
+        flush(folder)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        error.filename = str(place)  # the name that the user knows, or any: a full disk gives none
+        raise
+    older = sorted((other for other in folder.glob("step-*") if other < place), reverse=True)
+    for other in folder.glob("step-*"):
+        if other not in (place, *older[: KEPT - 1]):  # newer ones are damaged, or the run would have gone on from there
+            shutil.rmtree(other)
+    return place
+
+
+def flush(path: Path) -> None:
+    """See a file's content, or a folder's entries, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_checkpoint(place: Path) -> dict[str, Any]:
+    """Read a checkpoint as data: nothing in it can run. A `UserError` if it is damaged or of another format."""
+    try:
+        manifest = json.loads((place / MANIFEST).read_text())
+        content = (place / STATE).read_bytes()
+        if manifest["format"] != FORMAT:
+            raise UserError(f"the checkpoint {place} has format {manifest['format']}, this version reads {FORMAT}")
+        if hashlib.sha256(content).hexdigest() != manifest["sha256"][STATE]:
+            raise UserError(f"the checkpoint {place} is damaged: {STATE} does not have the digest in {MANIFEST}")
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the parsers trip over, it is a damaged checkpoint
+        raise UserError(f"the checkpoint {place} is damaged: {type(error).__name__}") from error
+
+
+def newest_checkpoint(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest checkpoint that verifies, or None, and a warning for each damaged one passed over."""
+    warnings: list[str] = []
+    for place in sorted((run / FOLDER).glob("step-*"), reverse=True):
+        try:
+            return read_checkpoint(place), warnings
+        except UserError as error:
+            warnings.append(f"{error}; looking for an older one")
+    return None, warnings

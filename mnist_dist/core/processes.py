@@ -1,0 +1,93 @@
+"""How processes agree: all or none, one value for all, one sum, one mean gradient."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather, gather_object
+from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from .errors import UserError, explain
+
+FEW, SMALL = 4, 1 << 20  # processes and bytes up to which each sends its gradients to every other
+
+
+@contextmanager
+def all_or_none() -> Iterator[None]:
+    """A block that fails on all processes if it fails on one, which alone would leave the others waiting for it.
+
+    Raises:
+        UserError: on every process, if the block raised `UserError` or `OSError` on any, and on the others if it raised
+            something else on one, which raises that.
+    """
+    failure, bug = None, None
+    try:
+        yield
+    except (UserError, OSError) as error:
+        failure = (explain(error), getattr(error, "status", 1))
+    except Exception as error:
+        failure, bug = (f"another process failed with {type(error).__name__}: its own message says where", 1), error
+    failures = [failure for failure in gather_object([failure]) if failure]
+    if bug:
+        raise bug
+    if failures:
+        raise UserError(*failures[0])
+
+
+def same_everywhere(what: str, value: object) -> None:
+    """Refuse, by a `UserError` that names them, processes that differ in the `repr` of a value that they must share."""
+    with all_or_none():
+        values = gather_object([repr(value)])
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise UserError(
+                    f"{what} differ between processes 0 and {rank} ({values[0]} against {other}): start all of them "
+                    "with the same command on the same files"
+                )
+
+
+def broadcast(value: Any) -> Any:
+    """The first process's value, on every process."""
+    return broadcast_object_list([value], from_process=0)[0]
+
+
+def announce(text: str) -> None:
+    """Print a line once; `accelerator.print` would do so once a node."""
+    if PartialState().is_main_process:
+        print(text, flush=True)
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """The element-wise sum of each process's (n,) values, float64 on the CPU, added in order of rank."""
+    return gather(values.unsqueeze(0)).cpu().double().sum(dim=0)
+
+
+def exchange(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Average a bucket of gradients: a hook for `DistributedDataParallel` on a few gloo processes."""
+    if bucket.buffer().nbytes > SMALL:
+        return allreduce_hook(None, bucket)  # type: ignore[arg-type]  # None: all processes
+    mean: torch.futures.Future[Tensor] = torch.futures.Future()
+    mean.set_result(mean_over_few(bucket.buffer()))
+    return mean
+
+
+def mean_over_few(mine: Tensor) -> Tensor:
+    """The mean of the processes' tensors, contiguous on the CPU: each sends its own to every other, and adds up all.
+
+    What gloo's all-reduce gives, with the same bits on every process, in one message instead of several in turn.
+    """
+    rank, world = dist.get_rank(), dist.get_world_size()
+    parts = [mine if other == rank else torch.empty_like(mine) for other in range(world)]
+    messages: list[dist.Work | None] = []
+    for other in range(world):
+        if other != rank:
+            messages += [dist.isend(mine, other), dist.irecv(parts[other], other)]
+    for message in messages:
+        if message:
+            message.wait()
+    return functools.reduce(torch.add, parts).div_(world)

@@ -1,0 +1,150 @@
+"""A run's folder: its files' names, whose it is, and that one process writes it."""
+
+import fcntl
+import itertools
+import json
+import os
+import platform
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from accelerate import PartialState
+
+from mnist_dist.core.checkpoints import FOLDER as CHECKPOINTS
+from mnist_dist.core.errors import UserError
+from mnist_dist.core.processes import all_or_none, broadcast
+
+CONFIG, METRICS, SUMMARY, WEIGHTS, EVALUATION = (
+    "config.json",
+    "metrics.jsonl",
+    "summary.json",
+    "mnist_model.pth",
+    "evaluation.json",
+)
+PLOTS = "plots"
+ROOT = Path("runs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's place, and what it is known by.
+
+    Attributes:
+        folder: where its files are.
+        resume: whether it goes on from its newest checkpoint.
+        wandb_id: its name within Weights & Biases, the same before and after a stop.
+        launcher: the launcher that started it and may start it again, None without one.
+    """
+
+    folder: Path
+    resume: bool
+    wandb_id: str
+    launcher: str | None
+
+
+def launcher() -> str | None:
+    """What tells the launcher of this process, torchrun or accelerate launch, from every other; None without one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    parent = psutil.Process().parent()
+    return f"{platform.node()}:{parent.pid}:{parent.create_time()}" if parent else None
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What the config.json in a run's folder says; nothing where it cannot be read."""
+    try:
+        settings = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def open_run(folder: Path | None, name: str, resume: bool, weights: str = WEIGHTS) -> Run:
+    """Make the folder of a new run, or find that of one to go on with; every process calls it and gets the same.
+
+    A run whose own launcher has started it again (`--max-restarts`) goes on by itself.
+
+    Args:
+        folder: the one asked for; None for runs/<timestamp>-<name>.
+        resume: take a folder that holds a run as it is.
+        weights: the name of the file that the trained model will have.
+
+    Raises:
+        UserError: the folder holds a run already, or one that has nothing to go on from, or cannot be written to.
+    """
+    run = None
+    with all_or_none():
+        if PartialState().is_main_process:
+            run = find_or_make(folder, name, resume, weights)
+    return broadcast(run)
+
+
+def find_or_make(folder: Path | None, name: str, resume: bool, weights: str) -> Run:
+    """What `open_run` does on the first process."""
+    mine = launcher()
+    if mine:
+        for begun in [folder] if folder else sorted(ROOT.glob("*")):
+            if settings_of(begun).get("launcher") == mine:
+                folder, resume = begun, True
+    if folder is None:
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+        folder = ROOT / name
+        for attempt in itertools.count(2):  # two runs may start in the same second
+            try:
+                folder.mkdir(parents=True)
+                break
+            except FileExistsError:
+                folder = ROOT / f"{name}-{attempt}"
+    else:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--output-dir {folder} is a file: give a folder")
+        taken = [name for name in (CONFIG, METRICS, SUMMARY, weights, CHECKPOINTS) if (folder / name).exists()]
+        if taken and not resume:
+            raise UserError(
+                f"--output-dir {folder} already holds a run ({', '.join(taken)}): choose another folder, or go on with "
+                "--resume"
+            )
+        if weights in taken and not any(folder.glob(f"{CHECKPOINTS}/step-*")):
+            raise UserError(f"{folder} holds a run but no intact checkpoint: choose another --output-dir, or delete it")
+        folder.mkdir(parents=True, exist_ok=True)
+    lock(folder)
+    wandb_id = str(settings_of(folder).get("wandb_id") or os.environ.get("WANDB_RUN_ID", ""))
+    if not re.fullmatch(r"[\w-]{1,64}", wandb_id):
+        wandb_id = secrets.token_hex(4)
+    return Run(folder, resume, wandb_id, mine)
+
+
+def lock(folder: Path) -> None:
+    """Let no other process write this run as long as this one lives; where the file system has no locks, do nothing.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, however it ends
+    except BlockingIOError as error:
+        raise UserError(
+            f"another process is writing the run in {folder}: wait for it, or choose another folder"
+        ) from error
+    except OSError:
+        os.close(descriptor)
+
+
+def newest_run() -> Path:
+    """The finished run in runs/ that ended last.
+
+    Raises:
+        UserError: there is none.
+    """
+    finished = sorted(ROOT.glob(f"*/{SUMMARY}"), key=lambda file: file.stat().st_mtime)
+    if not finished:
+        raise UserError(
+            f"there is no finished run in {ROOT}/: train one with `python train.py`, or name it with --weights"
+        )
+    return finished[-1].parent

