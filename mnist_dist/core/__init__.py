@@ -8,7 +8,6 @@ It imports torch, accelerate and tqdm and nothing else of the package: copy the 
     checkpoints  stop anywhere, lose nothing
     stopping     how all processes leave after the same update
     processes    how they agree
-    errors       what the person at the keyboard is told
 """
 
 from .batches import Batch, GlobalBatches, stream

@@ -12,12 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from .errors import UserError
-
-Tensors = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 
 
 def stream(*words: str | int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -26,7 +23,7 @@ def stream(*words: str | int, device: torch.device | str = "cpu") -> torch.Gener
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little"))
 
 
-def each(data: Tensors, function: Callable[[Tensor], Any]) -> Any:
+def each(data: Any, function: Callable[[Tensor], Any]) -> Any:
     """The same structure with what the function gives for each tensor."""
     if isinstance(data, Tensor):
         return function(data)
@@ -43,14 +40,13 @@ class Batch:
     index: Tensor  # (n,) int64, their numbers in the data set
     positions: slice  # theirs in the global batch
     size: int  # samples in the global batch
-    terms: int | Tensor  # in the loss of the global batch, by which it is divided: an int or an integer scalar. A loss
-    # that chooses its terms at random, as with masked tokens, may set it anew, to the same on every process.
+    terms: int | Tensor  # in the loss of the global batch, by which it is divided; an integer scalar if a tensor
     words: tuple[int, int, int]  # seed, epoch and number of the batch, which its random numbers depend on
 
     def rand(self, purpose: str, *shape: int, normal: bool = False) -> Tensor:
-        """(n, *shape) float32 random numbers for a purpose, uniform in [0, 1) or normal, however the batch is shared.
+        """(n, *shape) float32 random numbers for a purpose, uniform in [0, 1) or normal, on the samples' device.
 
-        `torch.rand` would draw for a process's samples alone. This draws for the whole global batch on each process.
+        They are drawn for the whole global batch, so they do not depend on its sharing, as those of `torch.rand` do.
         """
         device, draw = self.index.device, torch.randn if normal else torch.rand
         generator = stream(purpose, *self.words, device=device)
@@ -77,16 +73,16 @@ class GlobalBatches:
     Args:
         data: a tensor, or a tuple or dict of tensors, each with a row for every one of the N samples, of any dtype.
         batch_size: B; the last global batch of an epoch may be smaller.
-        accelerator: the processes that share; None for one alone.
+        accelerator: the processes that share, as an `Accelerator` or a `PartialState`; None for one alone.
         seed: decides the order of each epoch; None for the order of the data.
         terms: (N,) integers, the terms that each sample adds to the loss, such as its tokens; None for 1 each.
     """
 
     def __init__(
         self,
-        data: Tensors,
+        data: Any,
         batch_size: int,
-        accelerator: Accelerator | None = None,
+        accelerator: Any = None,
         *,
         seed: int | None = None,
         terms: Tensor | None = None,
@@ -95,9 +91,7 @@ class GlobalBatches:
         each(data, tensors.append)
         rows = [str(len(tensor)) for tensor in tensors]
         if len(set(rows)) != 1:
-            raise UserError(
-                f"the tensors of the data have {' and '.join(rows)} rows: each sample must have one in each"
-            )
+            raise UserError(f"the tensors of the data have {' and '.join(rows)} rows: give each one for every sample")
         self.data, self.terms, self.batch_size, self.seed = data, terms, batch_size, seed
         self.samples, self.device = len(tensors[-1]), tensors[-1].device
         self.world: int = accelerator.num_processes if accelerator else 1

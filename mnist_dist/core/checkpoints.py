@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +27,13 @@ class Checkpoints:
     Args:
         run: the run's folder.
         training: the model in training.
-        parts: what else must survive a stop, by name: whatever has `state_dict` and `load_state_dict`.
+        parts: what else must survive a stop, by name: whatever has `state_dict` and `load_state_dict`. Plain values
+            (numbers, strings, tensors, lists and dicts of these) do so in the attribute `values`.
         fixed: plain values that may not differ when the run goes on, by the name that messages give them.
         every: updates between two checkpoints; 0 for none within an epoch.
-
-    Attributes:
-        values: plain values that survive a stop, too (numbers, strings, tensors, lists and dicts of these).
     """
 
-    def __init__(
-        self, run: Path, training: Training, parts: Mapping[str, Any], fixed: Mapping[str, Any], every: int = 0
-    ) -> None:
+    def __init__(self, run: Path, training: Training, parts: dict[str, Any], fixed: dict[str, Any], every: int = 0):
         self.run, self.training, self.fixed, self.every = run, training, fixed, every
         self.parts, self.values = {"training": training, **parts}, dict[str, Any]()
         self.request, self.stopping = StopRequest(), False
@@ -51,30 +46,19 @@ class Checkpoints:
             self.save()
 
     def save(self, last: bool = False) -> None:
-        """Write a checkpoint, and leave if a process was asked to stop, unless it is the last one of the run.
-
-        Raises:
-            UserError: it could not be written; those before it are as they were.
-            Stopped: it is written.
-        """
+        """Write a checkpoint, and leave by `Stopped` if a process was asked to stop, unless the run is complete."""
         # Every process asks the parts, for some of them ask the others.
-        states, step = (
-            {name: part.state_dict() for name, part in self.parts.items()},
-            self.training.progress.global_step,
-        )
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        step = self.training.progress.global_step
         with all_or_none():
             if self.training.accelerator.is_main_process:
-                payload = {"fixed": dict(self.fixed), "values": self.values, "parts": states}
+                payload = {"fixed": self.fixed, "values": self.values, "parts": states}
                 self.training.last_checkpoint = write_checkpoint(self.run, payload, step)
         if self.stopping and not last:
             raise Stopped(f"stopped on request at update {step}, with a checkpoint in {self.run / FOLDER}", self.run)
 
     def resume(self) -> bool:
-        """Put all parts back to where the newest intact checkpoint was taken; False if there is none.
-
-        Raises:
-            UserError: all checkpoints are damaged, or what is fixed differs, or the parts are others.
-        """
+        """Put all parts back to where the newest intact checkpoint was taken; False if there is none at all."""
         payload: dict[str, Any] | None = None
         with all_or_none():
             if self.training.accelerator.is_main_process:
@@ -97,35 +81,21 @@ class Checkpoints:
                 self.parts[name].load_state_dict(payload["parts"][name])
             self.values = payload["values"]
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise UserError(
-                f"the newest checkpoint in {self.run / FOLDER} does not hold the state of this training "
-                f"({type(error).__name__}): delete it, or start another run"
-            ) from error
+            what = f"the newest checkpoint in {self.run / FOLDER} holds another training ({type(error).__name__})"
+            raise UserError(f"{what}: delete it, or start another run") from error
         progress = self.training.progress
-        self.training.last_checkpoint = place_of(self.run, progress.global_step)
+        self.training.last_checkpoint = self.run / FOLDER / f"step-{progress.global_step:010d}"
         announce(f"going on from update {progress.global_step} (epoch {progress.epoch + 1})")
         return True
 
 
-def place_of(run: Path, step: int) -> Path:
-    """The folder of the checkpoint after so many updates."""
-    return run / FOLDER / f"step-{step:010d}"
-
-
 def write_checkpoint(run: Path, payload: dict[str, Any], step: int) -> Path:
-    """Write what `torch.load(weights_only=True)` can read back, and remove all checkpoints but the newest `KEPT`.
+    """Write what `torch.load(weights_only=True)` can read, remove all but the newest `KEPT`, and return its folder.
 
-    It is written under another name, flushed to the disk and then renamed, so that a crash at any instant, or an
-    `OSError`, leaves the one before it as it was. Returns its folder.
+    It is written aside, flushed to the disk and then renamed: a crash or `OSError` leaves the one before as it was.
     """
-    folder, place = run / FOLDER, place_of(run, step)
+    folder, place = run / FOLDER, run / FOLDER / f"step-{step:010d}"
     aside = place.with_name(f".{place.name}")
-    if place.exists():
-        try:
-            read_checkpoint(place)
-            return place  # the same step is the same state
-        except UserError:
-            shutil.rmtree(place)
     try:
         for unfinished in folder.glob(".step-*"):  # a crash left them
             shutil.rmtree(unfinished)
@@ -137,6 +107,7 @@ def write_checkpoint(run: Path, payload: dict[str, Any], step: int) -> Path:
         (aside / MANIFEST).write_text(json.dumps({"format": FORMAT, "step": step, "sha256": {STATE: digest}}))
         for written in (aside / STATE, aside / MANIFEST, aside):
             flush(written)
+        shutil.rmtree(place, ignore_errors=True)  # a damaged one
         aside.rename(place)
         flush(folder)
     except OSError as error:

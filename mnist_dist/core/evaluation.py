@@ -13,18 +13,13 @@ from .batches import Batch, GlobalBatches
 def evaluate(
     accelerator: Accelerator, model: nn.Module, batches: GlobalBatches, output: Callable[[nn.Module, Batch], Tensor]
 ) -> Tensor:
-    """Ask a model about each of N samples once, every process about its share, and gather the answers on all.
+    """Ask a model about each of N samples once, every process about its share, and gather the answers on all: (N, ...)
+    in the order of the data, on the CPU, in the dtype of the output.
 
     Args:
         model: the bare network, for DDP's forward expects a backward; in eval mode meanwhile, and then as it was.
         batches: of the samples; their size and order do not matter.
         output: the model and a batch of n samples to (n, ...), such as logits, or losses and counts, of any dtype.
-
-    Returns:
-        (N, ...) in the order of the data, on the CPU, in the dtype of the output.
-
-    Raises:
-        RuntimeError: a sample was counted twice or not at all, which is a fault of the batches.
     """
     modes = [(layer, layer.training) for layer in model.modules()]
     model.eval()

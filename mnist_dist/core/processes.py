@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather, gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
@@ -19,12 +19,7 @@ FEW, SMALL = 4, 1 << 20  # processes and bytes up to which each sends its gradie
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
-    """A block that fails on all processes if it fails on one, which alone would leave the others waiting for it.
-
-    Raises:
-        UserError: on every process, if the block raised `UserError` or `OSError` on any, and on the others if it raised
-            something else on one, which raises that.
-    """
+    """A block that fails on all processes, by a `UserError`, if it fails on one, for which the others would wait."""
     failure, bug = None, None
     try:
         yield
@@ -45,10 +40,8 @@ def same_everywhere(what: str, value: object) -> None:
         values = gather_object([repr(value)])
         for rank, other in enumerate(values):
             if other != values[0]:
-                raise UserError(
-                    f"{what} differ between processes 0 and {rank} ({values[0]} against {other}): start all of them "
-                    "with the same command on the same files"
-                )
+                differ = f"{what} differ between processes 0 and {rank} ({values[0]} against {other})"
+                raise UserError(f"{differ}: start all of them with the same command on the same files")
 
 
 def broadcast(value: Any) -> Any:
@@ -62,11 +55,6 @@ def announce(text: str) -> None:
         print(text, flush=True)
 
 
-def sum_over_processes(values: Tensor) -> Tensor:
-    """The element-wise sum of each process's (n,) values, float64 on the CPU, added in order of rank."""
-    return gather(values.unsqueeze(0)).cpu().double().sum(dim=0)
-
-
 def exchange(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """Average a bucket of gradients: a hook for `DistributedDataParallel` on a few gloo processes."""
     if bucket.buffer().nbytes > SMALL:
@@ -77,17 +65,13 @@ def exchange(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]
 
 
 def mean_over_few(mine: Tensor) -> Tensor:
-    """The mean of the processes' tensors, contiguous on the CPU: each sends its own to every other, and adds up all.
-
-    What gloo's all-reduce gives, with the same bits on every process, in one message instead of several in turn.
-    """
+    """The mean of the processes' tensors, with the same bits on each: an all-reduce in one message."""
     rank, world = dist.get_rank(), dist.get_world_size()
     parts = [mine if other == rank else torch.empty_like(mine) for other in range(world)]
-    messages: list[dist.Work | None] = []
+    messages: list[Any] = []
     for other in range(world):
         if other != rank:
             messages += [dist.isend(mine, other), dist.irecv(parts[other], other)]
     for message in messages:
-        if message:
-            message.wait()
+        message.wait()
     return functools.reduce(torch.add, parts).div_(world)

@@ -27,8 +27,8 @@ class Stopped(UserError):
 class StopRequest:
     """Notes a signal, and lets all processes learn of it after the same update.
 
-    The question is asked with every tenth update, or more often if updates are slow, and answered with the next, in
-    a gloo group of its own on the CPU, so that neither the update nor a GPU waits for it.
+    They ask each other with every tenth update, or more often if updates are slow, and have the answer with the next:
+    through a gloo group on the CPU, so that neither the update nor a GPU waits for it.
     """
 
     def __init__(self) -> None:
