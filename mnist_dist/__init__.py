@@ -1,3 +1,4 @@
-"""mnist-dist: distributed MNIST training that is the same training at any number of processes."""
-
-__version__ = "0.1.0"
+"""The same training at any number of processes. `core` is the exact part, for any data and model; `task` is MNIST on
+top of it, `run` what surrounds a training, and `tools` are the smaller commands. Imports go one way: tools and the
+scripts, run, task, core.
+"""

@@ -180,8 +180,8 @@ def run(main: Callable[[], None], name: str) -> None:
     """Run a script's `main` and end the process with the status that the README promises.
 
     Once the processes are connected, a `UserError` is raised on all of them alike (see `all_or_none`), and the first
-    one prints it. Before that every process of a node sees the same error, and the node's first one prints it. What else
-    goes wrong is a process's own, and it says so itself.
+    one prints it. Before that every process of a node sees the same error, and the node's first one prints it. What
+    else goes wrong is a process's own, and it says so itself.
 
     Args:
         main: does the work.
