@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -287,20 +287,15 @@ def mean_per_share(accelerator: Accelerator, checked: bool) -> dict[str, Any]:
         mine = int((batch.data[1] != NONE).sum())
         return case.loss(model, batch) * batch.terms / accelerator.num_processes / max(mine, 1)
 
-    return train(accelerator, sentences_with(loss), checked)
-
-
-def sentences_with(loss: Callable[[nn.Module, Batch], Tensor]) -> Case:
-    case = sentences()
-    return Case(case.data, case.network, loss, case.losses, case.output, case.terms)
+    return train(accelerator, replace(case, loss=loss), checked)
 
 
 def share_of_the_terms(accelerator: Accelerator, checked: bool) -> dict[str, Any]:
     """The sum is divided by the tokens of each process's share: the loss is a sum, and the weight is wrong."""
     deal = GlobalBatches.epoch
 
-    def own_terms(self: GlobalBatches, *args: int) -> Any:
-        for batch in deal(self, *args):
+    def own_terms(self: GlobalBatches, *args: int, **options: int) -> Any:
+        for batch in deal(self, *args, **options):
             if self.terms is not None:
                 batch.terms = int(self.terms[batch.index].sum().clamp(min=1)) * self.world
             yield batch
@@ -326,7 +321,7 @@ def processes_weighed_equally(accelerator: Accelerator, checked: bool) -> dict[s
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         return case.loss(model, batch) * batch.size / accelerator.num_processes / max(len(batch.index), 1)
 
-    return train(accelerator, Case(case.data, case.network, loss, case.losses, case.output), checked)
+    return train(accelerator, replace(case, loss=loss), checked)
 
 
 FAULTS = {
@@ -370,16 +365,17 @@ def network(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 6), *layers, nn.Linear(6, 3)).double()
 
 
-def encoder(dropout: float) -> nn.Module:
-    return network(nn.TransformerEncoderLayer(6, 2, 8, dropout=dropout, batch_first=True))
+def encoder(dropout: float = 0.0) -> nn.Module:
+    return nn.TransformerEncoderLayer(6, 2, 8, dropout=dropout, batch_first=True)
 
 
 REFUSED: dict[str, tuple[Callable[[Accelerator], object], str]] = {
     "batch norm": (lambda a: first_update(a, network(nn.BatchNorm1d(6))), "BatchNorm1d"),
     "dropout": (lambda a: first_update(a, network(nn.Dropout(0.1))), "Dropout"),
-    "dropout in an encoder": (lambda a: first_update(a, encoder(0.1)), "1.self_attn"),
+    "dropout in an encoder": (lambda a: first_update(a, network(encoder(0.1))), "1.self_attn"),
     "dropout between GRUs": (lambda a: first_update(a, network(nn.GRU(6, 6, 2, dropout=0.1))), "GRU"),
     "dropout in the forward": (lambda a: first_update(a, Drops()), "is no sum over samples"),
+    "attention between samples": (lambda a: first_update(a, network(encoder())), "is no sum over samples"),
     "a mean": (lambda a: first_update(a, network(), "mean"), "reduction='sum'"),
     "a loss for each": (lambda a: first_update(a, network(), "none"), "give its sum"),
     "700 and 640 rows": (lambda a: GlobalBatches((torch.zeros(700, 2), torch.zeros(640)), 10, a), "700 and 640 rows"),
@@ -387,7 +383,7 @@ REFUSED: dict[str, tuple[Callable[[Accelerator], object], str]] = {
 }
 ACCEPTED: dict[str, Callable[[Accelerator], object]] = {
     "dropout 0": lambda a: first_update(a, network(nn.Dropout(0.0))),
-    "an encoder without dropout": lambda a: first_update(a, encoder(0.0)),
+    "an encoder without dropout": lambda a: first_update(a, network(nn.Unflatten(1, (1, 6)), encoder(), nn.Flatten())),
     "group norm": lambda a: first_update(a, network(nn.GroupNorm(2, 6))),
     "layer norm": lambda a: first_update(a, network(nn.LayerNorm(6))),
     "label smoothing": lambda a: first_update(a, network(), label_smoothing=0.1),
@@ -396,6 +392,7 @@ ACCEPTED: dict[str, Callable[[Accelerator], object]] = {
 
 def answer(ask: Callable[[Accelerator], object], accelerator: Accelerator) -> str:
     """What is said: the sentence of the refusal, or nothing."""
+    torch.manual_seed(SEED)
     try:
         ask(accelerator)
     except UserError as error:

@@ -45,7 +45,7 @@ def write_json_lines(path: Path, values: Sequence[Any]) -> None:
 
 
 def append_json(path: Path, value: Any) -> None:
-    """Add one line to a file of JSON lines, and see it on the disk; where that fails the file is as it was.
+    """Add one line to a file of JSON lines, and see it on the disk; if that fails the file is as it was.
 
     Raises:
         OSError: the disk is full, or the file cannot be written to.

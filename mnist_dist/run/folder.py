@@ -56,7 +56,7 @@ def launcher() -> str | None:
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
-    """What the config.json in a run's folder says; nothing where it cannot be read."""
+    """What the config.json in a run's folder says; nothing if it cannot be read."""
     try:
         settings = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError):
@@ -120,7 +120,7 @@ def find_or_make(folder: Path | None, name: str, resume: bool, weights: str) -> 
 
 
 def lock(folder: Path) -> None:
-    """Let no other process write this run as long as this one lives; where the file system has no locks, do nothing.
+    """Let no other process write this run as long as this one lives; if the file system has no locks, do nothing.
 
     Raises:
         UserError: another process holds it.

@@ -83,7 +83,7 @@ def start(
     """Connect the processes and choose the device of each.
 
     Args:
-        cpu: stay on the CPU even where there is a GPU.
+        cpu: stay on the CPU even if there is a GPU.
         mixed_precision: "no", "fp16", "bf16", or None for what the launcher asked for.
         dtype: the arithmetic of the model, to refuse what contradicts it.
         compile_mode: let torch.compile work on what Accelerate prepares, in this mode of its own; None: do not.

@@ -151,7 +151,7 @@ def history(path: Path, numbers: Sequence[int], values: Sequence[float], pruned:
 
     Args:
         numbers: of the n trials, ascending.
-        values: (n,) accuracies on the held-out samples, in [0, 1]; not a number where there is none.
+        values: (n,) accuracies on the held-out samples, in [0, 1]; not a number if there is none.
         pruned: (n,) whether a trial was given up; at least one was not.
     """
     x, y, given_up = np.array(numbers), 100 * np.array(values), np.array(pruned)

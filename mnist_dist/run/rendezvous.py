@@ -44,7 +44,7 @@ def rendezvous(_: str, **options: Any) -> Iterator[tuple[dist.Store, int, int]]:
 
 
 def reach(address: str, port: int, timeout: timedelta) -> None:
-    """Wait until the store can be reached. torch would, too, but with pages of its own stack where it cannot.
+    """Wait until the store can be reached. torch would, too, but with pages of its own stack if it cannot.
 
     Raises:
         dist.DistStoreError: it could not in time.

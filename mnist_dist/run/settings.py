@@ -26,13 +26,13 @@ class TrainConfig(Settings):
     output_dir: Path | None = field(default=None, metadata=MAY_CHANGE)
     """The run's folder; default runs/<timestamp>-<dataset>-<model>."""
     resume: bool = field(default=False, metadata=MAY_CHANGE)
-    """Go on from the newest intact checkpoint in --output-dir; from scratch, saying so, where there is none."""
+    """Go on from the newest intact checkpoint in --output-dir; from scratch, saying so, if there is none."""
     checkpoint_every: int = field(default=0, metadata=MAY_CHANGE)
     """Updates between two checkpoints; 0: at the ends of epochs only."""
     log_every: int = field(default=50, metadata=MAY_CHANGE)
     """Updates between two points of the loss curve."""
     wandb: Literal["auto", "online", "offline", "disabled"] = field(default="auto", metadata=MAY_CHANGE)
-    """Weights & Biases; auto: online where a key is configured, else offline."""
+    """Weights & Biases; auto: online if a key is configured, else offline."""
     wandb_project: str = field(default="mnist-dist", metadata=MAY_CHANGE)
     """Project that the run appears under in Weights & Biases."""
     wandb_model: bool = field(default=False, metadata=MAY_CHANGE)

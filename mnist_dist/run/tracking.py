@@ -97,7 +97,7 @@ class Tracker:
             self.wandb.put(line)
 
     def end(self, test: Evaluation, samples: DataSet) -> None:
-        """Add what belongs to the end to W&B: confusion matrix, mistakes and, where asked for, the model."""
+        """Add what belongs to the end to W&B: confusion matrix, mistakes and, if asked for, the model."""
         if self.wandb:
             self.wandb.jobs.put(partial(self.wandb.log_end, test, samples))
 
@@ -148,9 +148,9 @@ class WandB:
             tqdm.write(f"warning: Weights & Biases failed and is left out from here on ({reason})", file=sys.stderr)
 
     def start(self) -> None:
-        """Begin the run: online where that is wanted and possible, else offline."""
+        """Begin the run: online if that is wanted and possible, else offline."""
         os.environ.setdefault("WANDB_SILENT", "true")  # no lines of its own between ours, no question for a key
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it can hang for seconds where there is no network
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it can hang for seconds if there is no network
         os.environ.setdefault("WANDB_DATA_DIR", str(self.folder.resolve() / "wandb"))  # not the home folder
         import wandb  # a second that only a run with W&B pays for, and in this thread
 
@@ -240,7 +240,7 @@ class WandB:
             tqdm.write(f"Weights & Biases has this run offline; send it with: wandb sync {place}")
 
     def log_end(self, test: Evaluation, samples: DataSet) -> None:
-        """Log the confusion matrix, the table of mistakes and, where asked for, the model."""
+        """Log the confusion matrix, the table of mistakes and, if asked for, the model."""
         import wandb
 
         step = self.row["global_step"]
@@ -279,5 +279,5 @@ class WandB:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
+    """The first line of an error's message, or its type if it has none."""
     return (str(error) or type(error).__name__).splitlines()[0]

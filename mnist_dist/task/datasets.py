@@ -26,7 +26,7 @@ class Source:
     torchvision_class: str  # also the name of its folder
     classes: tuple[str, ...]
     normalization: tuple[float, float] | None = None  # mean and std; None: computed from the training images
-    md5: tuple[tuple[str, str], ...] = ()  # of the uncompressed files, where published
+    md5: tuple[tuple[str, str], ...] = ()  # of the uncompressed files, if published
 
 
 DIGITS = tuple("0123456789")
@@ -77,7 +77,7 @@ def read_idx(
     Args:
         path: the uncompressed file.
         shape: the shape that it must have.
-        md5: the digest that it must have, where one is published.
+        md5: the digest that it must have, if one is published.
         fetch: the command that fetches it, for messages.
 
     Returns:
@@ -128,7 +128,7 @@ def on_disk(name: str, data_dir: Path) -> bool:
 
 
 def command_to_fetch(name: str, data_dir: Path) -> str:
-    """What to type where a data set is missing."""
+    """What to type if a data set is missing."""
     return f"python -m mnist_dist download --dataset {name} --data-dir {data_dir}"
 
 
@@ -190,7 +190,7 @@ def find(name: str, data_dir: Path) -> tuple[str, str | None]:
         name: the data set asked for, or "auto".
 
     Returns:
-        The data set to load, and a warning where "auto" had to fall back.
+        The data set to load, and a warning if "auto" had to fall back.
 
     Raises:
         UserError: the data set asked for is not there and cannot be fetched.

@@ -77,7 +77,7 @@ class Evaluation:
 
     @property
     def class_accuracy(self) -> list[float | None]:
-        """For each class the share of its samples classified correctly; None where it has no samples."""
+        """For each class the share of its samples classified correctly; None if it has no samples."""
         confusion = self.confusion
         return [
             int(confusion[label, label]) / count if (count := int(confusion[label].sum())) else None

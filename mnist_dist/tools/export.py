@@ -105,7 +105,7 @@ def to_safetensors(model: nn.Module, _: Tensor, path: Path, trained: weights.Tra
 
 def to_torch_export(model: nn.Module, images: Tensor, path: Path, _: weights.Trained) -> Forward:
     """Write weights and computation as `torch.export` does. Returns the forward pass read back."""
-    batch, buffer = torch.export.Dim("batch"), io.BytesIO()  # by itself it ends the process where a disk is full
+    batch, buffer = torch.export.Dim("batch"), io.BytesIO()  # by itself it ends the process if a disk is full
     torch.export.save(torch.export.export(model, (images,), dynamic_shapes=({0: batch},)), buffer)
     path.write_bytes(buffer.getvalue())
     with path.open("rb") as file:

@@ -25,7 +25,7 @@ WRITING, CLAIMING, TRIALS = 0, 1, 2  # which byte of the locks' file stands for 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 LINE = b'{"op_code":'  # how every line of a journal begins; 0 creates a study
 WHOLE = math.lcm(*range(1, 21))  # parts of a trial: each of 1 to 20 epochs takes a whole number of them
-POLL = 0.5  # seconds between two looks at what others do, where nothing is left to begin
+POLL = 0.5  # seconds between two looks at what others do, if nothing is left to begin
 
 
 class Locks:
@@ -39,7 +39,7 @@ class Locks:
         self.file = (folder / LOCKS).open("ab")
 
     def take(self, byte: int, wait: bool = True) -> bool:
-        """Lock a byte; where another process holds it, wait for it or return False."""
+        """Lock a byte; if another process holds it, wait for it or return False."""
         try:
             fcntl.lockf(self.file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
         except BlockingIOError:
@@ -80,7 +80,7 @@ class Locks:
 
 
 def open_study(folder: Path, locks: Locks, fixed: dict[str, Any]) -> optuna.Study:
-    """The study in a folder, a new one where there is none.
+    """The study in a folder, a new one if there is none.
 
     Args:
         fixed: JSON values by name, that all who work on it must have in common.

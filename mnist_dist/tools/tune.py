@@ -132,7 +132,7 @@ def search(config: Config) -> None:
     for trial in trials_to_do(study, locks, config.trials, space, first, config.seed):
         try:
             study.tell(trial, train_trial(trial, replace(given, **settings(trial.params)), train, val))
-        except (optuna.TrialPruned, UserError) as reason:  # the latter where numbers broke
+        except (optuna.TrialPruned, UserError) as reason:  # the latter if numbers broke
             trial.set_user_attr("reason", str(reason))
             study.tell(trial, state=TrialState.PRUNED)
         tqdm.write(in_words(study.trials[trial.number]))
@@ -250,5 +250,5 @@ def report(study: optuna.Study, folder: Path, given: TrainConfig, samples: int) 
 
 
 def accuracy(trial: FrozenTrial) -> float:
-    """A trial's last accuracy on the held-out samples, in [0, 1]; not a number where its first epoch broke."""
+    """A trial's last accuracy on the held-out samples, in [0, 1]; not a number if its first epoch broke."""
     return math.nan if trial.value is None else trial.value

@@ -86,7 +86,7 @@ class Check:
         name: what was checked.
         passed: whether it is right.
         detail: what was found.
-        advice: what to do where it is not.
+        advice: what to do if it is not.
     """
 
     name: str
@@ -124,8 +124,8 @@ class Answer:
 
     Attributes:
         checks: the lines of the table.
-        processes: all of them; none where they could not be connected.
-        measurements: in seconds, samples a second and bytes a second; none where not everything was compared.
+        processes: all of them; none if they could not be connected.
+        measurements: in seconds, samples a second and bytes a second; none if not everything was compared.
     """
 
     checks: list[Check]
@@ -183,7 +183,7 @@ def main(config: Config) -> None:
 def answer(config: Config) -> Answer:
     """Check all that must be right for training on the processes that there are. All of them call it alike.
 
-    What must be equal before anything can be compared comes first, and where it is not, the rest is not done.
+    What must be equal before anything can be compared comes first, and if it is not, the rest is not done.
     """
     try:
         accelerator = launch.start(config.cpu, mixed_precision="no")
