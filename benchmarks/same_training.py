@@ -210,8 +210,13 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set(xscale="log", yscale="log", ylim=(FLOOR / 2, 10), xlabel="updates")
     axes.set(ylabel="largest difference of a weight from one process's")
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    axes.set_title("An epoch of MNIST in float64 on 2, 3 and 7 processes, beside one", fontsize=10)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(0.01, 0.47), frameon=False)
+    worst = {name: max(list(rows[w]["apart"].values())[-1] for w in marks) for name, rows in result["programs"].items()}
+    axes.set_title(
+        "After an epoch of MNIST on 2, 3 and 7 processes the weights differ from one process's by "
+        f"{worst['project']:.0e} here,\nby {worst['accelerate']:.1f} in Accelerate's documented loop (float64, 64 samples an update)",
+        fontsize=10,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(path, dpi=130)
 
