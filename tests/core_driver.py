@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -70,7 +71,7 @@ def rows(data: Any, index: Tensor) -> Any:
 
 
 def mlp(*widths: int) -> nn.Sequential:
-    layers = [part for i, o in zip(widths, widths[1:], strict=False) for part in (nn.Linear(i, o), nn.Tanh())]
+    layers = [part for i, o in pairwise(widths) for part in (nn.Linear(i, o), nn.Tanh())]
     return nn.Sequential(*layers[:-1]).double()
 
 
@@ -307,7 +308,7 @@ def share_of_the_terms(accelerator: Accelerator, checked: bool) -> dict[str, Any
 def dropout_drawn_by_every_process(accelerator: Accelerator, checked: bool) -> dict[str, Any]:
     """`torch.rand` for the samples of a share, as `nn.Dropout` does, instead of `batch.rand`."""
 
-    def own(self: Batch, purpose: str, *shape: int, normal: bool = False) -> Tensor:
+    def own(self: Batch, _: str, *shape: int, normal: bool = False) -> Tensor:
         return (torch.randn if normal else torch.rand)(len(self.index), *shape)
 
     with patch.object(Batch, "rand", own):
@@ -371,6 +372,10 @@ def encoder(dropout: float = 0.0) -> nn.Module:
 
 REFUSED: dict[str, tuple[Callable[[Accelerator], object], str]] = {
     "batch norm": (lambda a: first_update(a, network(nn.BatchNorm1d(6))), "BatchNorm1d"),
+    "batch norm without averages": (
+        lambda a: first_update(a, network(nn.BatchNorm1d(6, track_running_stats=False))),
+        "use GroupNorm or LayerNorm",
+    ),
     "dropout": (lambda a: first_update(a, network(nn.Dropout(0.1))), "Dropout"),
     "dropout in an encoder": (lambda a: first_update(a, network(encoder(0.1))), "1.self_attn"),
     "dropout between GRUs": (lambda a: first_update(a, network(nn.GRU(6, 6, 2, dropout=0.1))), "GRU"),

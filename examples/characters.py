@@ -1,0 +1,161 @@
+"""Train a small transformer on the characters of a text, the same on any number of processes.
+
+python examples/characters.py                   Python's own help texts
+python examples/characters.py --text FILE       a text of yours, in UTF-8
+torchrun --nproc-per-node 2 examples/characters.py --cpu --dropout 0.1
+
+A sample is a line. Lines differ in length, so the loss is the mean over the characters of a global batch, however many
+of them a process has.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mnist_dist import core
+from mnist_dist.run import command_line, folder, launch, tracking, weights
+from mnist_dist.task.settings import UsageError, require
+
+LONGEST, LAYERS, HEADS, WIDTH = 64, 2, 4, 64  # characters of a line, after which it is cut; the transformer
+NONE = -1  # what follows a line's end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    text: Path | None = None  # default: 4,000 lines of Python's help
+    dropout: float = 0.0  # share of what each half of a layer adds that is dropped
+    output_dir: Path | None = None  # default: runs/<time>-characters
+    epochs: int = 5
+    batch_size: int = 32  # lines in the global batch, which all processes share
+    seed: int = 0
+    dtype: Literal["float32", "float64"] = "float32"
+    cpu: bool = False
+    resume: bool = False
+    checkpoint_every: int = 0  # updates; 0: at the ends of epochs only
+    wandb: Literal["auto", "online", "offline", "disabled"] = "disabled"
+
+    def check(self) -> None:
+        for name, least in {"epochs": 1, "batch_size": 1, "seed": 0, "checkpoint_every": 0}.items():
+            value, most = getattr(self, name), 2**32 - 1
+            require(least <= value <= most, command_line.flag(name), value, f"a number from {least} to {most:,}")
+        require(0 <= self.dropout < 1, "--dropout", self.dropout, "a share from 0 to below 1")
+        require(not self.resume or bool(self.output_dir), "--resume", "alone", "the run's folder as --output-dir, too")
+
+
+def read(path: Path | None) -> tuple[Tensor, Tensor, str]:
+    """The different lines (N, LONGEST + 2), int64, each a 0, its characters' numbers, a 0, and NONE from there on; how
+    many characters there are to guess in each (N,); and the alphabet, whose character 0 ends a line."""
+    try:
+        text = path.read_text("utf-8") if path else "\n".join("\n".join(topics.values()).splitlines()[:4000])
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--text {path} cannot be read ({error}): give a text in UTF-8") from error
+    lines = [line.strip()[i : i + LONGEST] for line in text.splitlines() for i in range(0, len(line), LONGEST)]
+    lines = list(dict.fromkeys(filter(None, lines)))
+    require(len(lines) >= 6, "--text", path, "a text of 6 different lines, or more")
+    alphabet = "\n" + "".join(sorted(set("".join(lines))))
+    numbers = {character: number for number, character in enumerate(alphabet)}
+    rows = torch.full((len(lines), LONGEST + 2), NONE)
+    for row, line in zip(rows, lines, strict=True):
+        row[: len(line) + 2] = torch.tensor([0, *(numbers[character] for character in line), 0])
+    return rows, torch.tensor([len(line) + 1 for line in lines]), alphabet
+
+
+class Layer(nn.Module):
+    """Attention to the characters up to here, then a perceptron for each; what they add is multiplied by `kept`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.qkv, self.out = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.norm2, self.fc1, self.fc2 = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, kept: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(seen.transpose(1, 2).flatten(2)) * kept[:, 0]
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x)))) * kept[:, 1]
+
+
+class Transformer(nn.Module):
+    def __init__(self, characters: int) -> None:
+        super().__init__()
+        self.character, self.place = nn.Embedding(characters, WIDTH), nn.Embedding(LONGEST + 1, WIDTH)
+        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, characters)
+
+    def forward(self, lines: Tensor, kept: Tensor) -> Tensor:
+        """Logits (N, characters, T - 1) of what follows each character of the lines (N, T)."""
+        x = self.character(lines[:, :-1].clamp(min=0)) + self.place.weight
+        for number, layer in enumerate(self.layers):
+            x = layer(x, kept[:, 2 * number : 2 * number + 2])
+        return self.head(self.norm(x)).transpose(1, 2)
+
+
+def main() -> None:
+    # The settings, the processes, and the text, of which a sixth of the lines is held out.
+    config: Config = command_line.parse(Config)
+    dtype = getattr(torch, config.dtype)
+    accelerator = launch.start(config.cpu, dtype=dtype)
+    with core.all_or_none():
+        lines, lengths, alphabet = read(config.text)
+    about = command_line.as_json(config) | {"alphabet": alphabet, "digest": weights.fingerprint({"lines": lines})}
+    core.same_everywhere("the settings or texts", about)
+    order, held = torch.randperm(len(lines), generator=core.stream("held out", config.seed)), len(lines) // 6
+    lines, lengths = lines[order].to(accelerator.device), lengths[order].to(accelerator.device)
+    options = {"seed": config.seed, "terms": lengths[held:]}
+    train = core.GlobalBatches(lines[held:], config.batch_size, accelerator, **options)
+    test = core.GlobalBatches(lines[:held], 100, accelerator)
+
+    # The model, and its loss: the sum over the characters that a process has.
+    torch.manual_seed(config.seed)
+    model = Transformer(len(alphabet)).to(accelerator.device, dtype)
+    whole = torch.ones(1, 2 * LAYERS, 1, 1, dtype=dtype, device=accelerator.device)
+
+    def loss(model: nn.Module, batch: core.Batch) -> Tensor:
+        kept = whole
+        if config.dropout:
+            drawn = batch.rand("dropout", 2 * LAYERS, LONGEST + 1, WIDTH)
+            kept = (drawn >= config.dropout).to(dtype) / (1 - config.dropout)
+        return F.cross_entropy(model(batch.data, kept), batch.data[:, 1:], reduction="sum", ignore_index=NONE)
+
+    def score(model: nn.Module, batch: core.Batch) -> Tensor:
+        """(n, 2): the loss of each line, summed over its characters, and how many of them are guessed right."""
+        logits, wanted = model(batch.data, whole), batch.data[:, 1:]
+        losses = F.cross_entropy(logits, wanted, reduction="none", ignore_index=NONE)
+        return torch.stack([losses, (logits.argmax(dim=1) == wanted).to(losses)]).sum(dim=2).T
+
+    training = core.Training(accelerator, model, torch.optim.AdamW(model.parameters(), lr=0.003), loss)
+
+    # The run's folder, and where a stopped run left off.
+    run = folder.open_run(config.output_dir, "characters", config.resume, weights="model.pth")
+    about |= {"wandb_id": run.wandb_id, "wandb_project": "characters", "launcher": run.launcher}
+    tracker = tracking.Tracker(accelerator, run.folder, about)
+    fixed = {name: about[name] for name in ("batch_size", "seed", "dtype", "dropout", "digest")}
+    checkpoints = core.Checkpoints(run.folder, training, {"tracker": tracker}, fixed, config.checkpoint_every)
+    if run.resume:
+        checkpoints.resume()
+    at, total = training.progress, int(lengths[:held].sum())
+    require((at.epoch, at.step) <= (config.epochs, 0), "--epochs", config.epochs, f"more: {at.epoch} are done")
+
+    with tracker:
+        while at.epoch < config.epochs:
+            for batch in training.epoch(train, f"epoch {at.epoch + 1}/{config.epochs}"):
+                training.update(batch)
+                checkpoints.after_update()
+            nats, right = core.evaluate(accelerator, model, test, score).double().sum(dim=0).tolist()
+            line = {"epoch": at.epoch, "global_step": at.global_step} | training.figures | {"test_loss": nats / total}
+            tracker.epoch(line | {"test_accuracy": right / total, "test_correct": int(right), "test_total": total})
+            result = f"{nats / total:.4f} nats a character, {right:.0f} of {total} right"
+            core.announce(f"epoch {at.epoch}/{config.epochs}  loss {line['train_loss']:.4f}  held out: {result}")
+            checkpoints.save(last=at.epoch == config.epochs)
+        with core.all_or_none():
+            if accelerator.is_main_process:
+                weights.save_weights(run.folder / "model.pth", model)
+
+
+if __name__ == "__main__":
+    launch.run(main, "characters.py")
