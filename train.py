@@ -27,11 +27,13 @@ def main() -> None:
     dtype = getattr(torch, config.dtype)
     accelerator = launch.start(config.cpu, config.mixed_precision, dtype, config.compile_mode)
     same_everywhere("the settings", as_json(config))
+    bits = launch.fix_bits(config.virtual_processes)
 
     # The data, whole on every process's device, dealt out by global batches.
     samples = data.obtain(accelerator, config.dataset, config.data_dir, config.val_size, config.seed, dtype)
     data.check_shares(samples, config.batch_size, accelerator.num_processes)
-    train = GlobalBatches(samples.train.tensors, config.batch_size, accelerator, seed=config.seed)
+    virtual = config.virtual_processes
+    train = GlobalBatches(samples.train.tensors, config.batch_size, accelerator, seed=config.seed, virtual=virtual)
     splits = {"test": samples.test} | ({"val": samples.val} if samples.val else {})
 
     # The model, the same on every process, its optimizer, and what is minimised.
@@ -52,10 +54,11 @@ def main() -> None:
         "wandb_id": run.wandb_id,
         "launcher": run.launcher,
         "versions": launch.versions(),
+        "bits": bits,
     }
     tracker = Tracker(accelerator, run.folder, values | about)
     parts = {"tracker": tracker} | ({"averaged": averaged} if averaged else {})
-    fixed = config.fixed(values) | {"the data's digest": samples.digest}
+    fixed = config.fixed(values) | {"the data's digest": samples.digest} | bits
     checkpoints = Checkpoints(run.folder, training, parts, fixed, config.checkpoint_every)
     announce(
         f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples; {config.model} "
@@ -67,7 +70,7 @@ def main() -> None:
     config.check_progress(progress, run.folder)
 
     def evaluate() -> dict[str, Evaluation]:
-        return {name: classify(accelerator, trained, split) for name, split in splits.items()}
+        return {name: classify(accelerator, trained, split, virtual=virtual) for name, split in splits.items()}
 
     with tracker:
         results: dict[str, Evaluation] = {}

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -146,6 +147,24 @@ def start(
     if dtype == torch.float64 and accelerator.device.type == "mps":
         raise UserError("--dtype float64 does not exist on Apple GPUs: add --cpu")
     return accelerator
+
+
+def fix_bits(virtual: int) -> dict[str, Any]:
+    """Let bits depend on nothing but this: what a run with virtual processes has, and must have when it goes on.
+
+    Args:
+        virtual: how many there are; 0 for none, which changes nothing.
+    """
+    if not virtual:
+        return {}
+    torch.set_num_threads(1)  # sums are cut by threads
+    found = {"threads a process": 1, "torch": torch.__version__, "CPU": torch.backends.cpu.get_cpu_capability()}
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+        found["GPU"] = torch.cuda.get_device_name()
+    return found
 
 
 def is_first() -> bool:
