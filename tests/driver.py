@@ -105,10 +105,9 @@ def padding_counted():
     def padded(self, *which, **first):
         batches = list(deal(self, *which, **first))
         if self.seed is None and sum(len(batch.index) for batch in batches) < -(-self.samples // WORLD):
-            last, row = batches[-1], [0]
-            last.index = torch.cat([last.index, batches[0].index[row]])
-            again = batches[0].data
-            last.data = tuple(torch.cat([rows, others[row]]) for rows, others in zip(last.data, again, strict=True))
+            last = batches[-1]
+            last.index, last.positions = torch.cat([last.index, batches[0].index[:1]]), torch.arange(len(last.index) + 1)
+            last.lengths = [len(last.index)]
         return iter(batches)
 
     return patch.object(GlobalBatches, "epoch", padded)
