@@ -158,7 +158,7 @@ def fix_bits(virtual: int) -> dict[str, Any]:
     if not virtual:
         return {}
     torch.set_num_threads(1)  # sums are cut by threads
-    found = {"threads a process": 1, "torch": torch.__version__, "CPU": torch.backends.cpu.get_cpu_capability()}
+    found = {"threads a process": 1, "torch": str(torch.__version__), "CPU": torch.backends.cpu.get_cpu_capability()}
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
