@@ -19,6 +19,7 @@ from PIL import Image
 from mnist_dist.core import UserError
 from mnist_dist.run import weights
 from mnist_dist.run.command_line import parse
+from mnist_dist.run.folder import settings_of
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.task import networks
 from mnist_dist.task.recipes import RECIPES
@@ -269,6 +270,12 @@ def write_pickle(path: Path) -> None:
     path.write_bytes(pickle.dumps(Malicious()))
 
 
+def wide(units: int) -> dict[str, torch.Tensor]:
+    """Weights with so many hidden units, from one number."""
+    shapes = {"fc1.weight": (units, 784), "fc1.bias": (units,), "fc2.weight": (10, units), "fc2.bias": (10,)}
+    return {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -281,6 +288,8 @@ def write_pickle(path: Path) -> None:
         (lambda path: torch.save({}, path), "does not hold a state_dict"),
         (lambda path: torch.save({"fc1.weight": torch.full((10, 784), float("nan"))}, path), "not finite numbers"),
         (lambda path: torch.save({"fc1.weight": torch.zeros(10, 784).int()}, path), "holds fc1.weight as torch.int32"),
+        (lambda path: torch.save({"fc1.weight": torch.zeros(1).expand(10**6, 10**6)}, path), "holds 1,000,000,000,000"),
+        (lambda path: torch.save(wide(10**6), path), "holds 795,000,010 numbers, and here a model has at most 100,000"),
         (lambda path: torch.save({"x": torch.zeros(1).to(torch.float8_e5m2)}, path), "as torch.float8_e5m2"),
         (lambda path: torch.save(networks.MNISTNet((3,)).state_dict() | {"x": torch.zeros(1)}, path), "x (1,)"),
         (lambda _: None, "there is no model at"),
@@ -298,13 +307,17 @@ def test_bad_model_files_are_refused_and_run_nothing(make, sentence, tmp_path, m
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "null", "{}", b"\xff\xfe", '{"normalization": 3}', '{"dataset": 5, "normalization": {"mean": 1}}'],
+    [
+        *("", "{", "[]", "null", "{}", b"\xff\xfe", '{"normalization": 3}', '{"dataset": 5, "normalization": {"mean": 1}}'),
+        pytest.param(100_000 * "[", id="deep"),
+    ],
 )
 def test_settings_beside_a_model_that_are_none_are_refused(content, trained, tmp_path):
     shutil.copy(trained / "mnist_model.pth", tmp_path)
     (tmp_path / "config.json").write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UserError, match=r"config\.json are not those of a run"):
         weights.locate(tmp_path)
+    assert settings_of(tmp_path).keys() <= {"normalization", "dataset"}
 
 
 def test_impossible_settings_are_refused_by_name(trained, tmp_path):
