@@ -111,7 +111,7 @@ def test_headers_of_safetensors_nested_thousands_deep(tmp_path):
     deep, path = 100_000 * "[", tmp_path / "model.safetensors"
     for header in (f'{{"a": {deep}', json.dumps({"__metadata__": {weights.METADATA: deep}})):
         path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
-        with pytest.raises(UserError, match="damaged|not those of a run"):
+        with pytest.raises(UserError, match=r"damaged|not those of a run"):
             weights.load_weights(weights.locate(path).weights)
 
 

@@ -308,7 +308,16 @@ def test_bad_model_files_are_refused_and_run_nothing(make, sentence, tmp_path, m
 @pytest.mark.parametrize(
     "content",
     [
-        *("", "{", "[]", "null", "{}", b"\xff\xfe", '{"normalization": 3}', '{"dataset": 5, "normalization": {"mean": 1}}'),
+        *(
+            "",
+            "{",
+            "[]",
+            "null",
+            "{}",
+            b"\xff\xfe",
+            '{"normalization": 3}',
+            '{"dataset": 5, "normalization": {"mean": 1}}',
+        ),
         pytest.param(100_000 * "[", id="deep"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import queue
 import shutil
@@ -60,10 +61,11 @@ class Tracker:
     def __enter__(self) -> "Tracker":
         with all_or_none():
             if self.accelerator.is_main_process:
-                (self.folder / SUMMARY).unlink(missing_ok=True)  # of a finished run that goes on: it is not finished
                 write_json(self.folder / CONFIG, self.settings)
                 # A run that was killed may have written more than its last checkpoint holds: that is done again.
                 write_json_lines(self.folder / METRICS, self.lines)
+                if len(self.lines) < self.settings.get("epochs", math.inf):  # a finished run that goes on is none
+                    (self.folder / SUMMARY).unlink(missing_ok=True)
         if self.accelerator.is_main_process and self.settings.get("wandb", "disabled") != "disabled":
             self.wandb = WandB(self.accelerator, self.folder, self.settings, self.history)
         return self

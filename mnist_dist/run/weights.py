@@ -91,7 +91,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """Read a `state_dict`, as torch.save or safetensors wrote it, as data: nothing in the file can run.
 
     Raises:
-        UserError: the file cannot be read, holds something else, more than `MAX_PARAMETERS` numbers, or numbers that are
+        UserError: the file cannot be read, holds something else, more than `MAX_PARAMETERS` numbers, or some that are
             not finite.
     """
     try:
@@ -124,7 +124,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"the model file {path} does not hold a state_dict: save `model.state_dict()`")
     # Judged before any value is looked at: with strides of 0 a small file holds tensors of any size.
     if (numbers := sum(tensor.numel() for tensor in weights.values())) > MAX_PARAMETERS:
-        raise UserError(f"the model file {path} holds {numbers:,} numbers, and here a model has at most {MAX_PARAMETERS:,}")
+        raise UserError(
+            f"the model file {path} holds {numbers:,} numbers, and here a model has at most {MAX_PARAMETERS:,}"
+        )
     for name, tensor in weights.items():
         if tensor.layout != torch.strided or tensor.is_meta:
             raise UserError(
