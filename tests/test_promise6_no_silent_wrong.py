@@ -89,6 +89,23 @@ def test_wrong_flags_are_refused_by_name(words, complaint, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("config", "words", "named"),
+    [
+        (TrainConfig, ["--output-dir", "", "--epochs", "1"], "--output-dir"),
+        (TrainConfig, ["--data-dir="], "--data-dir"),
+        (TrainConfig, ["--epochs", "1", "--output-dir", " "], "--output-dir"),
+        (EvaluateConfig, ["runs/one", ""], "one of the words"),
+    ],
+)
+def test_an_empty_value_is_refused(config, words, named, monkeypatch):
+    """As from a shell variable that is not set: as a path it would mean the current folder."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    for args in (None, words):
+        with pytest.raises(UsageError, match=f"^{named} has an empty value: give one, or leave it out"):
+            parse(config, args)
+
+
 def test_a_recipe_sets_what_flags_do_not():
     offered, _none = get_args(get_type_hints(TrainConfig)["recipe"])
     assert set(get_args(offered)) == RECIPES.keys()
