@@ -375,6 +375,19 @@ def test_the_evaluation_refuses_what_it_cannot_evaluate(trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_nothing_is_fetched_into_a_folder_that_a_file_from_elsewhere_names(trained, tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir()
+    shutil.copy(trained / "mnist_model.pth", run)
+    settings = json.loads((trained / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | {"dataset": "kmnist", "data_dir": str(elsewhere)}))
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    done = call(PYTHON, REPOSITORY / "evaluate.py", run, "--cpu", cwd=tmp_path, **nowhere)
+    assert_refused(done, "kmnist could not be downloaded into data (")
+    assert not elsewhere.exists()
+
+
+@pytest.mark.slow
 def test_a_model_that_gives_no_numbers_is_refused(tmp_path):
     huge = {name: torch.full_like(tensor, 1e38) for name, tensor in networks.MNISTNet().state_dict().items()}
     torch.save(huge, tmp_path / "huge.pth")

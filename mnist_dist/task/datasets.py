@@ -29,6 +29,7 @@ class Source:
     md5: tuple[tuple[str, str], ...] = ()  # of the uncompressed files, if published
 
 
+DATA_DIR = Path("data")  # the only folder that is made for a download that nobody asked for
 DIGITS = tuple("0123456789")
 MNIST_NORMALIZATION = (0.1307, 0.3081)
 SOURCES = {
@@ -125,6 +126,12 @@ def on_disk(name: str, data_dir: Path) -> bool:
         raise UserError(
             f"the data folder {raw} cannot be read ({error.strerror}): point --data-dir elsewhere"
         ) from error
+
+
+def folder_with(name: str, folder: Path, otherwise: Path) -> Path:
+    """The first folder if a data set ("auto": MNIST) is on the disk there, else the other."""
+    wanted = "mnist" if name == "auto" else name
+    return folder if wanted in SOURCES and on_disk(wanted, folder) else otherwise
 
 
 def command_to_fetch(name: str, data_dir: Path) -> str:
