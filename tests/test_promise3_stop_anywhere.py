@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,7 +18,9 @@ from accelerate import Accelerator
 from conftest import ACCELERATE, PYTHON, REPOSITORY, call, clean_environment, driver, rewind, weight_difference
 
 from mnist_dist.core import UserError, checkpoints
+from mnist_dist.run.command_line import as_json
 from mnist_dist.run.files import write_file
+from mnist_dist.run.settings import TrainConfig
 from mnist_dist.run.tracking import Tracker
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
@@ -147,6 +150,13 @@ def test_other_mathematics_are_refused_by_name(stopped, flags, complaint):
     done = call(PYTHON, "train.py", *FLAGS, "--epochs", "10", *flags, "--output-dir", run, "--resume")
     assert done.returncode == 1 and complaint in done.stderr and done.stderr.count("\n") == 1
     assert sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file()) == before
+
+
+def test_only_settings_that_are_used_must_stay():
+    one, other = (TrainConfig(channels=channels) for channels in ((16, 32), (8,)))
+    assert one.fixed(as_json(one)) == other.fixed(as_json(other))
+    one, other = replace(one, model="cnn"), replace(other, model="cnn")
+    assert one.fixed(as_json(one)) != other.fixed(as_json(other))
 
 
 @pytest.mark.slow
