@@ -16,12 +16,12 @@ import torch
 from conftest import PYTHON, REPOSITORY, call, clean_environment, free_port, torchrun
 from PIL import Image
 
-from mnist_dist.core import UserError
-from mnist_dist.run import weights
+from mnist_dist.core import Stopped, UserError
+from mnist_dist.run import launch, weights
 from mnist_dist.run.command_line import parse
 from mnist_dist.run.folder import settings_of
 from mnist_dist.run.settings import TrainConfig
-from mnist_dist.task import networks
+from mnist_dist.task import datasets, networks
 from mnist_dist.task.recipes import RECIPES
 from mnist_dist.task.settings import UsageError
 from mnist_dist.tools import predict
@@ -407,6 +407,16 @@ def test_what_a_run_held_out_matters_to_an_evaluation_on_other_data_as_little_as
     for split in ("train", "test"):
         done = call(PYTHON, "evaluate.py", tmp_path, "--dataset", "mnist-5k", "--split", split, "--cpu")
         assert done.returncode == 0, done.stderr
+
+
+def test_paths_in_commands_can_be_pasted(capsys):
+    def stops() -> None:
+        raise Stopped("stopped", Path("my runs/one"))
+
+    with pytest.raises(SystemExit):
+        launch.run(stops, "train.py")
+    assert "with --output-dir 'my runs/one' --resume" in capsys.readouterr().err
+    assert datasets.command_to_fetch("mnist", Path("my data")).endswith("--data-dir 'my data'")
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import queue
+import shlex
 import shutil
 import sys
 import threading
@@ -161,6 +162,7 @@ class WandB:
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE", "auto")
         try:
+            drop_bad_variables()
             if mode == "auto":  # whether a key is configured, in the environment or a file, without asking the network
                 mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
             self.init(mode)
@@ -239,7 +241,9 @@ class WandB:
         if url:
             tqdm.write(f"Weights & Biases: {url}")
         elif offline:
-            tqdm.write(f"Weights & Biases has this run offline; send it with: wandb sync {place}")
+            tqdm.write(
+                f"Weights & Biases has this run offline; send it with: wandb sync {shlex.quote(place.as_posix())}"
+            )
 
     def log_end(self, test: Evaluation, samples: DataSet) -> None:
         """Log the confusion matrix, the table of mistakes and, if asked for, the model."""
@@ -278,6 +282,25 @@ class WandB:
         if "wandb" in sys.modules:
             with contextlib.suppress(BaseException):
                 sys.modules["wandb"].teardown()
+
+
+def drop_bad_variables() -> None:
+    """Remove the environment variables that W&B cannot read: with them not even an offline run would begin.
+
+    Raises:
+        ValueError: names them. What they were to say is not known, so nothing should be sent.
+    """
+    import wandb
+
+    bad = []
+    for name, value in list(os.environ.items()):
+        try:
+            if name.startswith("WANDB_") and name != "WANDB_API_KEY":  # that one is judged, and not shown, at the login
+                wandb.Settings().update_from_env_vars({name: value})
+        except ValueError:
+            bad.append(f"{name}={os.environ.pop(name)!r}")
+    if bad:
+        raise ValueError(f"it cannot read {', '.join(bad)}")
 
 
 def first_line(error: BaseException) -> str:

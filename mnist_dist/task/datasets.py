@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib
 import math
+import shlex
 import socket
 import tempfile
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ def folder_with(name: str, folder: Path, otherwise: Path) -> Path:
 
 def command_to_fetch(name: str, data_dir: Path) -> str:
     """What to type if a data set is missing."""
-    return f"python -m mnist_dist download --dataset {name} --data-dir {data_dir}"
+    return f"python -m mnist_dist download --dataset {name} --data-dir {shlex.quote(data_dir.as_posix())}"
 
 
 def download(name: str, data_dir: Path) -> None:
