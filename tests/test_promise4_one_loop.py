@@ -80,6 +80,11 @@ LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "l
         ({"WORLD_SIZE": "2"}, "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not"),
         (LAUNCHED | {"RANK": "two"}, "RANK='two' is not a whole number"),
         (LAUNCHED | {"WORLD_SIZE": "-1"}, "WORLD_SIZE='-1' is not a whole number"),
+        (LAUNCHED | {"WORLD_SIZE": "٣"}, "WORLD_SIZE='٣' is not a whole number"),
+        (LAUNCHED | {"LOCAL_WORLD_SIZE": "x"}, "LOCAL_WORLD_SIZE='x' is not a whole number"),
+        (LAUNCHED | {"RANK": 5000 * "9"}, "is not a whole number"),
+        (LAUNCHED | {"MASTER_PORT": "99999"}, "MASTER_PORT=99999 is no port"),
+        (LAUNCHED | {"MASTER_PORT": "0"}, "MASTER_PORT=0 is no port"),
         (LAUNCHED | {"RANK": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
         (LAUNCHED | {"ACCELERATE_USE_FSDP": "true"}, "accelerate is configured for FSDP"),
     ],
@@ -94,6 +99,13 @@ def test_a_sound_environment_tells_the_number_of_processes():
     assert check_environment({"SLURM_STEP_NUM_TASKS": "1"}) == 1
     assert check_environment(LAUNCHED) == 2
     assert check_environment({"ACCELERATE_USE_FSDP": "false"}) == 1
+
+
+def test_one_process_in_an_allocation_of_several_tasks_is_told(capsys):
+    """As `python train.py` without srun; under srun the step's one task is what Slurm counts."""
+    for tasks, told in (("4", 1), ("1", 0)):
+        assert check_environment({"SLURM_NTASKS": tasks}) == 1
+        assert capsys.readouterr().err.count("warning: this allocation has 4 tasks, and without srun one") == told
 
 
 @pytest.mark.slow
