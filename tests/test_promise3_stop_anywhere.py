@@ -264,6 +264,19 @@ def test_a_finished_run_keeps_its_summary_until_it_goes_on(tmp_path, accelerator
         assert not summary.exists()
 
 
+def test_a_folder_that_is_deleted_in_mid_run_is_noticed_at_the_next_epoch(tmp_path, accelerator):
+    """Also if a checkpoint within the epoch has made it anew: the run would have gone on without its record."""
+    run = tmp_path / "run"
+    run.mkdir()
+    with Tracker(accelerator, run, {}) as tracker:
+        tracker.epoch({"epoch": 1, "global_step": 5})
+        shutil.rmtree(run)
+        checkpoints.write_checkpoint(run, {"step": 7}, 7)
+        with pytest.raises(UserError, match=r"the system refused '.*run.metrics\.jsonl': No such file or directory"):
+            tracker.epoch({"epoch": 2, "global_step": 10})
+    assert checkpoints.newest_checkpoint(run)[0] == {"step": 7}
+
+
 def test_a_checkpoint_of_another_format_or_with_code_in_it_is_refused(written, monkeypatch):
     class Malicious:
         def __reduce__(self):
