@@ -15,7 +15,7 @@ from conftest import (
     weight_difference,
 )
 
-from mnist_dist.core import UserError
+from mnist_dist.core import UserError, checkpoints
 from mnist_dist.run.launch import check_environment
 
 FLAGS = "--dataset mnist-5k --epochs 1 --dtype float64 --wandb disabled --output-dir".split()
@@ -106,6 +106,45 @@ def test_one_process_in_an_allocation_of_several_tasks_is_told(capsys):
     for tasks, told in (("4", 1), ("1", 0)):
         assert check_environment({"SLURM_NTASKS": tasks}) == 1
         assert capsys.readouterr().err.count("warning: this allocation has 4 tasks, and without srun one") == told
+
+
+WINDOWS = """
+import os, runpy, signal, sys
+import accelerate, torch  # what they need of Linux they may have
+for name in [name for name in sys.modules if name.split(".")[0] in ("fcntl", "filelock")]:
+    del sys.modules[name]
+sys.modules["fcntl"] = None
+for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM"):
+    delattr(signal, name)
+for name in ("O_DIRECTORY", "geteuid", "mkfifo"):
+    delattr(os, name)
+opened, flushed = os.open, os.fsync
+
+def open_file(path, flags, *words, **options):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+    return opened(path, flags, *words, **options)
+
+def flush(descriptor):
+    os.write(descriptor, b"")  # fails if it may only be read
+    flushed(descriptor)
+
+os.open, os.fsync = open_file, flush
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_it_trains_where_fcntl_some_signals_and_descriptors_of_folders_are_missing(tmp_path):
+    """As on Windows, whose file names cannot have some characters either. Not tried: Windows itself."""
+    flags = [*FLAGS, tmp_path / "run", "--checkpoint-every", "20"]
+    done = call(PYTHON, "-c", WINDOWS, "train.py", *flags)
+    assert done.returncode == 0, done.stderr
+    assert checkpoints.newest_checkpoint(tmp_path / "run")[0]["parts"]["training"]["progress"]["epoch"] == 1
+    names = [path.name for path in (tmp_path / "run").rglob("*")]
+    assert "summary.json" in names and not [name for name in names if set(name) & set('<>:"\\|?*')]
+    assert not [name for name in names if name.endswith((" ", "."))]
 
 
 @pytest.mark.slow
