@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from conftest import ACCELERATE, PYTHON, REPOSITORY, call, clean_environment, driver, rewind, weight_difference
 
 from mnist_dist.core import UserError, checkpoints
-
 from mnist_dist.run.command_line import as_json
 from mnist_dist.run.files import write_file
 from mnist_dist.run.folder import lock
