@@ -26,6 +26,9 @@ from mnist_dist.core.errors import UserError, explain
 from mnist_dist.run import rendezvous
 
 GRACE = 5  # seconds in which the first process of a node can say why all leave
+# Of a process on the CPU, unless OMP_NUM_THREADS says otherwise, as torchrun does. Threads wait for each other by
+# spinning: with one on every core, a single other program that wants a core holds up all of them (docs/speed.md).
+THREADS = max(1, torch.get_num_threads() // 2)
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -112,6 +115,8 @@ def start(
                 f"{local} processes were started on a node with {torch.cuda.device_count()} GPU(s): start one process "
                 "per GPU, or use --cpu"
             )
+    if cpu and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(THREADS)
     precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "fp16", "bf16"):
         raise UserError(f"mixed precision {precision!r} is not offered: use no, fp16 or bf16")
