@@ -1,6 +1,5 @@
 """A run's folder: its files' names, whose it is, and that one process writes it."""
 
-import fcntl
 import itertools
 import json
 import os
@@ -14,6 +13,7 @@ from typing import Any
 
 import psutil
 from accelerate import PartialState
+from filelock import lock_descriptor
 
 from mnist_dist.core.checkpoints import FOLDER as CHECKPOINTS
 from mnist_dist.core.errors import UserError
@@ -59,7 +59,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     """What the config.json in a run's folder says; nothing if it cannot be read."""
     try:
         settings = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # the last: nested thousands deep
         return {}
     return settings if isinstance(settings, dict) else {}
 
@@ -125,15 +125,17 @@ def lock(folder: Path) -> None:
     Raises:
         UserError: another process holds it.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY)
+    else:  # Windows, which opens no folders
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, however it ends
-    except BlockingIOError as error:
-        raise UserError(
-            f"another process is writing the run in {folder}: wait for it, or choose another folder"
-        ) from error
+        held = lock_descriptor(descriptor, blocking=False)  # released when the process ends, however it ends
     except OSError:
         os.close(descriptor)
+        return
+    if not held:
+        raise UserError(f"another process is writing the run in {folder}: wait for it, or choose another folder")
 
 
 def newest_run() -> Path:
