@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import set_seed
 
 from mnist_dist.core import Checkpoints, GlobalBatches, Training, all_or_none, announce, same_everywhere
-from mnist_dist.run import launch, plots
+from mnist_dist.run import launch, origin, plots
 from mnist_dist.run.command_line import as_json, parse
 from mnist_dist.run.files import write_json
 from mnist_dist.run.folder import PLOTS, SUMMARY, WEIGHTS, open_run
@@ -48,18 +48,17 @@ def main() -> None:
     about = {
         "data_digest": samples.digest,
         "normalization": {"mean": samples.mean, "std": samples.std},
-        "set_up": launch.describe(accelerator),
         "wandb_id": run.wandb_id,
         "launcher": run.launcher,
-        "versions": launch.versions(),
-    }
+    } | origin.about(accelerator)
     tracker = Tracker(accelerator, run.folder, values | about)
     parts = {"tracker": tracker} | ({"averaged": averaged} if averaged else {})
     fixed = config.fixed(values) | {"the data's digest": samples.digest}
     checkpoints = Checkpoints(run.folder, training, parts, fixed, config.checkpoint_every)
     announce(
-        f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples; {config.model} "
-        f"with {networks.parameter_count(network):,} parameters; {about['set_up']}; writing to {run.folder}"
+        f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples\n"
+        f"{config.model} with {networks.parameter_count(network):,} parameters; {about['set_up']}\n"
+        f"writing to {run.folder}"
     )
     if run.resume:
         checkpoints.resume()

@@ -26,6 +26,7 @@ CONFIG, METRICS, SUMMARY, WEIGHTS, EVALUATION = (
     "mnist_model.pth",
     "evaluation.json",
 )
+ENDED = "ended.json"  # why a run ended that did not finish: asked to stop, or failed; one that was killed has none
 PLOTS = "plots"
 ROOT = Path("runs")
 
@@ -134,6 +135,20 @@ def lock(folder: Path) -> None:
         ) from error
     except OSError:
         os.close(descriptor)
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process is writing this run, as its lock tells; False if the file system has no locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # not exclusive: two may look at once
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)  # with the lock
+    return False
 
 
 def newest_run() -> Path:

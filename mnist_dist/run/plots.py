@@ -1,4 +1,4 @@
-"""The pictures. Each function draws one and writes it as a PNG."""
+"""The pictures. Each function draws one and writes it as PNG, PDF or SVG, as the file's name says."""
 
 import math
 import os
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+SUFFIXES, EXPECTED = (".png", ".pdf", ".svg"), "a .png, .pdf or .svg file"
+
+
 def figure(width: float, height: float) -> "Figure":
     """An empty figure of so many inches, which needs no screen."""
     os.environ["MPLBACKEND"] = "agg"  # whatever window somebody set there is not wanted here, and may not exist
@@ -25,7 +28,7 @@ def figure(width: float, height: float) -> "Figure":
 
 
 def save(picture: "Figure", path: Path) -> None:
-    """Write a figure as a PNG, into a folder that is made if it is not there."""
+    """Write a figure, into a folder that is made if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(path, dpi=150)
 
@@ -143,6 +146,38 @@ def learning_curves(path: Path, epochs: Sequence[dict[str, Any]], heading: str) 
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
+    save(picture, path)
+
+
+def compared(path: Path, groups: Sequence[tuple[str, Sequence[Sequence[dict[str, Any]]]]], heading: str) -> None:
+    """Loss and accuracy on the test samples over the epochs: mean and range of each group.
+
+    Args:
+        groups: a label and the runs of each, a run being the lines of its metrics.jsonl; at least one.
+    """
+    picture = figure(9, 4.2)
+    picture.suptitle(heading)
+    panels = picture.subplots(1, 2)
+    for axes, figure_of, scale, label in zip(
+        panels,
+        ("test_loss", "test_accuracy"),
+        (1, 100),
+        ("test cross-entropy (nats)", "test accuracy (%)"),
+        strict=True,
+    ):
+        for name, runs in groups:
+            by_epoch: dict[int, list[float]] = {}
+            for line in (line for run in runs for line in run if figure_of in line):
+                by_epoch.setdefault(line["epoch"], []).append(scale * line[figure_of])
+            epochs = sorted(by_epoch)
+            (curve,) = axes.plot(epochs, [np.mean(by_epoch[epoch]) for epoch in epochs], marker=".", label=name)
+            if len(runs) > 1:
+                edges = [[edge(by_epoch[epoch]) for epoch in epochs] for edge in (min, max)]
+                axes.fill_between(epochs, *edges, color=curve.get_color(), alpha=0.2, linewidth=0)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    picture.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     save(picture, path)
 
 
