@@ -17,7 +17,7 @@ from mnist_dist.core import Batch, UserError, all_or_none, announce, same_everyw
 from mnist_dist.run import launch, plots, weights
 from mnist_dist.run.command_line import parse
 from mnist_dist.run.files import write_json
-from mnist_dist.run.folder import EVALUATION, PLOTS
+from mnist_dist.run.folder import CONFIG, EVALUATION, PLOTS
 from mnist_dist.task import data, datasets, networks
 from mnist_dist.task.distortions import distort, shift
 from mnist_dist.task.evaluation import classify, mean
@@ -48,6 +48,8 @@ class EvaluateConfig:
     """Force the CPU."""
     output_dir: Path | None = None
     """Where evaluation.json and the pictures go; default: the model's folder; needed for several."""
+    pictures: Literal["png", "pdf", "svg"] = "png"
+    """Format of the pictures."""
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -115,9 +117,17 @@ def main() -> None:
 
     result.metrics(config.split)  # refuses a loss that is not finite, before anything is written
     folder = config.output_dir or first.weights.parent
+    place = folder / PLOTS
+    if (folder / CONFIG).exists():  # a run's folder: the pictures in it are those that the training drew
+        place /= "evaluation"
+    kind = "cnn" if isinstance(models[0], networks.ConvNet) else "mlp"
+    source = first.weights.resolve()
+    title = f"{kind} of {source.parent.name if (source.parent / CONFIG).exists() else source.name}"
+    if len(models) > 1:
+        title = f"{len(models)} models, the first {title}"
     with all_or_none():
         if accelerator.is_main_process:
-            plots.evaluation(folder / PLOTS, result, samples, config.split)
+            plots.evaluation(place, result, samples, config.split, title, f".{config.pictures}")
             write_json(
                 folder / EVALUATION,
                 {
@@ -143,8 +153,9 @@ def main() -> None:
         share = "   no sample" if accuracy is None else f"{100 * accuracy:8.2f}% "
         announce(f"{name:>8} {share} {' '.join(f'{count:5d}' for count in row)}")
     announce(
-        f"expected calibration error {100 * result.calibration_error:.2f}%; {folder / EVALUATION} and "
-        f"{folder / PLOTS} have the confusion matrix, the reliability and the mistakes",
+        f"expected calibration error {100 * result.calibration_error:.2f}%\n"
+        f"pictures: {place}\n"
+        f"figures:  {folder / EVALUATION}",
     )
     announce(
         f"{config.split.capitalize()} Accuracy: {100 * result.accuracy:.2f}% ({result.correct}/{result.total})",

@@ -12,7 +12,7 @@ from mnist_dist.core import Checkpoints, GlobalBatches, Training, all_or_none, a
 from mnist_dist.run import launch, origin, plots
 from mnist_dist.run.command_line import as_json, parse
 from mnist_dist.run.files import write_json
-from mnist_dist.run.folder import PLOTS, SUMMARY, WEIGHTS, open_run
+from mnist_dist.run.folder import PLOTS, SUMMARY, WEIGHTS, next_steps, open_run
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.run.tracking import Tracker
 from mnist_dist.run.weights import save_weights
@@ -95,8 +95,9 @@ def main() -> None:
         with all_or_none():
             if accelerator.is_main_process:
                 save_weights(run.folder / WEIGHTS, trained)
-                plots.learning_curves(run.folder / PLOTS / "learning_curves.png", tracker.lines, samples.name)
-                plots.evaluation(run.folder / PLOTS, test, samples, "test")
+                title, place = f"{config.model} of {run.folder.resolve().name}", run.folder / PLOTS
+                plots.learning_curves(place / "learning_curves.png", tracker.lines, f"{samples.name}: {title}")
+                plots.evaluation(place, test, samples, "test", title)
         tracker.end(test, samples)
     summary = tracker.lines[-1] | {
         "samples_per_second": progress.epoch * len(samples.train) / progress.train_seconds,
@@ -110,6 +111,7 @@ def main() -> None:
     with all_or_none():
         if accelerator.is_main_process:
             write_json(run.folder / SUMMARY, summary)
+    announce(next_steps(run.folder))
     announce(f"Test Accuracy: {100 * test.accuracy:.2f}% ({test.correct}/{test.total})")
 
 

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import secrets
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,16 @@ def is_running(folder: Path) -> bool:
     finally:
         os.close(descriptor)  # with the lock
     return False
+
+
+def next_steps(folder: Path) -> str:
+    """What can be done with a finished run, in lines that can be pasted into a shell."""
+    place = shlex.quote(os.fspath(folder))
+    return (
+        f"evaluate: python evaluate.py {place}\n"
+        f"predict:  python -m mnist_dist predict --weights {place} IMAGE...\n"
+        f"pictures: {shlex.quote(os.fspath(folder / PLOTS))}"
+    )
 
 
 def newest_run() -> Path:

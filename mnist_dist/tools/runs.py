@@ -12,6 +12,7 @@ import statistics
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -242,14 +243,14 @@ def holds(condition: str, row: Row, known: Sequence[str]) -> bool:
     if name not in known:
         raise UsageError(f"--where {condition} is not possible: give a condition on one of {', '.join(known)}")
     value: Any = row.get(name)
-    try:
-        wanted = float(wanted)
-        value = value if value is None else float(value)
-    except ValueError:
-        value, wanted = str(value).lower(), str(wanted).lower()
+    if isinstance(value, int | float):
+        with suppress(ValueError):
+            wanted = float(wanted)
+    if isinstance(wanted, str):
+        value, wanted = None if value is None else str(value).lower(), wanted.lower()
     if relation in ("=", "!="):
-        return (value == wanted) == (relation == "=")
-    return row.get(name) is not None and COMPARE[relation](value, wanted)
+        return ((value == wanted) or (value is None and wanted == "none")) == (relation == "=")
+    return value is not None and COMPARE[relation](value, wanted)
 
 
 def in_order(rows: Sequence[Row], name: str, reverse: bool) -> list[Row]:
