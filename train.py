@@ -27,6 +27,7 @@ def main() -> None:
     dtype = getattr(torch, config.dtype)
     accelerator = launch.start(config.cpu, config.mixed_precision, dtype, config.compile_mode)
     same_everywhere("the settings", as_json(config))
+    announce(launch.describe(accelerator))
 
     # The data, whole on every process's device, dealt out by global batches.
     samples = data.obtain(accelerator, config.dataset, config.data_dir, config.val_size, config.seed, dtype)
@@ -57,8 +58,7 @@ def main() -> None:
     checkpoints = Checkpoints(run.folder, training, parts, fixed, config.checkpoint_every)
     announce(
         f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples\n"
-        f"{config.model} with {networks.parameter_count(network):,} parameters; {about['set_up']}\n"
-        f"writing to {run.folder}"
+        f"{config.model} with {networks.parameter_count(network):,} parameters; writing to {run.folder}"
     )
     if run.resume:
         checkpoints.resume()
@@ -83,9 +83,9 @@ def main() -> None:
             for name, result in results.items():
                 line |= result.metrics(name)
             tracker.epoch(line)
-            accuracies = (f"{name} accuracy {100 * result.accuracy:.2f}%  " for name, result in results.items())
+            accuracies = "  val ".join(f"{100 * result.accuracy:.2f}%" for result in results.values())
             announce(
-                f"epoch {progress.epoch}/{config.epochs}  loss {line['train_loss']:.4f}  {''.join(accuracies)}"
+                f"epoch {progress.epoch}/{config.epochs}  loss {line['train_loss']:.4f}  test accuracy {accuracies}  "
                 f"{line['samples_per_second']:,.0f} samples/s"
             )
             checkpoints.save(last=progress.epoch == config.epochs)

@@ -155,9 +155,10 @@ def is_running(folder: Path) -> bool:
 def next_steps(folder: Path) -> str:
     """What can be done with a finished run, in lines that can be pasted into a shell."""
     place = shlex.quote(os.fspath(folder))
+    weights = "" if folder.parent == ROOT else f" --weights {place}"  # without it: the newest run there
     return (
         f"evaluate: python evaluate.py {place}\n"
-        f"predict:  python -m mnist_dist predict --weights {place} IMAGE...\n"
+        f"predict:  python -m mnist_dist predict{weights} IMAGE...\n"
         f"pictures: {shlex.quote(os.fspath(folder / PLOTS))}"
     )
 
