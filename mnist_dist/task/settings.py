@@ -110,7 +110,8 @@ class Settings(DataConfig):
     ema: float = 0.0
     """Decay of a moving average of the weights, which then is the model, usually 0.99 to 0.9999; 0: none."""
     seed: int = 0
-    """Decides the first weights, the order of the samples, the held-out samples, distortions and dropout."""
+    """Decides the first weights, the order of the samples, the held-out samples, distortions and dropout. For several
+    seeds see benchmarks/accuracy.py."""
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"] | None, unset("what Accelerate was launched with")] = None
     """Half precision where it is enough, for speed on GPUs."""
     dtype: Literal["float32", "float64"] = "float32"
