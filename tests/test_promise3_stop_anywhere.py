@@ -20,6 +20,7 @@ from conftest import ACCELERATE, PYTHON, REPOSITORY, call, clean_environment, dr
 from mnist_dist.core import UserError, checkpoints
 from mnist_dist.run.command_line import as_json
 from mnist_dist.run.files import write_file
+from mnist_dist.run.folder import lock
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.run.tracking import Tracker
 
@@ -263,6 +264,29 @@ def test_a_finished_run_keeps_its_summary_until_it_goes_on(tmp_path, accelerator
     config.rmdir()
     with tracker:
         assert not summary.exists()
+
+
+@pytest.mark.parametrize("folders_can_be_opened", [True, False])
+def test_a_run_has_one_writer(folders_can_be_opened, tmp_path, monkeypatch):
+    if not folders_can_be_opened:
+        monkeypatch.delattr(os, "O_DIRECTORY")
+    lock(tmp_path)
+    with pytest.raises(UserError, match=f"another process is writing the run in {tmp_path}"):
+        lock(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ([] if folders_can_be_opened else [".lock"])
+
+
+def test_a_folder_that_is_deleted_in_mid_run_is_noticed_at_the_next_epoch(tmp_path, accelerator):
+    """Also if a checkpoint within the epoch has made it anew: the run would have gone on without its record."""
+    run = tmp_path / "run"
+    run.mkdir()
+    with Tracker(accelerator, run, {}) as tracker:
+        tracker.epoch({"epoch": 1, "global_step": 5})
+        shutil.rmtree(run)
+        checkpoints.write_checkpoint(run, {"step": 7}, 7)
+        with pytest.raises(UserError, match=r"the system refused '.*run.metrics\.jsonl': No such file or directory"):
+            tracker.epoch({"epoch": 2, "global_step": 10})
+    assert checkpoints.newest_checkpoint(run)[0] == {"step": 7}
 
 
 def test_a_checkpoint_of_another_format_or_with_code_in_it_is_refused(written, monkeypatch):

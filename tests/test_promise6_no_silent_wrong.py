@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -17,9 +18,10 @@ import pytest
 import torch
 from conftest import PYTHON, REPOSITORY, call, clean_environment, free_port, torchrun
 from PIL import Image
+from torch.distributed import DistStoreError
 
 from mnist_dist.core import Stopped, UserError
-from mnist_dist.run import launch, weights
+from mnist_dist.run import launch, rendezvous, weights
 from mnist_dist.run.command_line import parse
 from mnist_dist.run.folder import settings_of
 from mnist_dist.run.settings import TrainConfig
@@ -267,6 +269,15 @@ def test_a_process_that_finds_nobody_is_refused(tmp_path):
         done = call(PYTHON, "-c", impatient, *QUICK, "--output-dir", tmp_path / "run", MASTER_ADDR=address, **alone)
         assert_refused(done, f"nobody answers at {address}:{alone['MASTER_PORT']} ({reason}")
         assert "start all 2, with MASTER_ADDR" in done.stderr
+
+
+def test_a_name_that_does_not_exist_is_not_waited_for(monkeypatch):
+    """It is given the time that a container's may need to appear, and no quarter of an hour."""
+    monkeypatch.setattr(rendezvous, "UNKNOWN", 0.2)
+    begin = time.monotonic()
+    with pytest.raises(DistStoreError, match=r"nobody answers at no-such-host\.invalid:29500 \("):
+        rendezvous.reach("no-such-host.invalid", 29500, timedelta(minutes=15))
+    assert time.monotonic() - begin < 60
 
 
 def test_a_folder_that_holds_a_run_is_left_as_it_is(trained):

@@ -1,7 +1,6 @@
 """`python -m mnist_dist runs` says what is there, passes over what is damaged, and can be read by others."""
 
 import csv
-import fcntl
 import io
 import json
 import math
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from filelock import lock_descriptor
 
 from mnist_dist.core import Stopped, UserError
 from mnist_dist.run import launch, origin
@@ -139,7 +139,7 @@ def test_the_state_of_a_run(tmp_path):
         row, _ = runs.read(folder)
         assert (row["state"], row["reason"]) == (state, reason)
     holder = os.open(folder, os.O_RDONLY)
-    fcntl.flock(holder, fcntl.LOCK_EX)
+    assert lock_descriptor(holder, blocking=False)
     assert is_running(folder) and runs.read(folder)[0]["state"] == "running"
     os.close(holder)
     assert not is_running(folder)

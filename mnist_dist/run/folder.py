@@ -1,6 +1,5 @@
 """A run's folder: its files' names, whose it is, and that one process writes it."""
 
-import fcntl
 import itertools
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any
 
 import psutil
 from accelerate import PartialState
+from filelock import lock_descriptor
 
 from mnist_dist.core.checkpoints import FOLDER as CHECKPOINTS
 from mnist_dist.core.errors import UserError
@@ -127,29 +127,41 @@ def lock(folder: Path) -> None:
     Raises:
         UserError: another process holds it.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = open_lock(folder)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, however it ends
-    except BlockingIOError as error:
-        raise UserError(
-            f"another process is writing the run in {folder}: wait for it, or choose another folder"
-        ) from error
+        held = try_lock(descriptor)  # released when the process ends, however it ends
     except OSError:
         os.close(descriptor)
+        return
+    if not held:
+        raise UserError(f"another process is writing the run in {folder}: wait for it, or choose another folder")
+
+
+def open_lock(folder: Path) -> int:
+    """A descriptor of what stands for a run's folder where it is locked."""
+    if hasattr(os, "O_DIRECTORY"):
+        return os.open(folder, os.O_RDONLY)
+    return os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)  # Windows, which opens no folders
+
+
+def try_lock(descriptor: int) -> bool:
+    """Whether this process has locked it: at once, or soon after one that only looked, as `is_running` does."""
+    for _ in range(3):
+        if lock_descriptor(descriptor, blocking=False):
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def is_running(folder: Path) -> bool:
     """Whether a process is writing this run, as its lock tells; False if the file system has no locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = open_lock(folder)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # not exclusive: two may look at once
-    except BlockingIOError:
-        return True
+        return not try_lock(descriptor)
     except OSError:
         return False
     finally:
-        os.close(descriptor)  # with the lock
-    return False
+        os.close(descriptor)  # and with it the lock
 
 
 def next_steps(folder: Path) -> str:

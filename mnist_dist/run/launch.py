@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import sys
 import textwrap
@@ -59,6 +60,12 @@ def check_environment(environ: Mapping[str, str]) -> int:
                 f"srun started {environ['SLURM_STEP_NUM_TASKS']} tasks that do not know of each other (WORLD_SIZE is "
                 "not set), so each would train its own model: submit slurm/train.sbatch, which tells them"
             )
+        if environ.get("SLURM_NTASKS") not in (None, "", "1"):
+            print(
+                f"warning: this allocation has {environ['SLURM_NTASKS']} tasks, and without srun one process works "
+                "alone: the scripts in slurm/ start all",
+                file=sys.stderr,
+            )
         return 1
     missing = [name for name in RENDEZVOUS if not environ.get(name)]
     if missing:
@@ -66,10 +73,12 @@ def check_environment(environ: Mapping[str, str]) -> int:
             f"WORLD_SIZE is set but {', '.join(missing)} is not: start through torchrun or accelerate launch"
         )
     numbers = {}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
-        if not environ[name].isdecimal():
-            raise UserError(f"the environment variable {name}={environ[name]!r} is not a whole number")
-        numbers[name] = int(environ[name])
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        if not re.fullmatch("[0-9]{1,9}", value := environ.get(name, "1")):  # `isdecimal` takes other scripts' digits
+            raise UserError(f"the environment variable {name}={value!r} is not a whole number")
+        numbers[name] = int(value)
+    if not 1 <= numbers["MASTER_PORT"] <= 65535:
+        raise UserError(f"MASTER_PORT={numbers['MASTER_PORT']} is no port: give a free one from 1 to 65535")
     if numbers["RANK"] >= numbers["WORLD_SIZE"]:
         raise UserError(f"RANK={numbers['RANK']} is not below WORLD_SIZE={numbers['WORLD_SIZE']}")
     return numbers["WORLD_SIZE"]
