@@ -49,6 +49,8 @@ class EvaluateConfig:
     output_dir: Path | None = None
     """Where evaluation.json and the pictures go; default: the model's folder, where a run's own pictures stay; needed
     for several."""
+    pictures: Literal["png", "pdf", "svg"] = "png"
+    """Format of the pictures."""
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -120,9 +122,14 @@ def main() -> None:
     result.metrics(config.split)  # refuses a loss that is not finite, before anything is written
     folder = config.output_dir or first.weights.parent
     pictures = folder / PLOTS / "evaluation" if (folder / CONFIG).exists() else folder / PLOTS  # not over a run's own
+    kind = "cnn" if isinstance(models[0], networks.ConvNet) else "mlp"
+    source = first.weights.resolve()
+    title = f"{kind} of {source.parent.name if (source.parent / CONFIG).exists() else source.name}"
+    if len(models) > 1:
+        title = f"{len(models)} models, the first {title}"
     with all_or_none():
         if accelerator.is_main_process:
-            plots.evaluation(pictures, result, samples, config.split)
+            plots.evaluation(pictures, result, samples, config.split, title, f".{config.pictures}")
             write_json(
                 folder / EVALUATION,
                 {
@@ -148,8 +155,9 @@ def main() -> None:
         share = "   no sample" if accuracy is None else f"{100 * accuracy:8.2f}% "
         announce(f"{name:>8} {share} {' '.join(f'{count:5d}' for count in row)}")
     announce(
-        f"expected calibration error {100 * result.calibration_error:.2f}%; {folder / EVALUATION} and "
-        f"{pictures} have the confusion matrix, the reliability and the mistakes",
+        f"expected calibration error {100 * result.calibration_error:.2f}%\n"
+        f"pictures: {pictures}\n"
+        f"figures:  {folder / EVALUATION}",
     )
     announce(
         f"{config.split.capitalize()} Accuracy: {100 * result.accuracy:.2f}% ({result.correct}/{result.total})",

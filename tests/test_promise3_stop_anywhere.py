@@ -56,6 +56,7 @@ def test_asked_to_stop_it_leaves_with_a_checkpoint_and_status_75(stopped):
     assert status == 75, errors
     assert errors.startswith("train.py: error: stopped on request at update ") and errors.count("\n") == 1
     assert not (run / "summary.json").exists() and not (run / "mnist_model.pth").exists()
+    assert json.loads((run / "ended.json").read_text())["state"] == "stopped"
     places = list((run / "checkpoints").iterdir())
     assert 1 <= len(places) <= 2 and all(place.name.startswith("step-") for place in places)
 
@@ -65,7 +66,7 @@ def test_resumed_it_ends_with_the_bits_of_the_run_that_was_never_stopped(stopped
     shutil.copytree(run, tmp_path / "run")
     done = call(PYTHON, "train.py", *FLAGS, "--epochs", "10", "--output-dir", tmp_path / "run", "--resume")
     assert done.returncode == 0, done.stderr
-    assert "going on from update " in done.stdout
+    assert "going on from update " in done.stdout and not (tmp_path / "run" / "ended.json").exists()
     assert result(tmp_path / "run") == result(whole)
 
 

@@ -3,10 +3,12 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -43,7 +45,8 @@ QUICK = "--dataset mnist-5k --epochs 1 --cpu --wandb disabled".split()
         ("--epochs five", "--epochs: .*'five'"),
         ("--epochs 99999999999999999999", "--epochs 99999999999999999999 is not possible"),
         ("--epochs", "--epochs"),
-        ("--epoch 3", "--epoch, 3"),
+        ("--epoch 3", "--epoch, 3: did you mean --epochs[?]"),
+        ("--wandb_projekt a", "did you mean --wandb-project[?]"),
         ("--bogus", "--bogus"),
         ("stray", "stray"),
         ("--cpu maybe", "maybe"),
@@ -56,6 +59,8 @@ QUICK = "--dataset mnist-5k --epochs 1 --cpu --wandb disabled".split()
         ("--hidden 128 -1", "--hidden 128 -1 is not possible"),
         ("--hidden 99999999999", "at most 100,000,000 parameters"),
         ("--hidden wide", "--hidden: .*'wide'"),
+        ("--hidden 64,32", "--hidden 64,32 is not possible: put spaces between the values, as in --hidden 64 32"),
+        ("--channels [8, 16]", r"--channels \[8, 16\] is not possible: .* as in --channels 8 16"),
         ("--model vgg", "'vgg' for argument '--model'"),
         ("--dataset cifar", "'cifar' for argument '--dataset'"),
         ("--dtype float16", "'float16' for argument '--dtype'"),
@@ -67,6 +72,7 @@ QUICK = "--dataset mnist-5k --epochs 1 --cpu --wandb disabled".split()
         ("--model cnn --channels 1024 --hidden 1000", "--hidden 1000 is not possible: give sizes that make at most"),
         ("--recipe best-ever", "'best-ever' for argument '--recipe'"),
         ("--mixed-precision fp8", "'fp8' for argument '--mixed-precision'"),
+        ("--warmup soon", "--warmup soon is not possible: give FLOAT"),
         ("--warmup 1", "--warmup 1.0 is not possible"),
         ("--warmup nan", "--warmup nan is not possible"),
         ("--weight-decay -0.1", "--weight-decay -0.1 is not possible"),
@@ -106,6 +112,18 @@ def test_an_empty_value_is_refused(config, words, named, monkeypatch):
     for args in (None, words):
         with pytest.raises(UsageError, match=f"^{named} has an empty value: give one, or leave it out"):
             parse(config, args)
+
+
+def test_help_is_in_groups_and_says_what_defaults_do(capsys):
+    with pytest.raises(SystemExit):
+        parse(TrainConfig, ["--help"], prog="train.py")
+    page = capsys.readouterr().out
+    assert re.findall(r"^(\w+):$", page, re.MULTILINE) == ["data", "network", "training", "run"]
+    found = re.findall(r"^  (?:-h, )?--([\w-]+)", page, re.MULTILINE)
+    assert sorted(found) == sorted(["help", *(field.name.replace("_", "-") for field in fields(TrainConfig))])
+    assert "None" not in page and "(default: runs/<timestamp>-<dataset>-<model>)" in re.sub(r"\s+", " ", page)
+    assert max(map(len, page.splitlines())) <= 80 and "\x1b" not in page
+    assert page.index("--model") < page.index("--dropout") < page.index("--epochs") < page.index("--output-dir")
 
 
 def test_a_recipe_sets_what_flags_do_not():

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import secrets
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ CONFIG, METRICS, SUMMARY, WEIGHTS, EVALUATION = (
     "mnist_model.pth",
     "evaluation.json",
 )
+ENDED = "ended.json"  # why a run ended that did not finish: asked to stop, or failed; one that was killed has none
 PLOTS = "plots"
 ROOT = Path("runs")
 
@@ -125,17 +127,52 @@ def lock(folder: Path) -> None:
     Raises:
         UserError: another process holds it.
     """
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY)
-    else:  # Windows, which opens no folders
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    descriptor = open_lock(folder)
     try:
-        held = lock_descriptor(descriptor, blocking=False)  # released when the process ends, however it ends
+        held = try_lock(descriptor)  # released when the process ends, however it ends
     except OSError:
         os.close(descriptor)
         return
     if not held:
         raise UserError(f"another process is writing the run in {folder}: wait for it, or choose another folder")
+
+
+def open_lock(folder: Path) -> int:
+    """A descriptor of what stands for a run's folder where it is locked."""
+    if hasattr(os, "O_DIRECTORY"):
+        return os.open(folder, os.O_RDONLY)
+    return os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)  # Windows, which opens no folders
+
+
+def try_lock(descriptor: int) -> bool:
+    """Whether this process has locked it: at once, or soon after one that only looked, as `is_running` does."""
+    for _ in range(3):
+        if lock_descriptor(descriptor, blocking=False):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process is writing this run, as its lock tells; False if the file system has no locks."""
+    descriptor = open_lock(folder)
+    try:
+        return not try_lock(descriptor)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)  # and with it the lock
+
+
+def next_steps(folder: Path) -> str:
+    """What can be done with a finished run, in lines that can be pasted into a shell."""
+    place = shlex.quote(os.fspath(folder))
+    weights = "" if folder.parent == ROOT else f" --weights {place}"  # without it: the newest run there
+    return (
+        f"evaluate: python evaluate.py {place}\n"
+        f"predict:  python -m mnist_dist predict{weights} IMAGE...\n"
+        f"pictures: {shlex.quote(os.fspath(folder / PLOTS))}"
+    )
 
 
 def newest_run() -> Path:

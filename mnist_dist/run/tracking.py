@@ -22,7 +22,7 @@ from tqdm import tqdm
 from mnist_dist.core.processes import all_or_none
 from mnist_dist.core.stopping import Stopped
 from mnist_dist.run.files import append_json, write_json, write_json_lines
-from mnist_dist.run.folder import CONFIG, METRICS, SUMMARY, WEIGHTS
+from mnist_dist.run.folder import CONFIG, ENDED, METRICS, SUMMARY, WEIGHTS
 from mnist_dist.task.data import DataSet
 from mnist_dist.task.evaluation import Evaluation
 
@@ -62,6 +62,7 @@ class Tracker:
     def __enter__(self) -> "Tracker":
         with all_or_none():
             if self.accelerator.is_main_process:
+                (self.folder / ENDED).unlink(missing_ok=True)
                 write_json(self.folder / CONFIG, self.settings)
                 # A run that was killed may have written more than its last checkpoint holds: that is done again.
                 write_json_lines(self.folder / METRICS, self.lines)
@@ -71,7 +72,11 @@ class Tracker:
             self.wandb = WandB(self.accelerator, self.folder, self.settings, self.history)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error and self.accelerator.is_main_process:
+            state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+            with contextlib.suppress(OSError):  # a full disk is what has ended it
+                write_json(self.folder / ENDED, {"state": state, "reason": first_line(error)})
         if self.wandb and kind is not KeyboardInterrupt:  # who presses Ctrl-C twice does not want to wait for W&B
             self.wandb.close(failed=kind is not None, to_go_on=kind is Stopped)
 
@@ -242,7 +247,7 @@ class WandB:
             tqdm.write(f"Weights & Biases: {url}")
         elif offline:
             tqdm.write(
-                f"Weights & Biases has this run offline; send it with: wandb sync {shlex.quote(place.as_posix())}"
+                f"Weights & Biases has this run offline; send it with:\nwandb sync {shlex.quote(place.as_posix())}"
             )
 
     def log_end(self, test: Evaluation, samples: DataSet) -> None:
