@@ -13,11 +13,9 @@ from .batches import Sharing
 
 FEW, SMALL = 4, 1 << 20  # processes and bytes up to which each sends its sums to every other, for want of faster ways
 
-Stretch = tuple[int, int]  # of shares: the first, and the one behind the last
 
-
-def whole_within(held: range, first: int, stop: int) -> list[Stretch]:
-    """The largest of the stretches that halving leads to of which a process has every share."""
+def whole_within(held: range, first: int, stop: int) -> list[tuple[int, int]]:
+    """The largest stretches (first, stop) that halving leads to of which a process has every share."""
     if held.start <= first and stop <= held.stop:
         return [(first, stop)]
     if held.stop <= first or stop <= held.start:
@@ -26,7 +24,7 @@ def whole_within(held: range, first: int, stop: int) -> list[Stretch]:
     return whole_within(held, first, middle) + whole_within(held, middle, stop)
 
 
-def total(sums: dict[Stretch, Tensor], first: int, stop: int) -> Tensor:
+def total(sums: dict[tuple[int, int], Tensor], first: int, stop: int) -> Tensor:
     """The sum over a stretch of the shares from those over parts of it, in place."""
     if (first, stop) in sums:
         return sums[first, stop]
@@ -38,34 +36,30 @@ class GradientSum:
     """Takes the gradients of one share after the other, and leaves their sum over all shares."""
 
     def __init__(self, parameters: list[nn.Parameter], sharing: Sharing) -> None:
-        self.parameters, self.sharing, self.vectors = parameters, sharing, dict[Stretch, Tensor]()
-        few = sharing.world <= FEW and dist.is_initialized() and dist.get_backend() == "gloo"
-        small = sum(parameter.numel() * parameter.element_size() for parameter in parameters) <= SMALL
+        self.parameters, self.sharing, self.vectors = parameters, sharing, dict[tuple[int, int], Tensor]()
         self.stretches = [whole_within(sharing.of(rank), 0, sharing.shares) for rank in range(sharing.world)]
-        self.in_one_message = sharing.shares > sharing.world or (few and small)
+        few = 1 < sharing.world <= FEW and dist.get_backend() == "gloo"
+        small = sum(parameter.numel() * parameter.element_size() for parameter in parameters) <= SMALL
+        self.by_exchange = sharing.shares > sharing.world or (few and small)
 
     def take(self, share: int) -> None:
         """Take the parameters' gradients as those of a share; that of one which took no part is 0."""
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in self.parameters]
         if self.sharing.shares > 1:
-            flat = [parameter.grad.flatten() for parameter in self.parameters]  # type: ignore[union-attr]
-            self.vectors[share, share + 1] = torch.cat(flat)
-            for parameter in self.parameters:
-                parameter.grad = None
+            self.vectors[share, share + 1] = torch.cat([gradient.flatten() for gradient in gradients])
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient if self.sharing.shares == 1 else None
 
     def finish(self) -> None:
         """Let the gradients be the sum over all shares."""
         if self.sharing.shares == 1:
             return
-        if self.in_one_message:
+        if self.by_exchange:
             self.exchange()
+            summed = total(self.vectors, 0, self.sharing.shares)
         else:
-            (mine,) = self.vectors.values()
-            dist.all_reduce(mine)
-            self.vectors[0, self.sharing.shares] = mine
-        summed = total(self.vectors, 0, self.sharing.shares)
+            (summed,) = self.vectors.values()
+            dist.all_reduce(summed)
         self.vectors.clear()
         parts = summed.split([parameter.numel() for parameter in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):

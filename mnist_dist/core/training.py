@@ -1,5 +1,6 @@
 """The update that is the same at any number of processes, and the loop over an epoch of them."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -100,15 +101,13 @@ class Training:
 
     def update(self, batch: Batch, *, pieces: int = 1, clip_norm: float = 0.0) -> None:
         """Update the weights from a global batch, in `pieces` to save memory; limit the gradient's norm unless by 0."""
-        if not self.model.training:
-            self.model.train()
         if not self.checked:
             self.check_that_the_loss_is_a_sum(batch)
         if self.gradients.sharing != batch.sharing:
             self.gradients = GradientSum(self.parameters, batch.sharing)
         scaler, losses = self.accelerator.scaler, []
         for number, share in zip(batch.sharing.of(batch.sharing.rank), batch.split(batch.lengths), strict=True):
-            losses.append(torch.zeros((), device=share.index.device))
+            of_pieces = list[Tensor]()
             for part in share.split(pieces):
                 loss = self.loss(self.model, part)
                 # The sum over the share divided by the terms of the *global* batch: then the sum over all shares is the
@@ -116,7 +115,8 @@ class Training:
                 # The weight has the dtype of the loss, not of the inputs, and no GPU waits for it to be copied.
                 terms = part.terms  # which the loss may have set
                 (scaler.scale(loss) if scaler else loss).backward(gradient=loss.new_ones(()) / terms)
-                losses[-1] = loss.detach() + losses[-1]
+                of_pieces.append(loss.detach())
+            losses.append(functools.reduce(torch.add, of_pieces))
             self.gradients.take(number)
         self.gradients.finish()
         if clip_norm:
@@ -146,12 +146,12 @@ class Training:
         table[:-1, held.start : held.stop], table[-1, held.start] = mine, weights  # the sum over processes fills it
         *sums, unfit = self.accelerator.reduce(table, "sum").cpu().double().sum(dim=1).tolist()
         at, broken = self.progress, [number for number, loss in enumerate(sums) if not math.isfinite(loss)]
+        # If only the weights show it, it was the last update: else the loss of the next one would.
+        what = f"the gradient of update {at.global_step} is not finite"
+        if broken:
+            update = at.global_step - len(sums) + 1 + broken[0]
+            what = f"the loss of update {update} is {sums[broken[0]]}, by itself or by the gradient before it"
         if broken or not math.isfinite(unfit):
-            # If only the weights show it, it was the last update: else the loss of the next one would.
-            what = f"the gradient of update {at.global_step} is not finite"
-            if broken:
-                update = at.global_step - len(sums) + 1 + broken[0]
-                what = f"the loss of update {update} is {sums[broken[0]]}, by itself or by the gradient before it"
             what += f"; the last good checkpoint is {self.last_checkpoint or 'none'}"
             raise UserError(f"{what}: try a lower learning rate, clipping, or another precision")
         at.terms, at.recent_terms = at.terms + int(sum(terms)), at.recent_terms + int(sum(terms))
