@@ -5,6 +5,7 @@ python evaluate.py runs/first runs/second runs/third --output-dir runs/ensemble
 torchrun --nproc-per-node 2 evaluate.py mnist_model.pth --cpu
 """
 
+import mnist_dist  # noqa: F401  # isort: skip  # as in train.py
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path

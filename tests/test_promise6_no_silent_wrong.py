@@ -185,6 +185,13 @@ def test_an_environment_that_makes_no_sense_is_refused(environment, sentence, tm
     assert_refused(done, sentence, 2 if epochs else 1)
 
 
+@pytest.mark.parametrize("words", ["train.py", "evaluate.py", "-m mnist_dist"])
+def test_a_variable_that_keeps_torch_from_being_imported_is_named(words):
+    """It fails before anything is loaded, so all three take a second."""
+    done = call(PYTHON, *words.split(), "--help", TQDM_MININTERVAL="abc")
+    assert_refused(done, "error: tqdm cannot read the environment variable TQDM_MININTERVAL='abc' (could not convert")
+
+
 @pytest.mark.slow
 def test_the_first_process_speaks_though_it_is_the_last_to_fail(tmp_path):
     """A launcher ends all processes as soon as one has failed."""
