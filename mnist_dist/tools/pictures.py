@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from mnist_dist.core.errors import UserError
 
 BOX, SIDE = 20, 28  # MNIST's digits are scaled to fit 20x20 and centred by mass in 28x28 (LeCun et al. 1998)
 LARGE = 2000  # pixels a side beyond which a picture is shrunk before it is looked at
+UNEVEN = 0.05  # difference of light and dark at the edge of a picture, of the full grey range, that is no noise
+SMALL = 64  # pixels a side at which the shade of the paper is looked for
 FAINTEST = 0.1  # least difference of ink and background, of the full grey range, that counts as a drawing
 
 
@@ -45,14 +47,50 @@ def read_digit(path: Path) -> Tensor:
         ) from error
     if not np.isfinite(grey).all():
         raise UserError(f"the picture {path} has grey values that are not finite: give a PNG or JPEG file of one digit")
-    edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    ink = np.abs(grey - np.median(edge))  # whatever differs from the background, lighter or darker
+    ink = difference_from_paper(grey)
     if ink.max() < FAINTEST:
         raise UserError(f"the picture {path} shows no digit: it is all of one shade")
     ink /= ink.max()
     drawn = ink > 0.2  # paper and compression noise stay below a fifth of the ink
     rows, columns = np.nonzero(drawn.any(axis=1))[0], np.nonzero(drawn.any(axis=0))[0]
     return torch.from_numpy(centred(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]))
+
+
+def difference_from_paper(grey: np.ndarray) -> np.ndarray:
+    """How much each pixel is lighter or darker than the paper, also in a shadow: (height, width), 0 or more."""
+    edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    if np.ptp(np.quantile(edge, [0.1, 0.9])) < UNEVEN:
+        return np.abs(grey - np.median(edge))
+    # The median over a window in which paper is the most: it follows a shadow, its edge too, and not a stroke.
+    small = Image.fromarray((255 * grey).astype(np.uint8))
+    small.thumbnail((SMALL, SMALL), Image.Resampling.BOX)
+    window = max(3, min(small.size) // 2 | 1)
+    paper = small.filter(ImageFilter.MedianFilter(window)).resize(grey.shape[::-1], Image.Resampling.BILINEAR)
+    light = np.asarray(paper, dtype=np.float64) / 255
+    return np.abs(grey - light) / np.maximum(light, 1 - light)  # in a shadow ink differs by less
+
+
+def parts(digit: Tensor) -> int:
+    """In how many separate parts a digit (28, 28) is drawn, of a tenth of its ink or more each."""
+    ink = digit.numpy()
+    # Parts one pixel apart are one: many write the bar of a 5 so.
+    near = np.asarray(Image.fromarray(ink > 0.2).convert("L").filter(ImageFilter.MaxFilter(3))) > 0
+    label = np.where(near, np.arange(1, ink.size + 1).reshape(ink.shape), 0)
+    while True:  # every pixel takes the largest number beside it, until each part has one of its own
+        wide = np.pad(label, 1)
+        around = [wide[y : y + SIDE, x : x + SIDE] for y in range(3) for x in range(3)]
+        larger = np.where(near, np.maximum.reduce(around), 0)
+        if (larger == label).all():
+            break
+        label = larger
+    shares = [ink[label == number].sum() / ink.sum() for number in np.unique(label[near])]
+    return sum(share >= 0.1 for share in shares)
+
+
+def as_text(digit: Tensor) -> str:
+    """A picture (28, 28) with values in [0, 1] for a terminal: 28 lines of 56 letters."""
+    shades = " .:-=+*#%@"
+    return "\n".join("".join(2 * shades[min(int(10 * value), 9)] for value in row) for row in digit.tolist())
 
 
 def shrunk(picture: Image.Image) -> Image.Image:
