@@ -61,13 +61,42 @@ def difference_from_paper(grey: np.ndarray) -> np.ndarray:
     edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     if np.ptp(np.quantile(edge, [0.1, 0.9])) < UNEVEN:
         return np.abs(grey - np.median(edge))
-    # The median over a window in which paper is the most: it follows a shadow, its edge too, and not a stroke.
     small = Image.fromarray((255 * grey).astype(np.uint8))
     small.thumbnail((SMALL, SMALL), Image.Resampling.BOX)
-    window = max(3, min(small.size) // 2 | 1)
-    paper = small.filter(ImageFilter.MedianFilter(window)).resize(grey.shape[::-1], Image.Resampling.BILINEAR)
-    light = np.asarray(paper, dtype=np.float64) / 255
-    return np.abs(grey - light) / np.maximum(light, 1 - light)  # in a shadow ink differs by less
+    window = max(3, min(small.size) // 7 | 1)  # wider than a stroke: filters of this size see the paper beside it
+    contrast = np.asarray(small, float) - np.asarray(small.filter(ImageFilter.MedianFilter(3 * window)), float)
+    dark = (contrast**3).mean() < 0  # the ink, for it is what differs most
+    first, second = (ImageFilter.MaxFilter, ImageFilter.MinFilter)[:: 1 if dark else -1]
+    paper = small.filter(first(window)).filter(second(window)).filter(ImageFilter.BoxBlur(window // 4))
+    light = np.asarray(paper.resize(grey.shape[::-1], Image.Resampling.BILINEAR), float) / 255
+    if not dark:
+        grey, light = 1 - grey, 1 - light
+    ink = np.maximum(light - grey, 0) / np.maximum(light, 0.1)  # in a shadow ink differs by less
+    return ink * away_from_edge(ink)
+
+
+def away_from_edge(ink: np.ndarray) -> np.ndarray:
+    """(height, width): 1 for what is drawn without touching the edge of the picture, as shadows do, 0 for the rest."""
+    small = np.asarray(Image.fromarray(ink.astype(np.float32)).resize((SMALL, SMALL), Image.Resampling.BOX))
+    part = numbered(small > 0.1 * small.max())
+    kept = (part > 0) & ~np.isin(part, [part[0], part[-1], part[:, 0], part[:, -1]])
+    if small[kept].sum() < 0.2 * small.sum():
+        return np.ones_like(ink)  # the digit itself is at the edge
+    mask = Image.fromarray(kept).convert("L").filter(ImageFilter.MaxFilter(3))
+    return np.asarray(mask.resize(ink.shape[::-1], Image.Resampling.BILINEAR), float) / 255
+
+
+def numbered(drawn: np.ndarray) -> np.ndarray:
+    """A number for each connected part of what is drawn, (height, width) of bool, and 0 elsewhere."""
+    height, width = drawn.shape
+    part = np.where(drawn, np.arange(1, drawn.size + 1).reshape(drawn.shape), 0)
+    while True:  # every pixel takes the largest number beside it, until each part has one of its own
+        wide = np.pad(part, 1)
+        around = [wide[y : y + height, x : x + width] for y in range(3) for x in range(3)]
+        larger = np.where(drawn, np.maximum.reduce(around), 0)
+        if (larger == part).all():
+            return part
+        part = larger
 
 
 def parts(digit: Tensor) -> int:
@@ -75,16 +104,8 @@ def parts(digit: Tensor) -> int:
     ink = digit.numpy()
     # Parts one pixel apart are one: many write the bar of a 5 so.
     near = np.asarray(Image.fromarray(ink > 0.2).convert("L").filter(ImageFilter.MaxFilter(3))) > 0
-    label = np.where(near, np.arange(1, ink.size + 1).reshape(ink.shape), 0)
-    while True:  # every pixel takes the largest number beside it, until each part has one of its own
-        wide = np.pad(label, 1)
-        around = [wide[y : y + SIDE, x : x + SIDE] for y in range(3) for x in range(3)]
-        larger = np.where(near, np.maximum.reduce(around), 0)
-        if (larger == label).all():
-            break
-        label = larger
-    shares = [ink[label == number].sum() / ink.sum() for number in np.unique(label[near])]
-    return sum(share >= 0.1 for share in shares)
+    part = numbered(near)
+    return sum(ink[part == number].sum() >= 0.1 * ink.sum() for number in np.unique(part[near]))
 
 
 def as_text(digit: Tensor) -> str:
