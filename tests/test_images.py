@@ -155,7 +155,7 @@ def test_the_command_prints_class_and_probabilities(trained, digits, tmp_path):
 ACROSS = np.linspace(0, 1, 168)
 SHADOWS = {
     "even": np.ones((168, 168)),
-    "from one side": (0.4 + 0.6 * ACROSS) * (0.8 + 0.2 * ACROSS[:, None]),
+    "from one side": (0.3 + 0.7 * ACROSS) * (0.8 + 0.2 * ACROSS[:, None]),
     "of something": np.broadcast_to(0.5 + 0.5 / (1 + np.exp(-30 * (ACROSS - 0.5))), (168, 168)),
 }
 
@@ -179,6 +179,9 @@ def test_parts_are_counted(digits):
     two = torch.zeros(28, 28)
     two[6:20, 4:9] = two[6:20, 16:21] = 1.0
     assert parts(two) == 2
+    near = two.clone()
+    near[6:20, 10:16] = 1.0  # a pixel beside the first
+    assert parts(near) == 1
     two[12, 4:21] = 1.0
     assert parts(two) == 1
 
