@@ -24,15 +24,16 @@ from mnist_dist.task.objective import adam, average, loss_of, schedule
 def main() -> None:
     # The settings, and the processes, which must agree on them.
     config: TrainConfig = parse(TrainConfig)
-    dtype = getattr(torch, config.dtype)
+    dtype, virtual = getattr(torch, config.dtype), config.virtual_processes
     accelerator = launch.start(config.cpu, config.mixed_precision, dtype, config.compile_mode)
     same_everywhere("the settings", as_json(config))
     announce(launch.describe(accelerator))
+    bits = launch.fix_bits(virtual)
 
     # The data, whole on every process's device, dealt out by global batches.
     samples = data.obtain(accelerator, config.dataset, config.data_dir, config.val_size, config.seed, dtype)
     data.check_shares(samples, config.batch_size, accelerator.num_processes)
-    train = GlobalBatches(samples.train.tensors, config.batch_size, accelerator, seed=config.seed)
+    train = GlobalBatches(samples.train.tensors, config.batch_size, accelerator, seed=config.seed, virtual=virtual)
     splits = {"test": samples.test} | ({"val": samples.val} if samples.val else {})
 
     # The model, the same on every process, its optimizer, and what is minimised.
@@ -54,7 +55,7 @@ def main() -> None:
     } | origin.about(accelerator)
     tracker = Tracker(accelerator, run.folder, values | about)
     parts = {"tracker": tracker} | ({"averaged": averaged} if averaged else {})
-    fixed = config.fixed(values) | {"the data's digest": samples.digest}
+    fixed = config.fixed(values) | {"the data's digest": samples.digest} | bits
     checkpoints = Checkpoints(run.folder, training, parts, fixed, config.checkpoint_every)
     announce(
         f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples\n"
@@ -66,7 +67,7 @@ def main() -> None:
     config.check_progress(progress, run.folder)
 
     def evaluate() -> dict[str, Evaluation]:
-        return {name: classify(accelerator, trained, split) for name, split in splits.items()}
+        return {name: classify(accelerator, trained, split, virtual=virtual) for name, split in splits.items()}
 
     with tracker:
         results: dict[str, Evaluation] = {}

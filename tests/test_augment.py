@@ -5,14 +5,16 @@ import torch
 from conftest import PYTHON, call
 
 from mnist_dist.core import Batch, stream
+from mnist_dist.core.batches import Sharing
 from mnist_dist.task.distortions import distort, dropout, fields, shift
 from mnist_dist.tools.explore import unused
 
 
 def share(data: torch.Tensor, rank: int = 0, processes: int = 1, seed: int = 0) -> Batch:
     """A process's share of all of the data as one batch, in their order."""
-    positions = slice(rank, len(data), processes)
-    return Batch(data[positions], torch.arange(len(data))[positions], positions, len(data), len(data), (seed, 0, 0))
+    index = torch.arange(rank, len(data), processes)
+    sharing = Sharing(processes, processes, rank)
+    return Batch(data, index, index, [len(index)], len(data), len(data), (seed, 0, 0), sharing)
 
 
 def distorted(images, *, affine=0.0, elastic=0.0, **which):

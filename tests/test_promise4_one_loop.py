@@ -4,6 +4,7 @@ import json
 import subprocess
 
 import pytest
+import torch
 from conftest import (
     ACCELERATE,
     PYTHON,
@@ -16,6 +17,7 @@ from conftest import (
 )
 
 from mnist_dist.core import UserError, checkpoints
+from mnist_dist.run import launch
 from mnist_dist.run.launch import check_environment
 
 FLAGS = "--dataset mnist-5k --epochs 1 --dtype float64 --wandb disabled --output-dir".split()
@@ -106,6 +108,22 @@ def test_one_process_in_an_allocation_of_several_tasks_is_told(capsys):
     for tasks, told in (("4", 1), ("1", 0)):
         assert check_environment({"SLURM_NTASKS": tasks}) == 1
         assert capsys.readouterr().err.count("warning: this allocation has 4 tasks, and without srun one") == told
+
+
+@pytest.mark.parametrize(("variable", "threads"), [(None, 3), ("2", 2)])
+def test_a_process_takes_half_the_cores_unless_told_otherwise(variable, threads, monkeypatch):
+    monkeypatch.setattr(launch, "THREADS", 3)
+    before = torch.get_num_threads()
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    else:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    try:
+        torch.set_num_threads(2)
+        launch.start(cpu=True)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 WINDOWS = """

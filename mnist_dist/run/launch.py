@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,9 @@ from mnist_dist.core.errors import UserError, explain
 from mnist_dist.run import rendezvous
 
 GRACE = 5  # seconds in which the first process of a node can say why all leave
+# Of a process on the CPU, unless OMP_NUM_THREADS says otherwise, as torchrun does. Threads wait for each other by
+# spinning: with one on every core, a single other program that wants a core holds up all of them (docs/speed.md).
+THREADS = max(1, torch.get_num_threads() // 2)
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -112,6 +116,8 @@ def start(
                 f"{local} processes were started on a node with {torch.cuda.device_count()} GPU(s): start one process "
                 "per GPU, or use --cpu"
             )
+    if cpu and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(THREADS)
     precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "fp16", "bf16"):
         raise UserError(f"mixed precision {precision!r} is not offered: use no, fp16 or bf16")
@@ -156,6 +162,24 @@ def start(
     if dtype == torch.float64 and accelerator.device.type == "mps":
         raise UserError("--dtype float64 does not exist on Apple GPUs: add --cpu")
     return accelerator
+
+
+def fix_bits(virtual: int) -> dict[str, Any]:
+    """Let bits depend on nothing but this: what a run with virtual processes has, and must have when it goes on.
+
+    Args:
+        virtual: how many there are; 0 for none, which changes nothing.
+    """
+    if not virtual:
+        return {}
+    torch.set_num_threads(1)  # sums are cut by threads
+    found = {"threads a process": 1, "torch": str(torch.__version__), "CPU": torch.backends.cpu.get_cpu_capability()}
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+        found["GPU"] = torch.cuda.get_device_name()
+    return found
 
 
 def is_first() -> bool:

@@ -56,7 +56,9 @@ def reach(address: str, port: int, timeout: timedelta) -> None:
             socket.create_connection((address, port), timeout=5).close()
             return
         except OSError as error:
-            patience = UNKNOWN if isinstance(error, socket.gaierror) else timeout.total_seconds()
+            patience = timeout.total_seconds()
+            if isinstance(error, socket.gaierror):
+                patience = min(patience, UNKNOWN)
             if time.monotonic() - begin > patience:
                 raise dist.DistStoreError(f"nobody answers at {address}:{port} ({error.strerror or error})") from error
         time.sleep(0.1)

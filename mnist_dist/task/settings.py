@@ -16,11 +16,12 @@ from mnist_dist.task import datasets, networks
 
 MAX_AFFINE, MAX_ELASTIC = 4, 8  # strengths at which nobody could tell the digits
 MAX_PARAMETERS = 100_000_000  # 1.6 GB of weights, gradients and Adam state: more is a slip of the keyboard
+MAX_SHARES = 1024  # of a batch: more would be a slip of the keyboard
 GROUPS = {  # of the flags in --help, the usual ones first
     "data": "dataset data-dir val-size affine elastic",
     "network": "model hidden channels dropout ema",
     "training": "recipe epochs batch-size lr seed schedule warmup weight-decay label-smoothing clip-norm "
-    "gradient-accumulation-steps",
+    "gradient-accumulation-steps virtual-processes",
 }
 MAY_CHANGE = {"may_change": True}  # metadata of a setting that does not decide what is trained
 
@@ -112,6 +113,8 @@ class Settings(DataConfig):
     seed: int = 0
     """Decides the first weights, the order of the samples, the held-out samples, distortions and dropout. For several
     seeds see benchmarks/accuracy.py."""
+    virtual_processes: int = 0
+    """Shares of a batch, for the same bits on 1 to so many processes, a thread each; 0: a share for each process."""
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"] | None, unset("what Accelerate was launched with")] = None
     """Half precision where it is enough, for speed on GPUs."""
     dtype: Literal["float32", "float64"] = "float32"
@@ -152,5 +155,7 @@ class Settings(DataConfig):
         require(droppable or not self.dropout, "--dropout", self.dropout, "0 to a network without hidden layers")
         require_strengths(self.affine, self.elastic)
         require(0 <= self.clip_norm < math.inf, "--clip-norm", self.clip_norm, "a norm above 0, or 0 for no limit")
+        shares = self.virtual_processes
+        require(0 <= shares <= MAX_SHARES, "--virtual-processes", shares, f"a number from 1 to {MAX_SHARES}, or 0")
         require(0 <= self.ema < 1, "--ema", self.ema, "a decay from 0 to below 1")
         require(0 <= self.seed < 2**32, "--seed", self.seed, "a number from 0 to 4,294,967,295")
