@@ -10,8 +10,8 @@ from PIL import Image
 
 from mnist_dist.core import UserError
 from mnist_dist.task.data import load
-from mnist_dist.tools import pictures
-from mnist_dist.tools.pictures import grey_values, read_digit
+from mnist_dist.tools import pictures, predict
+from mnist_dist.tools.pictures import grey_values, parts, read_digit
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +150,57 @@ def test_the_command_prints_class_and_probabilities(trained, digits, tmp_path):
 
     done = call(PYTHON, "-m", "mnist_dist", "predict", "README.md", "--weights", trained)
     assert done.returncode == 1 and "README.md cannot be read" in done.stderr and done.stderr.count("\n") == 1
+
+
+ACROSS = np.linspace(0, 1, 168)
+SHADOWS = {
+    "even": np.ones((168, 168)),
+    "from one side": (0.3 + 0.7 * ACROSS) * (0.8 + 0.2 * ACROSS[:, None]),
+    "of something": np.broadcast_to(0.5 + 0.5 / (1 + np.exp(-30 * (ACROSS - 0.5))), (168, 168)),
+}
+
+
+@pytest.mark.parametrize("shadow", SHADOWS)
+@pytest.mark.parametrize("light", [False, True])
+def test_a_shadow_on_the_paper_does_no_harm(digits, tmp_path, light, shadow):
+    plain, shaded = [], []
+    for digit in digits[0][::17]:
+        sheet = 0.9 - 0.7 * np.pad(digit.numpy(), 14).repeat(3, axis=0).repeat(3, axis=1)
+        for grey, found in ((sheet, plain), (sheet * SHADOWS[shadow], shaded)):
+            grey = 1 - grey if light else grey
+            Image.fromarray((255 * grey).round().astype(np.uint8)).save(tmp_path / "digit.png")
+            found.append(read_digit(tmp_path / "digit.png"))
+    # Without evening out the darker half of the paper is ink.
+    assert (torch.stack(plain) - torch.stack(shaded)).abs().mean(dim=(1, 2)).quantile(0.9) < 0.05
+
+
+def test_parts_are_counted(digits):
+    assert np.mean([parts(digit) > 1 for digit in digits[0]]) < 0.02  # a bar that hangs beside its 5 is no digit
+    two = torch.zeros(28, 28)
+    two[6:20, 4:9] = two[6:20, 16:21] = 1.0
+    assert parts(two) == 2
+    near = two.clone()
+    near[6:20, 10:16] = 1.0  # a pixel beside the first
+    assert parts(near) == 1
+    two[12, 4:21] = 1.0
+    assert parts(two) == 1
+
+
+def test_a_bad_picture_does_not_end_the_list_and_doubts_are_named(trained, digits, tmp_path, capsys):
+    names = [tmp_path / name for name in ("blank.png", "nothing.png", "zero.png", "two.png")]
+    write_blank(names[0])
+    picture_of(digits[0][0], (0, 0, 0), (255, 255, 255), 112, (20, 20)).save(names[2])
+    pair = torch.cat([digits[0][0], digits[0][150]], dim=1)
+    Image.fromarray((255 * (1 - np.pad(pair.numpy(), 4))).astype(np.uint8)).save(names[3])
+    with pytest.raises(UserError, match="2 of 4 pictures could not be read: the warnings say why"):
+        predict.main(predict.Config(images=tuple(names), weights=trained, show=True))
+    found = capsys.readouterr()
+    assert f"{names[2]}: 0 (" in found.out and f"{names[3]}: " in found.out
+    blank, nothing, apart = found.err.splitlines()
+    assert "shows no digit" in blank and "No such file" in nothing and f"{names[3]} shows 2 separate parts" in apart
+    drawn = [line for line in found.out.splitlines() if len(line) == 56 and not set(line) - set(" .:-=+*#%@")]
+    assert len(drawn) == 2 * 28 and any("@@" in line for line in drawn)
+    flat = {"weight": torch.zeros(10, 784), "bias": torch.arange(10) / 10}
+    torch.save({f"fc1.{name}": value for name, value in flat.items()}, tmp_path / "flat.pth")
+    predict.main(predict.Config(images=(names[2],), weights=tmp_path / "flat.pth"))
+    assert ": 9 (15.05%), in doubt: or 8?" in capsys.readouterr().out

@@ -5,6 +5,9 @@ import io
 import json
 import math
 import os
+import shutil
+import subprocess
+import threading
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +15,7 @@ import pytest
 from filelock import lock_descriptor
 
 from mnist_dist.core import Stopped, UserError
+from mnist_dist.run import folder as run_folder
 from mnist_dist.run import launch, origin
 from mnist_dist.run.command_line import as_json, parse
 from mnist_dist.run.folder import is_running
@@ -252,3 +256,31 @@ def test_without_git_there_is_no_commit(tmp_path, monkeypatch):
     assert origin.commit() is None
     monkeypatch.setenv("PATH", str(tmp_path))
     assert origin.commit() is None
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="git is needed")
+def test_the_commit_is_that_of_this_checkout_and_of_no_other(tmp_path, monkeypatch):
+    def git(*words):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    git("init", "-q")
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "-q", "-m", "one")
+    monkeypatch.setattr(origin, "CHECKOUT", tmp_path)
+    assert origin.commit() == git("rev-parse", "HEAD").strip()
+    (tmp_path / "file").write_text("2")
+    assert origin.commit() == git("rev-parse", "HEAD").strip() + "-dirty"
+    (tmp_path / "site-packages").mkdir()  # as where the package is installed into an environment inside of it
+    monkeypatch.setattr(origin, "CHECKOUT", tmp_path / "site-packages")
+    assert origin.commit() is None
+
+
+def test_who_looks_whether_a_run_is_running_keeps_nobody_from_it(tmp_path):
+    looking = os.open(tmp_path, os.O_RDONLY)
+    assert lock_descriptor(looking, blocking=False)
+    threading.Timer(0.02, os.close, [looking]).start()
+    run_folder.lock(tmp_path)
+    with pytest.raises(UserError, match="another process is writing the run"):
+        run_folder.lock(tmp_path)

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from mnist_dist.core.errors import UserError
 
 BOX, SIDE = 20, 28  # MNIST's digits are scaled to fit 20x20 and centred by mass in 28x28 (LeCun et al. 1998)
 LARGE = 2000  # pixels a side beyond which a picture is shrunk before it is looked at
+UNEVEN = 0.05  # difference of light and dark at the edge of a picture, of the full grey range, that is no noise
+SMALL = 64  # pixels a side at which the shade of the paper is looked for
 FAINTEST = 0.1  # least difference of ink and background, of the full grey range, that counts as a drawing
 
 
@@ -45,14 +47,71 @@ def read_digit(path: Path) -> Tensor:
         ) from error
     if not np.isfinite(grey).all():
         raise UserError(f"the picture {path} has grey values that are not finite: give a PNG or JPEG file of one digit")
-    edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    ink = np.abs(grey - np.median(edge))  # whatever differs from the background, lighter or darker
+    ink = difference_from_paper(grey)
     if ink.max() < FAINTEST:
         raise UserError(f"the picture {path} shows no digit: it is all of one shade")
     ink /= ink.max()
     drawn = ink > 0.2  # paper and compression noise stay below a fifth of the ink
     rows, columns = np.nonzero(drawn.any(axis=1))[0], np.nonzero(drawn.any(axis=0))[0]
     return torch.from_numpy(centred(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]))
+
+
+def difference_from_paper(grey: np.ndarray) -> np.ndarray:
+    """How much each pixel is lighter or darker than the paper, also in a shadow: (height, width), 0 or more."""
+    edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    if np.ptp(np.quantile(edge, [0.1, 0.9])) < UNEVEN:
+        return np.abs(grey - np.median(edge))
+    small = Image.fromarray((255 * grey).astype(np.uint8))
+    small.thumbnail((SMALL, SMALL), Image.Resampling.BOX)
+    window = max(3, min(small.size) // 7 | 1)  # wider than a stroke: filters of this size see the paper beside it
+    contrast = np.asarray(small, float) - np.asarray(small.filter(ImageFilter.MedianFilter(3 * window)), float)
+    dark = (contrast**3).mean() < 0  # the ink, for it is what differs most
+    first, second = (ImageFilter.MaxFilter, ImageFilter.MinFilter)[:: 1 if dark else -1]
+    paper = small.filter(first(window)).filter(second(window)).filter(ImageFilter.BoxBlur(window // 4))
+    light = np.asarray(paper.resize(grey.shape[::-1], Image.Resampling.BILINEAR), float) / 255
+    if not dark:
+        grey, light = 1 - grey, 1 - light
+    ink = np.maximum(light - grey, 0) / np.maximum(light, 0.1)  # in a shadow ink differs by less
+    return ink * away_from_edge(ink)
+
+
+def away_from_edge(ink: np.ndarray) -> np.ndarray:
+    """(height, width): 1 for what is drawn without touching the edge of the picture, as shadows do, 0 for the rest."""
+    small = np.asarray(Image.fromarray(ink.astype(np.float32)).resize((SMALL, SMALL), Image.Resampling.BOX))
+    part = numbered(small > 0.1 * small.max())
+    kept = (part > 0) & ~np.isin(part, [part[0], part[-1], part[:, 0], part[:, -1]])
+    if small[kept].sum() < 0.2 * small.sum():
+        return np.ones_like(ink)  # the digit itself is at the edge
+    mask = Image.fromarray(kept).convert("L").filter(ImageFilter.MaxFilter(3))
+    return np.asarray(mask.resize(ink.shape[::-1], Image.Resampling.BILINEAR), float) / 255
+
+
+def numbered(drawn: np.ndarray) -> np.ndarray:
+    """A number for each connected part of what is drawn, (height, width) of bool, and 0 elsewhere."""
+    height, width = drawn.shape
+    part = np.where(drawn, np.arange(1, drawn.size + 1).reshape(drawn.shape), 0)
+    while True:  # every pixel takes the largest number beside it, until each part has one of its own
+        wide = np.pad(part, 1)
+        around = [wide[y : y + height, x : x + width] for y in range(3) for x in range(3)]
+        larger = np.where(drawn, np.maximum.reduce(around), 0)
+        if (larger == part).all():
+            return part
+        part = larger
+
+
+def parts(digit: Tensor) -> int:
+    """In how many separate parts a digit (28, 28) is drawn, of a tenth of its ink or more each."""
+    ink = digit.numpy()
+    # Parts one pixel apart are one: many write the bar of a 5 so.
+    near = np.asarray(Image.fromarray(ink > 0.2).convert("L").filter(ImageFilter.MaxFilter(3))) > 0
+    part = numbered(near)
+    return sum(ink[part == number].sum() >= 0.1 * ink.sum() for number in np.unique(part[near]))
+
+
+def as_text(digit: Tensor) -> str:
+    """A picture (28, 28) with values in [0, 1] for a terminal: 28 lines of 56 letters."""
+    shades = " .:-=+*#%@"
+    return "\n".join("".join(2 * shades[min(int(10 * value), 9)] for value in row) for row in digit.tolist())
 
 
 def shrunk(picture: Image.Image) -> Image.Image:
