@@ -50,7 +50,7 @@ def main() -> None:
         "normalization": {"mean": samples.mean, "std": samples.std},
         "set_up": launch.describe(accelerator),
         "wandb_id": run.wandb_id,
-        "launcher": run.launcher,
+        "job": run.job,
         "versions": launch.versions(),
     }
     tracker = Tracker(accelerator, run.folder, values | about)

@@ -1,7 +1,9 @@
 """The processes: how they start, and how they leave."""
 
+import contextlib
 import os
 import platform
+import re
 import sys
 import textwrap
 import time
@@ -9,6 +11,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
+import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -21,9 +24,11 @@ from accelerate.utils import (
 )
 
 from mnist_dist.core.errors import UserError, explain
+from mnist_dist.core.stopping import STATUS
 from mnist_dist.run import rendezvous
 
 GRACE = 5  # seconds in which the first process of a node can say why all leave
+STAY = 2  # seconds in which every torchrun can notice that its processes are to end; each looks every 0.1
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -145,7 +150,30 @@ def start(
         )
     if dtype == torch.float64 and accelerator.device.type == "mps":
         raise UserError("--dtype float64 does not exist on Apple GPUs: add --cpu")
+    if accelerator.is_main_process and no_agent_can_join():
+        print(
+            "warning: in torch an agent that joins this run, or comes back, will fail (pytorch's shared store): start "
+            "every torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment",
+            file=sys.stderr,
+        )
     return accelerator
+
+
+def no_agent_can_join() -> bool:
+    """Whether torchrun was started for a number of nodes that may change, but each keeps its first store (torch 2.15).
+
+    Only the rank 0 of the first round publishes the store's address, and only there; an agent that comes later waits
+    for it in vain (`DistStoreError ... MASTER_ADDR`). Of MIN:MAX a process is told nothing, so its agent is looked at.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return False
+    with contextlib.suppress(psutil.Error):
+        words = psutil.Process().parent().cmdline()
+        nodes = re.search(r"--nnodes[= ](\d+):(\d+)", " ".join(words)) or re.fullmatch(
+            r"(\d+):(\d+)", os.environ.get("PET_NNODES", "")
+        )
+        return nodes is not None and int(nodes[1]) < int(nodes[2])
+    return False
 
 
 def is_first() -> bool:
@@ -232,6 +260,10 @@ def run(main: Callable[[], None], name: str) -> None:
             dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
+    if status == STATUS and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        # A torchrun that ends its processes for a node that joins makes those of the others end, too. One whose
+        # process was gone before it had noticed the node would count a failure, and with none left to count give up.
+        time.sleep(STAY)
     if connected:
         # Even then Python's own exit can abort in a thread that the group left behind (1 of 12 runs of two gloo
         # processes, torch 2.15), and a launcher would call a finished run failed. Nothing is left for it to do.
