@@ -130,9 +130,7 @@ def open_run(folder: Path | None, name: str, resume: bool, weights: str = WEIGHT
     return broadcast(run)
 
 
-def find_or_make(
-    folder: Path | None, begun: bool, job: dict[str, Any], name: str, resume: bool, weights: str
-) -> Run:
+def find_or_make(folder: Path | None, begun: bool, job: dict[str, Any], name: str, resume: bool, weights: str) -> Run:
     """What `open_run` does on the first process; `begun`: the folder holds a run of this job."""
     resume, taken = resume or begun, list[str]()
     if folder is None:
@@ -177,7 +175,7 @@ def lock(folder: Path, patience: float) -> None:
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, however it ends
-            return
+            return None
         except BlockingIOError as error:
             if time.monotonic() >= deadline:
                 raise UserError(
