@@ -1,5 +1,6 @@
 """An elastic run on this machine: each torchrun plays a node, at an address of its own, and nodes come and go."""
 
+import contextlib
 import json
 import os
 import signal
@@ -29,6 +30,7 @@ class ElasticRun:
 
     def __init__(self, place: Path, flags: list[str], nodes: str = "1:2", restarts: int = 0, endpoint: str = ""):
         self.place, self.flags, self.agents = place, flags, dict[str, subprocess.Popen[bytes]]()
+        self.attempt = 0.0
         place.mkdir(parents=True, exist_ok=True)
         self.command = [
             *(sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", "--nproc-per-node=1"),
@@ -54,8 +56,10 @@ class ElasticRun:
     def kill(self, address: str) -> None:
         """End a node as a power failure does."""
         agent = self.agents.pop(address)
-        for process in [*psutil.Process(agent.pid).children(recursive=True), psutil.Process(agent.pid)]:
-            process.kill()
+        if agent.poll() is None:
+            for process in [*psutil.Process(agent.pid).children(recursive=True), psutil.Process(agent.pid)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         agent.wait()
 
     def dismiss(self, address: str) -> None:
@@ -68,33 +72,35 @@ class ElasticRun:
         """Whether all agents have left."""
         return all(agent.poll() is not None for agent in self.agents.values())
 
-    def launchers(self) -> list[str]:
-        """Those that the run's config.json notes."""
+    def noted(self) -> tuple[list[str], float]:
+        """The launchers that the run's config.json notes, and when, which tells one attempt from another."""
         for config in self.place.glob("**/config.json"):
-            return json.loads(config.read_text())["job"]["launchers"]
-        return []
+            return json.loads(config.read_text())["job"]["launchers"], config.stat().st_mtime
+        return [], 0.0
 
     def newest(self) -> str:
         """The name of the newest checkpoint, empty without one."""
         return max((place.name for place in self.place.glob("**/checkpoints/step-*")), default="")
 
     def train_together(self) -> bool:
-        """Wait until all agents, and only they, have written a checkpoint; False if the run has ended.
+        """Wait until all agents, and only they, have written a checkpoint in an attempt after the one last waited for.
+
+        Returns:
+            False if the run has ended before.
 
         Raises:
             TimeoutError: they have not in time.
         """
         deadline, before = time.monotonic() + WAIT, None
         while not self.ended():
-            names = self.launchers()
-            together = len(names) == len(self.agents) and all(
-                any(f":{agent.pid}:" in name for name in names) for agent in self.agents.values()
-            )
-            if not together:
+            names, attempt = self.noted()
+            mine = [f":{agent.pid}:" for agent in self.agents.values()]
+            if attempt == self.attempt or len(names) != len(mine) or not all(any(m in n for n in names) for m in mine):
                 before = None
             elif before is None:
                 before = self.newest()
             elif self.newest() > before:
+                self.attempt = attempt
                 return True
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{', '.join(self.agents)} do not train together after {WAIT} s, but {names}")

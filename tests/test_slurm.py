@@ -232,7 +232,7 @@ def test_requeued_with_fewer_nodes_a_script_that_names_no_folder_goes_on_by_itse
     until(lambda: list(cluster.folder.glob("runs/2*/checkpoints/step-*")), 90, lambda: cluster.log(number))
     cluster.command("scontrol", "requeuehold", number)
     until(lambda: cluster.job(number)["JobState"] == "PENDING", 60, lambda: cluster.log(number))
-    cluster.command("scontrol", "update", f"JobId={number}", "NumNodes=1", "NumTasks=1")
+    cluster.command("scontrol", "update", f"JobId={number}", "NumNodes=1-1", "NumTasks=1")
     cluster.command("scontrol", "release", number)
     assert cluster.succeeded(number)["Restarts"] == "1"
     assert "going on from update " in cluster.log(number)
