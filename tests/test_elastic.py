@@ -104,7 +104,7 @@ def test_the_attempt_before_is_waited_for(begun):
     threading.Timer(0.3, os.close, [held]).start()
     assert folder.open_run(None, "name", resume=False).resume
     with pytest.raises(UserError, match="another process is writing the run"):
-        folder.lock(folder.ROOT / "begun", patience=0)
+        folder.lock(folder.ROOT / "begun")
 
 
 def test_that_no_agent_can_join_is_known_where_their_number_may_change(monkeypatch):

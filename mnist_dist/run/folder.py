@@ -154,7 +154,7 @@ def find_or_make(folder: Path | None, begun: bool, job: dict[str, Any], name: st
         if weights in taken and not any(folder.glob(f"{CHECKPOINTS}/step-*")):
             raise UserError(f"{folder} holds a run but no intact checkpoint: choose another --output-dir, or delete it")
         folder.mkdir(parents=True, exist_ok=True)
-    lock(folder, TAKE_OVER if begun else 0)
+    (take_over if begun else lock)(folder)
     wandb_id = str(settings_of(folder).get("wandb_id") or os.environ.get("WANDB_RUN_ID", ""))
     if not re.fullmatch(r"[\w-]{1,64}", wandb_id):
         wandb_id = secrets.token_hex(4)
@@ -165,25 +165,33 @@ def find_or_make(folder: Path | None, begun: bool, job: dict[str, Any], name: st
     return Run(folder, resume, wandb_id, job)
 
 
-def lock(folder: Path, patience: float) -> None:
+def take_over(folder: Path) -> None:
+    """Lock a run as soon as the attempt before has left it, whose processes may still be about to end."""
+    deadline = time.monotonic() + TAKE_OVER
+    while True:
+        try:
+            return lock(folder)
+        except UserError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(1)
+
+
+def lock(folder: Path) -> None:
     """Let no other process write this run as long as this one lives; if the file system has no locks, do nothing.
 
     Raises:
-        UserError: another process holds it, after so many seconds of patience still.
+        UserError: another process holds it.
     """
-    descriptor, deadline = os.open(folder, os.O_RDONLY), time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, however it ends
-            return None
-        except BlockingIOError as error:
-            if time.monotonic() >= deadline:
-                raise UserError(
-                    f"another process is writing the run in {folder}: wait for it, or choose another folder"
-                ) from error
-        except OSError:
-            return os.close(descriptor)
-        time.sleep(0.1)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, however it ends
+    except BlockingIOError as error:
+        raise UserError(
+            f"another process is writing the run in {folder}: wait for it, or choose another folder"
+        ) from error
+    except OSError:
+        os.close(descriptor)
 
 
 def newest_run() -> Path:
