@@ -152,8 +152,8 @@ def start(
         raise UserError("--dtype float64 does not exist on Apple GPUs: add --cpu")
     if accelerator.is_main_process and no_agent_can_join():
         print(
-            "warning: in torch an agent that joins this run, or comes back, will fail (pytorch's shared store): start "
-            "every torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment",
+            "warning: torch's agents cannot come back to this run or join it, but fail or wait in vain: start every "
+            "torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment",
             file=sys.stderr,
         )
     return accelerator
@@ -162,8 +162,8 @@ def start(
 def no_agent_can_join() -> bool:
     """Whether torchrun was started for a number of nodes that may change, but each keeps its first store (torch 2.15).
 
-    Only the rank 0 of the first round publishes the store's address, and only there; an agent that comes later waits
-    for it in vain (`DistStoreError ... MASTER_ADDR`). Of MIN:MAX a process is told nothing, so its agent is looked at.
+    An agent that comes later then finds no address (`DistStoreError ... MASTER_ADDR`), or the others keep an old one.
+    Of MIN:MAX a process is told nothing, so its agent is looked at.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return False
