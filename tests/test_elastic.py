@@ -6,13 +6,15 @@ import os
 import re
 import sys
 import threading
+import time
+from datetime import timedelta
 
 import psutil
 import pytest
 from conftest import PYTHON, REPOSITORY, call, free_port
 
 from mnist_dist.core import UserError
-from mnist_dist.run import folder, launch
+from mnist_dist.run import folder, launch, rendezvous
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 from elastic_agents import ElasticRun
@@ -157,13 +159,18 @@ def test_nodes_join_and_the_first_is_lost_and_the_run_in_the_default_folder_goes
 def test_where_the_node_of_the_rendezvous_is_lost_the_same_commands_with_resume_go_on(agents, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "0")
     flags = [*FLAGS, "--output-dir", "run"]
-    run = agents(flags, nodes="2:3", restarts=3, endpoint=f"127.0.0.1:{free_port()}")
+    port = free_port()
+    run = agents(flags, nodes="2:3", restarts=3, endpoint=f"127.0.0.1:{port}")
     run.start("127.0.0.1")
+    rendezvous.reach("127.0.0.1", port, timedelta(seconds=60))  # on one machine the agent that is first there is host
     run.start("127.0.0.2")
     assert run.train_together(), run.logs()
     assert run.logs().count("torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1") == 1
     run.kill("127.0.0.1")
-    assert run.agents["127.0.0.2"].wait(60) == 1
+    until_ended = time.monotonic() + 90
+    while not run.ended():
+        assert time.monotonic() < until_ended, run.logs()
+        time.sleep(0.1)
     refused = call(PYTHON, REPOSITORY / "train.py", *flags, cwd=tmp_path)
     assert refused.returncode == 1 and "already holds a run" in refused.stderr
     monkeypatch.delenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE")
