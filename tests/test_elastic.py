@@ -69,8 +69,10 @@ def test_of_the_runs_that_a_requeued_script_has_begun_each_step_finds_its_own(be
 
 def of_another_start() -> str:
     """A launcher with this one's process id, before that was used again."""
-    parent = psutil.Process().parent()
-    return folder.launcher().rsplit(":", 1)[0] + f":{parent.create_time() - psutil.boot_time() - 5:.2f}"
+    time_of = psutil.Process.create_time
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(psutil.Process, "create_time", lambda process: time_of(process) - 5)
+        return folder.launcher()
 
 
 @pytest.mark.parametrize(
