@@ -52,7 +52,7 @@ def main() -> None:
         "data_digest": samples.digest,
         "normalization": {"mean": samples.mean, "std": samples.std},
         "wandb_id": run.wandb_id,
-        "launcher": run.launcher,
+        "job": run.job,
     } | origin.about(accelerator)
     tracker = Tracker(accelerator, run.folder, values | about)
     parts = {"tracker": tracker} | ({"averaged": averaged} if averaged else {})
@@ -64,14 +64,13 @@ def main() -> None:
     )
     if run.resume:
         checkpoints.resume()
-    progress = training.progress
+    progress, results = training.progress, dict[str, Evaluation]()
     config.check_progress(progress, run.folder)
 
     def evaluate() -> dict[str, Evaluation]:
         return {name: classify(accelerator, trained, split, virtual=virtual) for name, split in splits.items()}
 
     with tracker:
-        results: dict[str, Evaluation] = {}
         while progress.epoch < config.epochs:
             for batch in training.epoch(train, f"epoch {progress.epoch + 1}/{config.epochs}"):
                 training.set_rate(rate(progress.global_step))

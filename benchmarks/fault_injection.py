@@ -4,11 +4,19 @@
     python benchmarks/fault_injection.py --faults 30 --processes 2
     python benchmarks/fault_injection.py --faults 20 --processes 2 --signal TERM INT USR1
     python benchmarks/fault_injection.py --faults 20 --processes 2 --signal TERM INT USR1 --launcher accelerate
+    python benchmarks/fault_injection.py --elastic --faults 20
+    python benchmarks/fault_injection.py --elastic --faults 20 -- --model mlp --dtype float32 --virtual-processes 2
 
 Each fault comes at an instant uniform over the time that the undisturbed run took from its first line to its end, so
 also inside the writing of checkpoints and files. KILL goes to all processes; TERM, INT and USR1 to one of them, chosen
 at random, which must make all leave with a checkpoint. The weights, metrics.jsonl and summary.json (times aside) must
 be those of the undisturbed run. The exit status is 0 only if all were.
+
+With --elastic one run has all the faults, on one or two torchrun agents that play nodes: an agent is killed with its
+process, the first of them to begin with; one is asked to leave; one joins; a process is killed, or asked to stop. Each
+comes at a random instant once the agents train together, and is survived if all that are left do so again. The run
+must end by itself, with the weights of one process never disturbed: to 1e-9 in float64, to the bit if flags after `--`
+have --virtual-processes.
 """
 
 import argparse
@@ -23,12 +31,18 @@ import time
 from pathlib import Path
 
 import psutil
+import torch
+from elastic_agents import ElasticRun
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 FLAGS = (
     "--dataset mnist-5k --cpu --wandb disabled --epochs 12 --batch-size 40 --checkpoint-every 9 --schedule one-cycle"
 )
 FLAGS += " --gradient-accumulation-steps 2 --val-size 100 --affine 0.5 --elastic 0.5"
+ELASTIC = "--dataset mnist-5k --cpu --wandb disabled --model cnn --dtype float64 --batch-size 100 --epochs 25"
+ELASTIC += " --checkpoint-every 3"  # few updates that take long
+ADDRESSES = [f"127.0.0.{number}" for number in range(1, 10)]  # ranks are in their order
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 TIMES = ("samples_per_second", "train_seconds")
 
 
@@ -93,6 +107,73 @@ def disturb(folder: Path, processes: int, launcher: str, name: str, duration: fl
     return f"{name} after {instant:.2f} s: {', '.join(resumed)}"
 
 
+def happen(run: ElasticRun, first: bool, dice: random.Random) -> str:
+    """Let something happen to an elastic run that trains, and return what; `first`: the first agent is killed."""
+    agents = sorted(run.agents)
+    address = agents[0] if first else dice.choice(agents)
+    with_others = ["agent killed", "agent asked to leave"] if len(agents) > 1 else ["agent joins"] * 3
+    event = with_others[0] if first else dice.choice([*with_others, "process killed", "process asked to stop"])
+    if event == "agent killed":
+        run.kill(address)
+    elif event == "agent asked to leave":
+        run.dismiss(address)
+    elif event == "agent joins":
+        address = dice.choice([other for other in ADDRESSES if other not in agents])
+        run.start(address)
+    else:
+        for process in run.processes(address):
+            process.send_signal(signal.SIGKILL if event == "process killed" else dice.choice(STOPS))
+    return f"{event}: {address} of {', '.join(agents)}"
+
+
+def disturb_elastic_run(faults: int, flags: list[str], dice: random.Random) -> bool:
+    """One run with many faults, compared with one process never disturbed. Returns whether all is as it should be."""
+    with tempfile.TemporaryDirectory() as root:
+        folder, reference = Path(root) / "elastic" / "run", Path(root) / "reference"
+        command = [sys.executable, str(TRAIN), *flags, "--output-dir", str(reference)]
+        subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True)
+        # A death costs every agent one of its restarts.
+        run = ElasticRun(folder.parent, [*flags, "--output-dir", str(folder)], restarts=faults)
+        tried = survived = 0
+        try:
+            for address in ADDRESSES[:2]:
+                run.start(address)
+            run.train_together()
+            while tried < faults:
+                time.sleep(dice.uniform(0, 3))
+                if run.ended() or (folder / "summary.json").exists():
+                    break
+                before, story = run.newest(), happen(run, tried == 0, dice)
+                tried, begin = tried + 1, time.perf_counter()
+                alive = run.train_together()
+                survived += alive or (folder / "summary.json").exists()
+                story += (
+                    f"; at {before}, all train after {time.perf_counter() - begin:.0f} s" if alive else "; it ended"
+                )
+                print(f"{tried:4d} {story}", flush=True)
+            while not run.ended():
+                time.sleep(0.1)
+        except TimeoutError as error:
+            print(f"{tried:4d} {story}: {error}")
+        finally:
+            for address in list(run.agents):
+                run.kill(address)
+        print(f"{survived} of {tried} events survived" + f", the run was over before {faults}" * (tried < faults))
+        if not (folder / "summary.json").exists():
+            print(f"it did not end well: {run.logs()[-5000:]}")
+            return False
+        difference = weight_difference(folder, reference)
+        same = (folder / "mnist_model.pth").read_bytes() == (reference / "mnist_model.pth").read_bytes()
+        print(f"weights against one process never disturbed: {'the same bits' if same else f'{difference:.1e} apart'}")
+        return survived == faults and (same if "--virtual-processes" in flags else difference < 1e-9)
+
+
+def weight_difference(one: Path, other: Path) -> float:
+    """The largest absolute difference between the weights of two runs."""
+    weights, others = (torch.load(folder / "mnist_model.pth", weights_only=True) for folder in (one, other))
+    return max((weights[name] - others[name]).abs().max().item() for name in weights)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=10)
@@ -100,7 +181,12 @@ def main() -> None:
     parser.add_argument("--signal", choices=["KILL", "TERM", "INT", "USR1"], nargs="+", default=["KILL"])
     parser.add_argument("--launcher", choices=list(LAUNCHERS), default="torchrun")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    parser.add_argument("--elastic", action="store_true")
+    parser.add_argument("flags", nargs="*", help="after --: further flags of train.py, with --elastic")
     args = parser.parse_args()
+    if args.elastic:
+        print(f"{args.faults} events in one elastic run, --seed {args.seed}", flush=True)
+        sys.exit(not disturb_elastic_run(args.faults, [*ELASTIC.split(), *args.flags], random.Random(args.seed)))
     what = f"{args.faults} faults, {' '.join(args.signal)}, {args.processes} process(es)"
     print(f"{what} under {args.launcher}, --seed {args.seed}" if args.processes > 1 else f"{what}, --seed {args.seed}")
     dice, same = random.Random(args.seed), 0

@@ -132,7 +132,7 @@ def main() -> None:
 
     # The run's folder, and where a stopped run left off.
     run = folder.open_run(config.output_dir, "characters", config.resume, weights="model.pth")
-    about |= {"wandb_id": run.wandb_id, "wandb_project": "characters", "launcher": run.launcher}
+    about |= {"wandb_id": run.wandb_id, "wandb_project": "characters", "job": run.job}
     tracker = tracking.Tracker(accelerator, run.folder, about)
     fixed = {name: about[name] for name in ("batch_size", "seed", "dtype", "dropout", "digest")}
     checkpoints = core.Checkpoints(run.folder, training, {"tracker": tracker}, fixed, config.checkpoint_every)

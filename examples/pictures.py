@@ -98,7 +98,7 @@ def main() -> None:
 
     # The run's folder, and where a stopped run left off.
     run = folder.open_run(config.output_dir, "pictures", config.resume, weights="model.pth")
-    about |= {"wandb_id": run.wandb_id, "wandb_project": "pictures", "launcher": run.launcher}
+    about |= {"wandb_id": run.wandb_id, "wandb_project": "pictures", "job": run.job}
     tracker = tracking.Tracker(accelerator, run.folder, about)
     fixed = {name: about[name] for name in ("batch_size", "seed", "dtype", "digest")}
     checkpoints = core.Checkpoints(run.folder, training, {"tracker": tracker}, fixed, config.checkpoint_every)

@@ -17,6 +17,9 @@ if ! python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("t
     exit 2
 fi
 
+# A job that is requeued with fewer nodes keeps the number of tasks that it was submitted with.
+export SLURM_NTASKS=$((SLURM_NNODES * SLURM_NTASKS_PER_NODE))
+
 # Where the ranks meet: this script runs on the first node, as rank 0 does. A node's name need not be a host's.
 MASTER_ADDR=$(scontrol show node --oneliner "$SLURMD_NODENAME" | sed 's/.* NodeAddr=\([^ ]*\) .*/\1/')
 MASTER_PORT=$(python -c 'import socket; print(socket.create_server(("", 0)).getsockname()[1])')

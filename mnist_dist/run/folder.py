@@ -14,11 +14,13 @@ from typing import Any
 
 import psutil
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from filelock import lock_descriptor
 
 from mnist_dist.core.checkpoints import FOLDER as CHECKPOINTS
 from mnist_dist.core.errors import UserError
 from mnist_dist.core.processes import all_or_none, broadcast
+from mnist_dist.run.files import write_json
 
 CONFIG, METRICS, SUMMARY, WEIGHTS, EVALUATION = (
     "config.json",
@@ -30,6 +32,7 @@ CONFIG, METRICS, SUMMARY, WEIGHTS, EVALUATION = (
 ENDED = "ended.json"  # why a run ended that did not finish: asked to stop, or failed; one that was killed has none
 PLOTS = "plots"
 ROOT = Path("runs")
+TAKE_OVER = 60  # seconds for the first process of the attempt before to end; a launcher kills it after 30
 
 
 @dataclass(frozen=True)
@@ -40,21 +43,54 @@ class Run:
         folder: where its files are.
         resume: whether it goes on from its newest checkpoint.
         wandb_id: its name within Weights & Biases, the same before and after a stop.
-        launcher: the launcher that started it and may start it again, None without one.
+        job: what started its processes and may start them again, as `this_job` tells it.
     """
 
     folder: Path
     resume: bool
     wandb_id: str
-    launcher: str | None
+    job: dict[str, Any]
 
 
 def launcher() -> str | None:
     """What tells the launcher of this process, torchrun or accelerate launch, from every other; None without one."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    parent = psutil.Process().parent() if "TORCHELASTIC_RUN_ID" in os.environ else None
+    if parent is None:
         return None
-    parent = psutil.Process().parent()
-    return f"{platform.node()}:{parent.pid}:{parent.create_time()}" if parent else None
+    started = parent.create_time() - psutil.boot_time()  # both move if the clock is set; their difference does not
+    return f"{platform.node()}:{parent.pid}:{started:.2f}"
+
+
+def this_job() -> dict[str, Any]:
+    """What started the processes: the launchers of all of them, and the Slurm job; every process gets the same.
+
+    `torchrun --rdzv-id` is no name for it: it is "none" unless somebody chose one.
+    """
+    launchers = sorted({name for name in gather_object([launcher()]) if name})
+    number, restarts = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "")
+    name = f"{os.environ.get('SLURM_CLUSTER_NAME')}:{number}" if number else None
+    step, count = os.environ.get("SLURM_STEP_ID"), int(restarts) if restarts.isdecimal() else 0
+    return broadcast({"launchers": launchers, "slurm_job": name, "slurm_step": step, "slurm_restarts": count})
+
+
+def is_of(job: dict[str, Any], noted: dict[str, Any]) -> bool:
+    """Whether a job has begun a run, by what its config.json notes: a launcher lives on, or Slurm requeued the job."""
+    launchers, restarts = noted.get("launchers"), noted.get("slurm_restarts")
+    if isinstance(launchers, list) and any(name in launchers for name in job["launchers"]):
+        return True
+    # Within one attempt of a Slurm job each training is a run of its own.
+    same = job["slurm_job"] is not None and noted.get("slurm_job") == job["slurm_job"]
+    return same and isinstance(restarts, int) and restarts < job["slurm_restarts"]
+
+
+def begun_by(job: dict[str, Any], folder: Path | None) -> Path | None:
+    """The run that a job has begun, in the folder asked for or in runs/; None if there is none to be seen from here."""
+    mine = []
+    for place in [folder] if folder else sorted(ROOT.glob("*")):
+        noted = settings_of(place).get("job")
+        if isinstance(noted, dict) and is_of(job, noted):
+            mine.append((noted.get("slurm_step") == job["slurm_step"], place))  # a batch script may begin several
+    return max(mine)[1] if mine else None
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
@@ -69,7 +105,8 @@ def settings_of(folder: Path) -> dict[str, Any]:
 def open_run(folder: Path | None, name: str, resume: bool, weights: str = WEIGHTS) -> Run:
     """Make the folder of a new run, or find that of one to go on with; every process calls it and gets the same.
 
-    A run whose own launcher has started it again (`--max-restarts`) goes on by itself.
+    A run that its own job has started again goes on by itself: after `--max-restarts`, with nodes lost or joined, or
+    requeued by Slurm. Some process's launcher of the last attempt, or the Slurm job, must still be there.
 
     Args:
         folder: the one asked for; None for runs/<timestamp>-<name>.
@@ -77,22 +114,27 @@ def open_run(folder: Path | None, name: str, resume: bool, weights: str = WEIGHT
         weights: the name of the file that the trained model will have.
 
     Raises:
-        UserError: the folder holds a run already, or one that has nothing to go on from, or cannot be written to.
+        UserError: the folder holds a run already, or one that has nothing to go on from, or cannot be written to, or
+            not seen by the first process.
     """
-    run = None
+    run, job, begun = None, this_job(), None
+    if PartialState().is_local_main_process:
+        begun = begun_by(job, folder)
+    seen = [place for place in gather_object([begun]) if place]
     with all_or_none():
         if PartialState().is_main_process:
-            run = find_or_make(folder, name, resume, weights)
+            if seen and not begun:
+                raise UserError(
+                    f"this job has begun a run in {seen[0]}, which {platform.node()}, the first process's node, does "
+                    "not have: let all nodes share that folder"
+                )
+            run = find_or_make(begun or folder, begun is not None, job, name, resume, weights)
     return broadcast(run)
 
 
-def find_or_make(folder: Path | None, name: str, resume: bool, weights: str) -> Run:
-    """What `open_run` does on the first process."""
-    mine = launcher()
-    if mine:
-        for begun in [folder] if folder else sorted(ROOT.glob("*")):
-            if settings_of(begun).get("launcher") == mine:
-                folder, resume = begun, True
+def find_or_make(folder: Path | None, begun: bool, job: dict[str, Any], name: str, resume: bool, weights: str) -> Run:
+    """What `open_run` does on the first process; `begun`: the folder holds a run of this job."""
+    resume, taken = resume or begun, list[str]()
     if folder is None:
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
         folder = ROOT / name
@@ -114,11 +156,27 @@ def find_or_make(folder: Path | None, name: str, resume: bool, weights: str) -> 
         if weights in taken and not any(folder.glob(f"{CHECKPOINTS}/step-*")):
             raise UserError(f"{folder} holds a run but no intact checkpoint: choose another --output-dir, or delete it")
         folder.mkdir(parents=True, exist_ok=True)
-    lock(folder)
+    (take_over if begun else lock)(folder)
     wandb_id = str(settings_of(folder).get("wandb_id") or os.environ.get("WANDB_RUN_ID", ""))
     if not re.fullmatch(r"[\w-]{1,64}", wandb_id):
         wandb_id = secrets.token_hex(4)
-    return Run(folder, resume, wandb_id, mine)
+    if (begun or not taken) and (job["launchers"] or job["slurm_job"]):
+        # At once, for this attempt may end before its first update. A run that another job takes over is still the
+        # other's until its checkpoint has been read.
+        write_json(folder / CONFIG, settings_of(folder) | {"wandb_id": wandb_id, "job": job})
+    return Run(folder, resume, wandb_id, job)
+
+
+def take_over(folder: Path) -> None:
+    """Lock a run as soon as the attempt before has left it, whose processes may still be about to end."""
+    deadline = time.monotonic() + TAKE_OVER
+    while True:
+        try:
+            return lock(folder)
+        except UserError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(1)
 
 
 def lock(folder: Path) -> None:

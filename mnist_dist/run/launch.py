@@ -1,5 +1,6 @@
 """The processes: how they start, and how they leave."""
 
+import contextlib
 import os
 import platform
 import re
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -24,12 +26,14 @@ from accelerate.utils import (
 )
 
 from mnist_dist.core.errors import UserError, explain
+from mnist_dist.core.stopping import STATUS
 from mnist_dist.run import rendezvous
 
 GRACE = 5  # seconds in which the first process of a node can say why all leave
 # Of a process on the CPU, unless OMP_NUM_THREADS says otherwise, as torchrun does. Threads wait for each other by
 # spinning: with one on every core, a single other program that wants a core holds up all of them (docs/speed.md).
 THREADS = max(1, torch.get_num_threads() // 2)
+STAY = 2  # seconds in which every torchrun can notice that its processes are to end; each looks every 0.1
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -161,6 +165,12 @@ def start(
         )
     if dtype == torch.float64 and accelerator.device.type == "mps":
         raise UserError("--dtype float64 does not exist on Apple GPUs: add --cpu")
+    if accelerator.is_main_process and no_agent_can_join():
+        print(
+            "warning: torch's agents cannot come back to this run or join it, but fail or wait in vain: start every "
+            "torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment",
+            file=sys.stderr,
+        )
     return accelerator
 
 
@@ -180,6 +190,23 @@ def fix_bits(virtual: int) -> dict[str, Any]:
         torch.backends.cudnn.benchmark = False
         found["GPU"] = torch.cuda.get_device_name()
     return found
+
+
+def no_agent_can_join() -> bool:
+    """Whether torchrun was started for a number of nodes that may change, but each keeps its first store (torch 2.15).
+
+    An agent that comes later then finds no address (`DistStoreError ... MASTER_ADDR`), or the others keep an old one.
+    Of MIN:MAX a process is told nothing, so its agent is looked at.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return False
+    with contextlib.suppress(psutil.Error):
+        words = psutil.Process().parent().cmdline()
+        nodes = re.search(r"--nnodes[= ](\d+):(\d+)", " ".join(words)) or re.fullmatch(
+            r"(\d+):(\d+)", os.environ.get("PET_NNODES", "")
+        )
+        return nodes is not None and int(nodes[1]) < int(nodes[2])
+    return False
 
 
 def is_first() -> bool:
@@ -267,6 +294,10 @@ def run(main: Callable[[], None], name: str) -> None:
             dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
+    if status == STATUS and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        # A torchrun that ends its processes for a node that joins makes those of the others end, too. One whose
+        # process was gone before it had noticed the node would count a failure, and with none left to count give up.
+        time.sleep(STAY)
     if connected:
         # Even then Python's own exit can abort in a thread that the group left behind (1 of 12 runs of two gloo
         # processes, torch 2.15), and a launcher would call a finished run failed. Nothing is left for it to do.
