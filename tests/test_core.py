@@ -153,8 +153,8 @@ def test_it_imports_nothing_but_torch_accelerate_and_tqdm():
                 assert module.split(".")[0] in sys.stdlib_module_names | LIBRARIES, f"{path.name}, line {node.lineno}"
 
 
-def test_it_has_at_most_700_lines():
-    assert sum(path.read_text().count("\n") for path in CORE.rglob("*.py")) <= 700
+def test_it_has_at_most_760_lines():
+    assert sum(path.read_text().count("\n") for path in CORE.rglob("*.py")) <= 760
 
 
 def test_copied_alone_into_another_project_it_is_the_same_training_and_resumes(tmp_path):

@@ -130,7 +130,7 @@ def test_more_processes_than_virtual_ones_and_other_bits_on_a_resume_are_refused
     other = call(PYTHON, "train.py", *COMMON, run, "--resume", "--virtual-processes", "4")
     assert other.returncode == 1 and "--virtual-processes is 4, but the run" in other.stderr
     config = json.loads((run / "config.json").read_text())
-    assert config["threads"] == 1 and config["versions"]["torch"] == torch.__version__
+    assert config["threads"] == 1 and config["versions"]["torch"] in torch.__version__
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.randoms(use_true_random=False))
