@@ -121,6 +121,7 @@ class Reference:
         moments: the means of the gradient and of its square that Adam keeps, by name.
         averaged: the moving average of the weights; none before the first update or without `ema`.
         updates: made so far.
+        loss: the sum over the samples of the epoch in progress, each at the time of its update (nats).
     """
 
     settings: Settings
@@ -132,7 +133,7 @@ class Reference:
         self.weights = {name: tensor.to(device) for name, tensor in initial(self.settings).items()}
         self.moments = [{name: torch.zeros_like(w) for name, w in self.weights.items()} for _ in BETAS]
         self.averaged: dict[str, Tensor] = {}
-        self.updates = 0
+        self.updates, self.loss = 0, 0.0
 
     def batch(self, epoch: int, number: int) -> Tensor:
         """(n,) int64, the samples of one global batch, in order."""
@@ -140,8 +141,8 @@ class Reference:
         whole = order(len(self.labels), self.settings.seed, epoch)
         return whole[start : start + self.settings.batch_size].to(self.labels.device)
 
-    def gradient(self, epoch: int, number: int) -> tuple[dict[str, Tensor], float]:
-        """The gradient of the mean loss over one global batch, clipped, by name; and that loss (nats)."""
+    def gradient(self, epoch: int, number: int) -> dict[str, Tensor]:
+        """The gradient of the mean loss over one global batch, clipped, by name."""
         has, index, device = self.settings, self.batch(epoch, number), self.labels.device
 
         def draw(purpose: str, *shape: int, normal: bool = False) -> Tensor:
@@ -156,7 +157,10 @@ class Reference:
         if has.dropout:
             sides = [13, 5, *[3] * 6]
             maps = has.channels if has.model == "cnn" else ()
-            shapes = [*[(side, side, count) for side, count in zip(sides, maps, strict=False)], *[(n,) for n in has.hidden]]
+            shapes = [
+                *[(side, side, count) for side, count in zip(sides, maps, strict=False)],
+                *[(n,) for n in has.hidden],
+            ]
             sizes = [math.prod(shape) for shape in shapes]
             kept = (draw("dropout", sum(sizes)) >= has.dropout).float() / (1 - has.dropout)
             parts = kept.split(sizes, dim=1)
@@ -165,11 +169,12 @@ class Reference:
         surprise = -logits(weights, images, dropped).log_softmax(dim=1)
         right = surprise.gather(1, self.labels[index, None]).squeeze(1)
         loss = ((1 - has.label_smoothing) * right + has.label_smoothing * surprise.mean(dim=1)).mean()
+        self.loss = loss.item() * len(index) + (self.loss if number else 0.0)
         found = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
         if has.clip_norm:
             norm = float(sum(tensor.square().sum() for tensor in found.values())) ** 0.5
             found = {name: tensor * min(1, has.clip_norm / (norm + 1e-6)) for name, tensor in found.items()}
-        return found, loss.item()
+        return found
 
     def update(self, gradient: dict[str, Tensor], rate: float) -> None:
         """Move the weights by AdamW, and their average after them."""
