@@ -177,7 +177,7 @@ class Reference:
         return found
 
     def update(self, gradient: dict[str, Tensor], rate: float) -> None:
-        """Move the weights by AdamW, and their average after them."""
+        """Move the weights by AdamW."""
         self.updates += 1
         for name, slope in gradient.items():
             mean, square = (moment[name] for moment in self.moments)
@@ -186,6 +186,9 @@ class Reference:
             step = mean / (1 - BETAS[0] ** self.updates)
             step = step / ((square / (1 - BETAS[1] ** self.updates)).sqrt() + EPSILON)
             self.weights[name] = self.weights[name] * (1 - rate * self.settings.weight_decay) - rate * step
+
+    def follow(self) -> None:
+        """Move the average after the weights."""
         decay = self.settings.ema
         for name, tensor in self.weights.items() if decay else ():
             before = self.averaged.get(name, tensor)

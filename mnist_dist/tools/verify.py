@@ -450,15 +450,18 @@ class Verify:
     def compared(self, kind: str, advice: str) -> Check:
         """A line: that what processes saw of this kind differs from the reference by no more than rounding."""
         ended = self.trouble(kind)
-        most, failing = 0.0, ""
+        most, faults = 0.0, list[tuple[int, str]]()
         for title, all_seen in self.seen.items():
             for rank, seen in enumerate(all_seen):
                 found, update = seen.apart.get(kind, (0.0, 0))
-                if found > TOLERANCE and not failing:
-                    failing = (
-                        f"{title}: {self.on(rank)} differs from one process's by {found:.1e}, first at update {update}"
-                    )
                 most = max(most, found)
+                if not found <= TOLERANCE:
+                    what = f"by {found:.1e}" if math.isfinite(found) else "and is no finite number"
+                    faults.append(
+                        (update, f"{title}: {self.on(rank)} differs from one process's {what}, first at update")
+                    )
+        first, text = min(faults, default=(0, ""), key=lambda fault: fault[0])
+        failing = f"{text} {first}" if faults else ""
         updates = sum(all_seen[0].left for all_seen in self.seen.values())
         right = f"differs from one process's by {most:.0e} at most, {updates} updates (float64)"
         return Check(kind, not failing and not ended, failing or ended or right, advice)
@@ -504,6 +507,8 @@ class Verify:
             even = cut(samples, len(samples.train) // batch * batch, TESTED)
             if world > 1 and len(even.train) and not wrong(equal, even, "equal shares"):
                 return "only unequal shares are wrong: weigh a process's loss by its samples, not by processes"
+            if rounding == math.inf:
+                return "it is no number at that update: look at the loss and its gradient there, and for an overflow"
             if rounding < 5e-3:
                 return (
                     f"it is rounded by {rounding:.0e} of itself, as bfloat16 is: exchange it in the weights' own dtype"
@@ -648,6 +653,7 @@ class Verify:
         one, per_epoch = watch.reference, math.ceil(len(samples.train) / settings.batch_size)
         for update in range(one.updates, 2 * per_epoch):
             one.update(one.gradient(*divmod(update, per_epoch)), reference.rate(settings, update, 2 * per_epoch))
+            one.follow()
         trained = weights.load_weights((going.output_dir or Path()) / weights.WEIGHTS)
         apart = difference(one.averaged or one.weights, trained)
         return [] if apart <= TOLERANCE else [f"1 process that goes on from there differs by {apart:.1e} in the end"]
@@ -715,12 +721,15 @@ class Verify:
         model, own = (networks.build("mlp").to(device) for _ in range(2))
         training = Training(accelerator, model, adam(model, PLAIN), loss_of(model, PLAIN))
         together = len(images) / fastest(training.update, self.batches_of(images, accelerator), device)
-        # Alone, and then each process's own share, without a word to the others.
+        # Alone, and then each process's own gradient, without a word to the others.
         optimizer, loss = adam(own, PLAIN), loss_of(own, PLAIN)
 
-        def update(batch: Batch) -> None:
+        def calculate(batch: Batch) -> None:
             optimizer.zero_grad()
             (loss(own, batch) / batch.size).backward()
+
+        def update(batch: Batch) -> None:
+            calculate(batch)
             optimizer.step()
 
         alone = together
@@ -730,7 +739,7 @@ class Verify:
             alone = self.meeting.gather(alone)[0]
         self.meeting.gather(0)  # all begin at once
         batch = next(self.batches_of(images).epoch())
-        times = self.meeting.gather(links.long_enough(lambda: update(batch), device))
+        times = self.meeting.gather(links.long_enough(lambda: calculate(batch), device))
         self.result.measurements = {
             "samples_per_second": together,
             "samples_per_second_alone": alone,

@@ -22,6 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from mnist_dist.core import Batch, Checkpoints, Stopped, Training
 from mnist_dist.core.checkpoints import newest_checkpoint
 from mnist_dist.core.errors import explain
+from mnist_dist.run import launch, plots
 from mnist_dist.run.command_line import as_flags
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.task import data
@@ -141,6 +142,7 @@ class Watch:
                 around.enter_context(stream(io.StringIO()))
             around.enter_context(patch.object(sys, "argv", ["train.py", *words]))
             around.enter_context(patch.object(data, "obtain", lambda *_, **__: self.samples))
+            around.enter_context(without_pictures())
             around.enter_context(patch.object(Training, "update", self.watched_update()))
             around.enter_context(patch.object(Checkpoints, "save", self.watched_save()))
             hook = register_optimizer_step_pre_hook(lambda optimizer, *_: self.keep_gradient(optimizer))
@@ -211,13 +213,16 @@ class Watch:
         if found.keys() == self.gradient.keys():
             norm = sum(float((self.gradient[name] - tensor).square().sum()) for name, tensor in found.items()) ** 0.5
             whole = sum(float(tensor.square().sum()) for tensor in self.gradient.values()) ** 0.5
-            seen.rounding = max(seen.rounding, norm / whole if whole else 0.0)
+            relative = norm / whole if whole else 0.0
+            seen.rounding = max(seen.rounding, relative if math.isfinite(relative) else math.inf)
             expected = reference.rate(self.settings, mine.updates, self.total)
             self.apart("schedule", max(abs(rate - expected) / self.settings.lr for rate in rates), seen.left)
             mine.update(found, rates[0])
         else:
             mine.update(self.gradient, reference.rate(self.settings, mine.updates, self.total))
         self.apart("update", difference(mine.weights, named), seen.left)
+        mine.weights = {name: tensor.detach().double().clone() for name, tensor in named.items()}
+        mine.follow()
         seen.at = "evaluation" if training.epoch_is_complete else "checkpoint"
         if mine.updates in self.keep:
             self.kept[mine.updates] = copy.deepcopy(mine)
@@ -297,6 +302,11 @@ def wrong_checkpoint(expected: Reference, folder: Path, tolerance: float) -> tup
     return faults, int(payload["parts"]["training"]["progress"]["global_step"])
 
 
+def without_pictures() -> Any:
+    """Let a run draw none: they would take half of its time."""
+    return patch.object(plots, "save", lambda *_, **__: None)
+
+
 @contextmanager
 def small(samples: int, others: int) -> Iterator[None]:
     """Whatever data set a training asks for is cut."""
@@ -307,9 +317,7 @@ def small(samples: int, others: int) -> Iterator[None]:
 
 def alone() -> None:
     """Train on one process of its own: `python -c "...alone()" '{"flags": [...], "samples": n, "others": m}'`."""
-    from mnist_dist.run import launch
-
     asked = json.loads(sys.argv[1])
     sys.argv = ["train.py", *asked["flags"]]
-    with small(asked["samples"], asked["others"]):
+    with without_pictures(), small(asked["samples"], asked["others"]):
         launch.run(script().main, "train.py")
