@@ -16,7 +16,7 @@ MESSAGE = 2**20  # bytes, of the message that gives a link's
 SLOW = 4.0  # times a good link
 PATIENCE = 0.01  # seconds that no good link takes
 NOTICED = 1e-3  # seconds: less costs little, and is noise on a busy machine
-LONG = 0.5  # seconds, many times the slice that a scheduler gives to a process
+LONG = 1.0  # seconds, many times the slice that a scheduler gives to a process
 
 Link = tuple[int, int, float, float]  # two processes, seconds there and back, bytes a second
 
@@ -28,7 +28,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def long_enough(function: Callable[[], object], device: torch.device) -> float:
-    """Seconds that a call takes on average over at least half a second, after one to warm up."""
+    """Seconds that a call takes on average over at least a second, after one to warm up."""
     function()
     synchronize(device)
     calls, begin = 0, time.perf_counter()

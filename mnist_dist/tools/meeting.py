@@ -50,7 +50,8 @@ class Meeting:
         self.deadline, self.fail, self.folders = deadline, fail, list[Path]()
         self.parents = list[Path]()
         self.begin("start")
-        self.store, self.round, self.over, self.signal = self.connect(), 0, False, ""
+        self.round, self.over, self.signal = 0, False, ""
+        self.store, store_of_thread = self.connect()
         self.main = threading.main_thread().ident or 0
         self.before = {number: signal.getsignal(number) for number in (*ENDING, signal.SIGUSR1)}
         self.catch_signals()
@@ -58,18 +59,18 @@ class Meeting:
         for end in (self.pipe, write):
             os.set_blocking(end, False)
         self.wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        self.thread = threading.Thread(target=self.watch, args=[self.store if self.world == 1 else self.connect()])
-        self.thread.daemon = True
+        self.thread = threading.Thread(target=self.watch, args=[store_of_thread], daemon=True)
         self.thread.start()
 
-    def connect(self) -> dist.Store:
-        """A connection to the store: a program and a thread that shared one would wait for each other."""
+    def connect(self) -> tuple[dist.Store, dist.Store]:
+        """Two connections to the store: a program and a thread that shared one would wait for each other."""
         if self.world == 1:
-            return dist.HashStore()
+            store = dist.HashStore()
+            return store, store
         host = os.environ["MASTER_ADDR"]
         server = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if self.rank == 0 else None
         port = broadcast(server.port if server else 0)
-        return server or dist.TCPStore(host, port, is_master=False)
+        return server or dist.TCPStore(host, port, is_master=False), dist.TCPStore(host, port, is_master=False)
 
     def catch_signals(self) -> None:
         """Let the thread answer a request to end; to be called again after a training, which takes it for its own."""
@@ -169,7 +170,7 @@ class Meeting:
             advice = WHERE_DEAD
         elif words:
             what = "; ".join(f"process {rank}: {text}" for rank, text in words.items())
-            advice = "what failed there did not fail on all: look at its node, its files and its settings"
+            advice = NOT_ALL
         elif self.signal:
             what, advice = f"ended by {self.signal}", "start it again"
         else:
@@ -191,11 +192,10 @@ class Meeting:
     def leave(self) -> NoReturn:
         """End this process, whatever its program is waiting for."""
         self.clean()
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(1)
 
 
+NOT_ALL = "what failed there did not fail on all: look at its node, its files and its settings"
 WHERE_DEAD = "look at its own last words, and at the memory and power of its node"
 
 

@@ -13,9 +13,10 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -35,7 +36,7 @@ from mnist_dist.task.evaluation import BATCH, classify
 from mnist_dist.task.objective import adam, loss_of
 from mnist_dist.task.settings import DataConfig, require
 from mnist_dist.tools import links, program, reference
-from mnist_dist.tools.meeting import Meeting
+from mnist_dist.tools.meeting import NOT_ALL, Meeting, lost_another
 from mnist_dist.tools.watched import Seen, Watch, cut, difference, wrong_checkpoint, wrong_figures
 
 VERSION = 2  # of the answer for machines
@@ -175,6 +176,7 @@ class Answer:
         measurements: in seconds, samples a second and bytes a second; none if not everything was compared.
         json: where to write it.
         printing: whether this process prints lines as they are made.
+        out, errors: where to, also while a training's words are swallowed.
     """
 
     checks: list[Check] = field(default_factory=list)
@@ -182,6 +184,8 @@ class Answer:
     measurements: dict[str, float] = field(default_factory=dict)
     json: Path | None = None
     printing: bool = True
+    out: TextIO = field(default_factory=lambda: sys.stdout)
+    errors: TextIO = field(default_factory=lambda: sys.stderr)
 
     @property
     def failed(self) -> list[str]:
@@ -199,7 +203,7 @@ class Answer:
     def say(self, text: str) -> None:
         """Print at once."""
         if self.printing:
-            print(text, flush=True)
+            print(text, file=self.out, flush=True)
 
     def as_json(self) -> dict[str, Any]:
         """What a program reads."""
@@ -250,6 +254,10 @@ def answer(config: Config) -> Answer:
     return result
 
 
+class Over(Exception):
+    """The processes can no longer work with each other, as the last line says."""
+
+
 class Verify:
     """The checks, in order, and what they share."""
 
@@ -264,14 +272,15 @@ class Verify:
         self.result.add(Check(line, False, detail, advice))
         self.result.end()
         names = ", ".join(self.result.failed)
-        print(f"mnist_dist: error: this set-up is not right: {names} failed", file=sys.stderr, flush=True)
+        print(f"mnist_dist: error: this set-up is not right: {names} failed", file=self.result.errors, flush=True)
 
     def everything(self) -> None:
         """All lines of the table, unless one fails that others need."""
         try:
-            if self.set_up() and self.training():
-                self.going_on()
-                self.costs()
+            with suppress(Over):
+                if self.set_up() and self.training():
+                    self.going_on()
+                    self.costs()
         except Exception as error:  # a bug here, or a process that others lost: the thread of the first says which
             self.meeting.gather(None, error=f"{type(error).__name__}: {explain(error)}")
             raise
@@ -284,11 +293,8 @@ class Verify:
         self.meeting.begin("processes")
         facts = self.meeting.gather(asdict(introduce(self.accelerator)))
         processes = self.result.processes = [Process(**each) for each in facts]
-        self.result.add(
-            check_processes(processes, self.config, launch.describe(self.accelerator)),
-            equal("versions", processes, lambda it: it.versions, "install the same environment on every node"),
-            equal("code", processes, lambda it: it.code, "put the same checkout on every node"),
-        )
+        described = launch.describe(self.accelerator)
+        self.result.add(check_processes(processes, self.config, described), *check_equal(processes))
         if self.result.failed or not self.read_data():
             return False
         self.result.add(self.check_shared_folder())
@@ -373,9 +379,10 @@ class Verify:
         figures: list[str] = []
         for title, (settings, samples) in trainings.items():
             watch = self.run("initial weights", title, settings, samples)
-            if self.seen[title][0].end == "done":
-                wrong = wrong_figures(watch.lines, watch.folder, TOLERANCE)
-                figures += [f"{title}: {fault}" for fault in self.meeting.gather(wrong)[0]]
+            if self.seen[title][0].error:
+                break
+            wrong = wrong_figures(watch.lines, watch.folder, TOLERANCE)
+            figures += [f"{title}: {fault}" for fault in self.meeting.gather(wrong)[0]]
         self.result.add(
             self.compared("initial weights", "the same --seed must give all processes the same first weights"),
             self.check_samples(trainings),
@@ -443,8 +450,14 @@ class Verify:
         watch.note = note
         seen = watch.train()
         self.meeting.catch_signals()
-        error = "" if seen.end in ("done", "enough", "stopped") else seen.end
-        self.seen[title] = [Seen(**it) for it in self.meeting.gather(asdict(seen), error=error)]
+        self.seen[title] = [Seen(**it) for it in self.meeting.gather(asdict(seen), error=seen.error)]
+        errors = {rank: it.error for rank, it in enumerate(self.seen[title]) if it.error}
+        own = {rank: error for rank, error in errors.items() if not lost_another(error)}
+        if own != errors or len(errors) not in (0, self.meeting.world):  # it did not fail on all alike
+            rank, error = next(iter((own or errors).items()))
+            line = self.seen[title][rank].at if line == "initial weights" else line
+            self.result.add(Check(line, False, f"{title}: {self.on(rank)}: {error}", NOT_ALL))
+            raise Over
         return watch
 
     def compared(self, kind: str, advice: str) -> Check:
@@ -469,14 +482,16 @@ class Verify:
     def trouble(self, line: str) -> str:
         """How a training ended that came to grief at what this line is about, in words."""
         for title, (first, *_) in self.seen.items():
-            if first.end not in ("done", "enough", "stopped") and first.at == line:
-                return f"{title}, after update {first.left}: {first.end}"
+            if first.error and first.at == line:
+                return f"{title}, after update {first.left}: {first.error}"
         return ""
 
     def check_samples(self, trainings: dict[str, tuple[TrainConfig, DataSet]]) -> Check:
         """Every sample once an epoch, and global batches as those of one process."""
         faults: list[str] = []
         for title, (settings, samples) in trainings.items():
+            if title not in self.seen:
+                continue
             faults += [f"{title}: {fault}" for fault in wrong_samples(self.seen[title], settings, len(samples.train))]
         advice = (
             "do not pass the loader to accelerator.prepare, and give all processes the same --seed and --batch-size"
@@ -486,7 +501,7 @@ class Verify:
 
     def why_gradient(self, trainings: dict[str, tuple[TrainConfig, DataSet]]) -> str:
         """What to do about a wrong gradient, by trials: without options, in equal shares, with each option alone."""
-        title = next(t for t in trainings if any(s.apart.get("gradient", (0, 0))[0] > TOLERANCE for s in self.seen[t]))
+        title = next(t for t in self.seen if any(s.apart.get("gradient", (0, 0))[0] > TOLERANCE for s in self.seen[t]))
         (settings, samples), seen = trainings[title], self.seen[title]
         at = min(12, *(it.apart["gradient"][1] for it in seen if it.apart["gradient"][0] > TOLERANCE), 12)
         off: dict[str, Any] = {
@@ -597,14 +612,15 @@ class Verify:
             "moving average": "the moving average is not what was saved",
         }
         settings, samples = self.main
-        faults = []
+        faults = [f"{self.on(rank)}: {it.end}" for rank, it in enumerate(self.seen["resumed"]) if it.end != "done"]
+        found: list[tuple[int, str]] = []
         for rank, seen in enumerate(self.seen["resumed"]):
-            if seen.end != "done":
-                faults.append(f"{self.on(rank)}: {seen.end}")
-            found = [kind for kind in words if seen.apart.get(kind, (0, 0))[0] > TOLERANCE]
-            if found:
-                off, at = seen.apart[found[0]]
-                faults.append(f"{self.on(rank)}: {words[found[0]]}, by {off:.1e} at update {at}")
+            for kind, what in words.items():
+                off, at = seen.apart.get(kind, (0.0, 0))
+                if not off <= TOLERANCE:
+                    found.append((at, f"{self.on(rank)}: {what}, by {off:.1e} at update {at}"))
+        if found:  # the first: what comes after may follow from it
+            faults.append(min(found, key=lambda fault: fault[0])[1])
         faults += wrong_samples(self.seen["resumed"], settings, len(samples.train), update)
         wrong = wrong_figures(watch.lines, watch.folder, TOLERANCE)
         faults = faults or self.meeting.gather(wrong)[0]
@@ -891,6 +907,14 @@ def check_processes(processes: list[Process], config: Config, set_up: str) -> Ch
             "or give --cpu"
         )
     return Check("processes", not faults, detail, "; ".join(faults))
+
+
+def check_equal(processes: list[Process]) -> list[Check]:
+    """The same versions and code everywhere."""
+    return [
+        equal("versions", processes, lambda process: process.versions, "install the same environment on every node"),
+        equal("code", processes, lambda process: process.code, "put the same checkout on every node"),
+    ]
 
 
 def equal(name: str, processes: list[Process], value: Callable[[Process], str], advice: str) -> Check:

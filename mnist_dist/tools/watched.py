@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from mnist_dist.core import Batch, Checkpoints, Stopped, Training
+from mnist_dist.core import Batch, Checkpoints, Stopped, Training, UserError
 from mnist_dist.core.checkpoints import newest_checkpoint
 from mnist_dist.core.errors import explain
 from mnist_dist.run import launch, plots
@@ -89,6 +90,11 @@ class Seen:
     at: str = "initial weights"
     rounding: float = 0.0
 
+    @property
+    def error(self) -> str:
+        """What went wrong, if anything did."""
+        return "" if self.end in ("done", "enough", "stopped") else self.end
+
 
 class Watch:
     """Runs `train.py` in the processes that there are, and compares.
@@ -154,7 +160,10 @@ class Watch:
             except Stopped:
                 self.seen.end = "stopped"
             except Exception as error:
-                self.seen.end = f"{type(error).__name__}: {explain(error).splitlines()[0]}"
+                self.seen.end = f"{type(error).__name__}: {' '.join(explain(error).split())}"[:400]
+                if not isinstance(error, UserError):  # whose place is of no interest
+                    last = traceback.extract_tb(error.__traceback__)[-1]
+                    self.seen.end += f" ({Path(last.filename).name}:{last.lineno})"
         return self.seen
 
     def apart(self, what: str, found: float, update: int) -> None:
