@@ -50,7 +50,7 @@ class Meeting:
         self.deadline, self.fail, self.folders = deadline, fail, list[Path]()
         self.parents = list[Path]()
         self.begin("start")
-        self.round, self.over, self.signal = 0, False, ""
+        self.round, self.over, self.ending, self.signal = 0, False, False, ""
         self.store, store_of_thread = self.connect()
         self.main = threading.main_thread().ident or 0
         self.before = {number: signal.getsignal(number) for number in (*ENDING, signal.SIGUSR1)}
@@ -92,7 +92,7 @@ class Meeting:
         if error:
             self.store.set(f"{self.round}/error/{self.rank}", error)
             self.store.set(f"{self.round}/trouble", "")
-        while not self.all_came(self.store, self.round):
+        while not self.all_came(self.store, self.round) or self.ending:
             time.sleep(0.01)
         return [json.loads(self.store.get(f"{self.round}/{rank}")) for rank in range(self.world)]
 
@@ -143,6 +143,10 @@ class Meeting:
                 patience = END if self.rank else 0.0 if late else ALONE
                 if wrong and time.monotonic() >= wrong + patience:
                     if self.rank == 0:
+                        self.ending = True  # the program waits from here on
+                        if troubled and self.all_came(store, troubled):  # just now
+                            wrong, self.ending = 0.0, False
+                            continue
                         self.end(store, troubled)
                     self.leave()
         except RuntimeError as error:  # the store is gone, and the first process with it
