@@ -6,7 +6,8 @@ A run with `verify`, the name of a file, is no training: `python -m mnist_dist v
 written to that file. Beside `runs`, the document may hold
     record: a folder for what each process saw: batches-<rank>.pt (the sample numbers of every update, in order) and
         left-<rank>.json (how it left);
-    timeouts: values for the constants of `mnist_dist.run.tracking`, in seconds.
+    timeouts: values for the constants of `mnist_dist.run.tracking`, in seconds;
+    updates: the most in an epoch of a training that `verify` is given.
 `fault` is one of the traps of this stack, let back in for that run; see `FAULTS`.
 """
 
@@ -517,6 +518,7 @@ def main() -> None:
     spec = json.loads(sys.argv[1])
     for name, seconds in spec.get("timeouts", {}).items():
         setattr(tracking, name, seconds)
+    verify.MOST = spec.get("updates", verify.MOST)
     update, seen = Training.update, []
 
     def watched(self, batch, **options):

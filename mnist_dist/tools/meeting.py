@@ -77,9 +77,9 @@ class Meeting:
         for number in self.before:
             signal.signal(number, lambda *_: None)
 
-    def begin(self, line: str, note: str = "") -> None:
-        """A part begins, whose trouble is to be told in this line."""
-        self.line, self.note, self.until = line, note, time.monotonic() + self.deadline
+    def begin(self, line: str, note: str = "", advice: str = "look there, or give it more with --deadline") -> None:
+        """A part begins, whose trouble is to be told in this line; with advice if all wait for each other for ever."""
+        self.line, self.note, self.advice, self.until = line, note, advice, time.monotonic() + self.deadline
 
     def gather(self, value: Any, error: str = "") -> list[Any]:
         """The values of all processes, which JSON can hold; all call it alike.
@@ -179,11 +179,12 @@ class Meeting:
             what, advice = f"ended by {self.signal}", "start it again"
         else:
             stuck = [rank for rank, sign in enumerate(signs) if not sign[3]]
-            who = stuck if 0 < len(stuck) < self.world else [*range(self.world)]
-            what = (
-                f"not done after {self.deadline:.0f} s: process {', '.join(map(str, who))} hangs: {where(signs, who)}"
-            )
-            advice = "the others wait: look there, or give it more seconds with --deadline"
+            what, advice = f"not done after {self.deadline:.0f} s: ", self.advice
+            if 0 < len(stuck) < self.world:
+                what += f"process {', '.join(map(str, stuck))} hangs: {where(signs, stuck)}"
+                advice = "the others wait for it: look there, or give it more seconds with --deadline"
+            else:
+                what += f"all wait: {where(signs, [*range(self.world)])}"
         self.fail(self.line, what, advice)
         store.set("end", "")
         time.sleep(5 * BEAT)  # the store is this process's

@@ -44,7 +44,9 @@ TOLERANCE = 1e-9  # between float64 results: rounding gives 1e-14, the smallest 
 SLOW = 1.5  # times the median of all processes
 VISIBLE_WITHIN = 10.0  # seconds, for a file on all nodes: network file systems cache folders for a few
 TESTED = 997  # samples of a small training that it is tested with
-KILLED, EVERY, ASKED = 8, 6, 3  # the update before which one is killed, updates between checkpoints, asked to stop
+ASKED = 3  # the update, from 0, before which a process is asked to stop
+FEWEST, MOST = 6, 24  # updates in one of the two epochs of your training: as many as the reference does in
+PATIENCE = 6.0  # seconds
 
 # A prime batch, so that hardly any number of processes shares it evenly, and a last one of one sample.
 PLAIN = TrainConfig(batch_size=61, lr=0.003)
@@ -63,6 +65,7 @@ ALL_OPTIONS = TrainConfig(
     gradient_accumulation_steps=3,
 )
 CNN = replace(ALL_OPTIONS, model="cnn", channels=(4, 8, 8), hidden=(32,), schedule="cosine", warmup=0.2)
+AGREE = "all must learn of a request after the same update, and then save: core/stopping.py, Checkpoints.after_update"
 OPTIONS = {  # those that change the gradient: what to look at if it is wrong with one alone
     "label_smoothing": "the loss must spread that share of the target over all classes (task/objective.py)",
     "dropout": "draw it for the whole global batch and take this process's rows: batch.rand (task/distortions.py)",
@@ -427,17 +430,14 @@ class Verify:
         one = reference.Reference(trial, samples.train.images, samples.train.labels)
         begin = time.perf_counter()
         one.gradient(0, 0)
-        return max(6, min(24, int(self.deadline_share() / max(self.meeting.gather(time.perf_counter() - begin)))))
-
-    def deadline_share(self) -> float:
-        """Seconds for the reference of an epoch."""
-        return min(6.0, self.config.deadline / 8)
+        longest = max(self.meeting.gather(time.perf_counter() - begin))
+        return max(FEWEST, min(MOST, int(min(PATIENCE, self.config.deadline / 8) / longest)))
 
     def run(self, line: str, title: str, settings: TrainConfig, samples: DataSet, **options: Any) -> Watch:
         """Watch a training on all processes; a failure that is not that of all ends it all in its line."""
         steps = 2 * math.ceil(len(samples.train) / settings.batch_size)
         self.result.say(f"....  {title}: train.py, {steps} updates at most")
-        self.meeting.begin(line, title)
+        self.meeting.begin(line, title, *([AGREE] if line == "stop" else []))
         folder = self.folder / title.replace(" ", "-")
         settings = settings if settings.output_dir else replace(settings, output_dir=folder)
         watch = Watch(settings, samples, TOLERANCE, **options)
@@ -634,7 +634,7 @@ class Verify:
         folder, last = self.folder / "stopped", self.meeting.world - 1
         ask = ASKED if self.meeting.rank == last else None
         watch = self.run("stop", "stopped", replace(settings, output_dir=folder, checkpoint_every=0), samples, ask=ask)
-        advice = "all must learn of a request after the same update, and then save: core/stopping.py, after_update"
+        advice = AGREE
         seen = self.seen["stopped"]
         ends = Counter((it.end, it.left) for it in seen)
         left = seen[0].left
