@@ -247,7 +247,7 @@ def answer(config: Config) -> Answer:
             result.add(Check(name, passed, detail, advice))
     else:
         try:
-            accelerator = launch.start(config.cpu, mixed_precision="no")
+            accelerator = launch.start(config.cpu, mixed_precision="no", dtype=torch.float64)
         except UserError as error:
             result.add(Check("start", False, "the processes are not connected", explain(error)))
         else:
@@ -589,7 +589,6 @@ class Verify:
     def read_back(self, expected: reference.Reference | None, folder: Path, update: int) -> list[str]:
         """What the newest checkpoint does not hold of what processes have."""
         faults, found = wrong_checkpoint(expected, folder, TOLERANCE) if expected else (["none was due"], 0)
-        faults = [f"it lacks or changes {fault}" for fault in faults]
         if found != update and not faults:
             faults.append(f"the newest is of update {found}, not of {update}")
         everywhere = self.meeting.gather(faults)
