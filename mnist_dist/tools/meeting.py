@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -67,9 +68,8 @@ class Meeting:
         if self.world == 1:
             store = dist.HashStore()
             return store, store
-        host = os.environ["MASTER_ADDR"]
-        server = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if self.rank == 0 else None
-        port = broadcast(server.port if server else 0)
+        server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False) if self.rank == 0 else None
+        host, port = broadcast((own_address(), server.port) if server else None)
         return server or dist.TCPStore(host, port, is_master=False), dist.TCPStore(host, port, is_master=False)
 
     def catch_signals(self) -> None:
@@ -202,6 +202,12 @@ class Meeting:
 
 NOT_ALL = "what failed there did not fail on all: look at its node, its files and its settings"
 WHERE_DEAD = "look at its own last words, and at the memory and power of its node"
+
+
+def own_address() -> str:
+    """The address by which others reach this process's node: MASTER_ADDR may be another's, on which torchrun met."""
+    with socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=30) as way:
+        return way.getsockname()[0]
 
 
 def where(signs: list[Any], ranks: list[int]) -> str:

@@ -142,8 +142,8 @@ class Check:
     def __str__(self) -> str:
         """What a person reads at a glance."""
         if self.passed and not self.slow:
-            return f"PASS  {self.name:20}  {self.detail}"
-        return f"{'WARN' if self.passed else 'FAIL'}  {self.name:20}  {self.detail}\n{'':28}-> {self.advice}"
+            return f"PASS  {self.name:21}  {self.detail}"
+        return f"{'WARN' if self.passed else 'FAIL'}  {self.name:21}  {self.detail}\n{'':29}-> {self.advice}"
 
 
 @dataclass(frozen=True)
@@ -311,6 +311,7 @@ class Verify:
         """The data as the training reads it, and whether all processes hold the same."""
         asked = self.config.asked()
         choice, val_size, seed = asked or self.config, asked.val_size if asked else 0, asked.seed if asked else 0
+        self.choice: DataConfig = choice
         self.meeting.begin("data", "reading the data")
         problem, held = "", {}
         try:
@@ -408,19 +409,13 @@ class Verify:
         return not self.result.failed
 
     def shortened(self, settings: TrainConfig, updates: int) -> tuple[TrainConfig, DataSet]:
-        """A training of two epochs of so many updates, in float64, the last one of one sample, if there are enough."""
+        """A training of so many updates an epoch, in float64, the last one of one sample, and twice as many in all."""
         size = min(len(self.samples.train), (updates - 1) * settings.batch_size + 1)
-        samples = cut(self.samples, size, max(TESTED, self.meeting.world))
-        every = max(1, math.ceil(size / settings.batch_size) // 2)
-        values: dict[str, Any] = {
-            "dtype": "float64",
-            "mixed_precision": "no",
-            "epochs": 2,
-            "compile": False,
-            "recipe": None,
-        }
-        values |= {"wandb": "disabled", "log_every": 5, "checkpoint_every": every, "resume": False}
-        values |= {"dataset": samples.name, "data_dir": self.config.data_dir}
+        samples, per_epoch = cut(self.samples, size, max(TESTED, self.meeting.world)), -(-size // settings.batch_size)
+        values: dict[str, Any] = {"dtype": "float64", "mixed_precision": "no", "compile": False, "recipe": None}
+        values |= {"epochs": max(2, -(-2 * updates // per_epoch)), "wandb": "disabled", "log_every": 5}
+        values |= {"checkpoint_every": max(1, per_epoch // 2), "resume": False, "output_dir": None}
+        values |= {"dataset": samples.name, "data_dir": self.choice.data_dir}
         values["cpu"] = self.config.cpu or settings.cpu
         return replace(settings, **values), samples
 
@@ -435,7 +430,7 @@ class Verify:
 
     def run(self, line: str, title: str, settings: TrainConfig, samples: DataSet, **options: Any) -> Watch:
         """Watch a training on all processes; a failure that is not that of all ends it all in its line."""
-        steps = 2 * math.ceil(len(samples.train) / settings.batch_size)
+        steps = settings.epochs * math.ceil(len(samples.train) / settings.batch_size)
         self.result.say(f"....  {title}: train.py, {steps} updates at most")
         self.meeting.begin(line, title, *([AGREE] if line == "stop" else []))
         folder = self.folder / title.replace(" ", "-")
@@ -560,14 +555,14 @@ class Verify:
     def going_on(self) -> None:
         """A training that is killed and one that is asked to stop, and what follows."""
         settings, samples = self.main
-        every, total = settings.checkpoint_every, 2 * math.ceil(len(samples.train) / settings.batch_size)
+        every = settings.checkpoint_every
         killed = self.folder / "killed"
         watch = self.run(
             "checkpoint",
             "killed",
             replace(settings, output_dir=killed),
             samples,
-            enough=min(every + 2, total - 1),
+            enough=every + min(2, every - 1),  # before the next one is due
             keep=(every,),
         )
         advice = "weights, optimizer and moving average of all processes must be in it, and the file system keep it"
@@ -666,8 +661,9 @@ class Verify:
             said = done.stderr.strip().splitlines()[-1:]
             return [f"1 process could not go on from there: {' '.join(said) or f'status {done.returncode}'}"]
         one, per_epoch = watch.reference, math.ceil(len(samples.train) / settings.batch_size)
-        for update in range(one.updates, 2 * per_epoch):
-            one.update(one.gradient(*divmod(update, per_epoch)), reference.rate(settings, update, 2 * per_epoch))
+        total = settings.epochs * per_epoch
+        for update in range(one.updates, total):
+            one.update(one.gradient(*divmod(update, per_epoch)), reference.rate(settings, update, total))
             one.follow()
         trained = weights.load_weights((going.output_dir or Path()) / weights.WEIGHTS)
         apart = difference(one.averaged or one.weights, trained)
