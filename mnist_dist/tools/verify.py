@@ -834,7 +834,8 @@ def reading(choice: DataConfig) -> str:
     if name == "auto":
         name = "mnist" if datasets.on_disk("mnist", choice.data_dir) else "mnist-5k"
     try:
-        return f"{name} with digest {data.load(name, choice.data_dir).digest[:12]}"
+        digest = hashlib.sha256(data.load(name, choice.data_dir).digest.encode()).hexdigest()  # of those of all files
+        return f"{name} with digest {digest[:12]}"
     except (UserError, OSError) as error:
         return f"{name}, which cannot be read: {explain(error)}"
 
