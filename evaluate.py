@@ -17,7 +17,7 @@ from mnist_dist.core import Batch, UserError, all_or_none, announce, same_everyw
 from mnist_dist.run import launch, plots, weights
 from mnist_dist.run.command_line import parse
 from mnist_dist.run.files import write_json
-from mnist_dist.run.folder import EVALUATION, PLOTS
+from mnist_dist.run.folder import CONFIG, EVALUATION, PLOTS
 from mnist_dist.task import data, datasets, networks
 from mnist_dist.task.distortions import distort, shift
 from mnist_dist.task.evaluation import classify, mean
@@ -33,7 +33,7 @@ class EvaluateConfig:
     dataset: datasets.Name | None = None
     """Default: what the run was trained on; auto for a lone .pth file."""
     data_dir: Path | None = None
-    """Folder with MNIST/raw/... in it; default: the run's, or data."""
+    """Folder with MNIST/raw/... in it; default: the run's if the data set is there, else data."""
     split: Literal["test", "train", "val"] = "test"
     """Which samples; val are those that the run held out of its training set."""
     shifts: bool = False
@@ -47,7 +47,10 @@ class EvaluateConfig:
     cpu: bool = False
     """Force the CPU."""
     output_dir: Path | None = None
-    """Where evaluation.json and the pictures go; default: the model's folder; needed for several."""
+    """Where evaluation.json and the pictures go; default: the model's folder, where a run's own pictures stay; needed
+    for several."""
+    pictures: Literal["png", "pdf", "svg"] = "png"
+    """Format of the pictures."""
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -88,11 +91,14 @@ def main() -> None:
             raise UserError(f"--split val: {first.weights} held out samples of {first.dataset}: leave --dataset out")
         if config.split == "val" and not first.val_size:
             raise UserError(f"--split val: the run of {first.weights} held no samples out: use --split test")
+        name = config.dataset or first.dataset
+        # What a file from elsewhere names is looked into and never written to: a download goes to our own folder.
+        place = config.data_dir or datasets.folder_with(name, Path(first.data_dir), datasets.DATA_DIR)
     same_everywhere("the weights", [weights.fingerprint(one) for one in loaded])
     samples = data.obtain(
         accelerator,
-        config.dataset or first.dataset,
-        config.data_dir or Path(first.data_dir),
+        name,
+        place,
         0 if config.split == "test" or config.dataset not in (None, "auto", first.dataset) else first.val_size,
         first.seed,
         dtype,
@@ -115,9 +121,15 @@ def main() -> None:
 
     result.metrics(config.split)  # refuses a loss that is not finite, before anything is written
     folder = config.output_dir or first.weights.parent
+    pictures = folder / PLOTS / "evaluation" if (folder / CONFIG).exists() else folder / PLOTS  # not over a run's own
+    kind = "cnn" if isinstance(models[0], networks.ConvNet) else "mlp"
+    source = first.weights.resolve()
+    title = f"{kind} of {source.parent.name if (source.parent / CONFIG).exists() else source.name}"
+    if len(models) > 1:
+        title = f"{len(models)} models, the first {title}"
     with all_or_none():
         if accelerator.is_main_process:
-            plots.evaluation(folder / PLOTS, result, samples, config.split)
+            plots.evaluation(pictures, result, samples, config.split, title, f".{config.pictures}")
             write_json(
                 folder / EVALUATION,
                 {
@@ -143,8 +155,9 @@ def main() -> None:
         share = "   no sample" if accuracy is None else f"{100 * accuracy:8.2f}% "
         announce(f"{name:>8} {share} {' '.join(f'{count:5d}' for count in row)}")
     announce(
-        f"expected calibration error {100 * result.calibration_error:.2f}%; {folder / EVALUATION} and "
-        f"{folder / PLOTS} have the confusion matrix, the reliability and the mistakes",
+        f"expected calibration error {100 * result.calibration_error:.2f}%\n"
+        f"pictures: {pictures}\n"
+        f"figures:  {folder / EVALUATION}",
     )
     announce(
         f"{config.split.capitalize()} Accuracy: {100 * result.accuracy:.2f}% ({result.correct}/{result.total})",

@@ -9,10 +9,10 @@ import torch
 from accelerate.utils import set_seed
 
 from mnist_dist.core import Checkpoints, GlobalBatches, Training, all_or_none, announce, same_everywhere
-from mnist_dist.run import launch, plots
+from mnist_dist.run import launch, origin, plots
 from mnist_dist.run.command_line import as_json, parse
 from mnist_dist.run.files import write_json
-from mnist_dist.run.folder import PLOTS, SUMMARY, WEIGHTS, open_run
+from mnist_dist.run.folder import PLOTS, SUMMARY, WEIGHTS, next_steps, open_run
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.run.tracking import Tracker
 from mnist_dist.run.weights import save_weights
@@ -24,14 +24,16 @@ from mnist_dist.task.objective import adam, average, loss_of, schedule
 def main() -> None:
     # The settings, and the processes, which must agree on them.
     config: TrainConfig = parse(TrainConfig)
-    dtype = getattr(torch, config.dtype)
+    dtype, virtual = getattr(torch, config.dtype), config.virtual_processes
     accelerator = launch.start(config.cpu, config.mixed_precision, dtype, config.compile_mode)
     same_everywhere("the settings", as_json(config))
+    announce(launch.describe(accelerator))
+    bits = launch.fix_bits(virtual)
 
     # The data, whole on every process's device, dealt out by global batches.
     samples = data.obtain(accelerator, config.dataset, config.data_dir, config.val_size, config.seed, dtype)
     data.check_shares(samples, config.batch_size, accelerator.num_processes)
-    train = GlobalBatches(samples.train.tensors, config.batch_size, accelerator, seed=config.seed)
+    train = GlobalBatches(samples.train.tensors, config.batch_size, accelerator, seed=config.seed, virtual=virtual)
     splits = {"test": samples.test} | ({"val": samples.val} if samples.val else {})
 
     # The model, the same on every process, its optimizer, and what is minimised.
@@ -48,18 +50,16 @@ def main() -> None:
     about = {
         "data_digest": samples.digest,
         "normalization": {"mean": samples.mean, "std": samples.std},
-        "set_up": launch.describe(accelerator),
         "wandb_id": run.wandb_id,
         "launcher": run.launcher,
-        "versions": launch.versions(),
-    }
+    } | origin.about(accelerator)
     tracker = Tracker(accelerator, run.folder, values | about)
     parts = {"tracker": tracker} | ({"averaged": averaged} if averaged else {})
-    fixed = config.fixed(values) | {"the data's digest": samples.digest}
+    fixed = config.fixed(values) | {"the data's digest": samples.digest} | bits
     checkpoints = Checkpoints(run.folder, training, parts, fixed, config.checkpoint_every)
     announce(
-        f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples; {config.model} "
-        f"with {networks.parameter_count(network):,} parameters; {about['set_up']}; writing to {run.folder}"
+        f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples\n"
+        f"{config.model} with {networks.parameter_count(network):,} parameters; writing to {run.folder}"
     )
     if run.resume:
         checkpoints.resume()
@@ -67,7 +67,7 @@ def main() -> None:
     config.check_progress(progress, run.folder)
 
     def evaluate() -> dict[str, Evaluation]:
-        return {name: classify(accelerator, trained, split) for name, split in splits.items()}
+        return {name: classify(accelerator, trained, split, virtual=virtual) for name, split in splits.items()}
 
     with tracker:
         results: dict[str, Evaluation] = {}
@@ -84,9 +84,9 @@ def main() -> None:
             for name, result in results.items():
                 line |= result.metrics(name)
             tracker.epoch(line)
-            accuracies = (f"{name} accuracy {100 * result.accuracy:.2f}%  " for name, result in results.items())
+            accuracies = "  val ".join(f"{100 * result.accuracy:.2f}%" for result in results.values())
             announce(
-                f"epoch {progress.epoch}/{config.epochs}  loss {line['train_loss']:.4f}  {''.join(accuracies)}"
+                f"epoch {progress.epoch}/{config.epochs}  loss {line['train_loss']:.4f}  test accuracy {accuracies}  "
                 f"{line['samples_per_second']:,.0f} samples/s"
             )
             checkpoints.save(last=progress.epoch == config.epochs)
@@ -96,8 +96,9 @@ def main() -> None:
         with all_or_none():
             if accelerator.is_main_process:
                 save_weights(run.folder / WEIGHTS, trained)
-                plots.learning_curves(run.folder / PLOTS / "learning_curves.png", tracker.lines, samples.name)
-                plots.evaluation(run.folder / PLOTS, test, samples, "test")
+                title, place = f"{config.model} of {run.folder.resolve().name}", run.folder / PLOTS
+                plots.learning_curves(place / "learning_curves.png", tracker.lines, f"{samples.name}: {title}")
+                plots.evaluation(place, test, samples, "test", title)
         tracker.end(test, samples)
     summary = tracker.lines[-1] | {
         "samples_per_second": progress.epoch * len(samples.train) / progress.train_seconds,
@@ -111,6 +112,7 @@ def main() -> None:
     with all_or_none():
         if accelerator.is_main_process:
             write_json(run.folder / SUMMARY, summary)
+    announce(next_steps(run.folder))
     announce(f"Test Accuracy: {100 * test.accuracy:.2f}% ({test.correct}/{test.total})")
 
 

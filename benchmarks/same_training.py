@@ -214,7 +214,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     worst = {name: max(list(rows[w]["apart"].values())[-1] for w in marks) for name, rows in result["programs"].items()}
     axes.set_title(
         "After an epoch of MNIST on 2, 3 and 7 processes the weights differ from one process's by "
-        f"{worst['project']:.0e} here,\nby {worst['accelerate']:.1f} in Accelerate's documented loop (float64, 64 samples an update)",
+        f"{worst['project']:.0e} here,\nby {worst['accelerate']:.1f} in Accelerate's documented loop "
+        "(float64, 64 samples an update)",
         fontsize=10,
     )
     path.parent.mkdir(parents=True, exist_ok=True)

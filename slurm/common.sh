@@ -11,6 +11,12 @@ if ((${SLURM_GPUS_ON_NODE:-$SLURM_NTASKS_PER_NODE} != SLURM_NTASKS_PER_NODE)); t
     exit 2
 fi
 
+if ! python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; then
+    echo "$(type -p python || echo python) has no torch: activate your environment in the block at the top of the batch" \
+        "script" >&2
+    exit 2
+fi
+
 # Where the ranks meet: this script runs on the first node, as rank 0 does. A node's name need not be a host's.
 MASTER_ADDR=$(scontrol show node --oneliner "$SLURMD_NODENAME" | sed 's/.* NodeAddr=\([^ ]*\) .*/\1/')
 MASTER_PORT=$(python -c 'import socket; print(socket.create_server(("", 0)).getsockname()[1])')

@@ -298,7 +298,7 @@ def share_of_the_terms(accelerator: Accelerator, checked: bool) -> dict[str, Any
     def own_terms(self: GlobalBatches, *args: int, **options: int) -> Any:
         for batch in deal(self, *args, **options):
             if self.terms is not None:
-                batch.terms = int(self.terms[batch.index].sum().clamp(min=1)) * self.world
+                batch.terms = int(self.terms[batch.index].sum().clamp(min=1)) * self.sharing.world
             yield batch
 
     with patch.object(GlobalBatches, "epoch", own_terms):

@@ -14,6 +14,7 @@ written to that file. Beside `runs`, the document may hold
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import os
 import signal
@@ -32,7 +33,7 @@ from torch.optim.swa_utils import AveragedModel
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train
-from mnist_dist.core import GlobalBatches, Training, checkpoints, stopping, stream
+from mnist_dist.core import GlobalBatches, Training, checkpoints, gradients, stopping, stream
 from mnist_dist.core.batches import Batch
 from mnist_dist.run import launch, tracking
 from mnist_dist.run.command_line import parse
@@ -110,13 +111,55 @@ def padding_counted():
     def padded(self, *which, **first):
         batches = list(deal(self, *which, **first))
         if self.seed is None and sum(len(batch.index) for batch in batches) < -(-self.samples // WORLD):
-            last, row = batches[-1], [0]
-            last.index = torch.cat([last.index, batches[0].index[row]])
-            again = batches[0].data
-            last.data = tuple(torch.cat([rows, others[row]]) for rows, others in zip(last.data, again, strict=True))
+            last = batches[-1]
+            last.index, last.positions = (
+                torch.cat([last.index, batches[0].index[:1]]),
+                torch.arange(len(last.index) + 1),
+            )
+            last.lengths = [len(last.index)]
         return iter(batches)
 
     return patch.object(GlobalBatches, "epoch", padded)
+
+
+def summed_as_they_arrive():
+    """The sums that each process has sent are added one after the other."""
+
+    def in_order_of_rank(sums, first, stop):
+        return functools.reduce(torch.add, (sums[at] for at in sorted(sums) if first <= at[0] and at[1] <= stop))
+
+    return patch.object(gradients, "total", in_order_of_rank)
+
+
+def shares_put_together():
+    """A process works through all its shares at once, so their shapes depend on the number of processes."""
+    split = Batch.split
+
+    def together(self, pieces):
+        if isinstance(pieces, list):
+            pieces = [sum(pieces), *[0] * (len(pieces) - 1)]
+        return split(self, pieces)
+
+    return patch.object(Batch, "split", together)
+
+
+def share_dropped():
+    """The gradient of a share of the last process is lost on the way."""
+    take = gradients.GradientSum.take
+
+    def forgetful(self, share):
+        if RANK == WORLD - 1 and share == self.sharing.shares - 1:
+            for parameter in self.parameters:
+                parameter.grad.zero_()
+        take(self, share)
+
+    return patch.object(gradients.GradientSum, "take", forgetful)
+
+
+def threads_of_the_machine():
+    """The number of threads is left to the environment, in which several processes have fewer each."""
+    set_threads = torch.set_num_threads
+    return patch.object(torch, "set_num_threads", lambda _: set_threads(WORLD))
 
 
 def overflow(model):
@@ -482,6 +525,10 @@ FAULTS = {
         processes_weighed_equally,
         dropout_drawn_by_every_process,
         padding_counted,
+        summed_as_they_arrive,
+        shares_put_together,
+        share_dropped,
+        threads_of_the_machine,
         processes_with_different_seeds,
         slow_process,
         checkpoint_reads_other_weights,

@@ -5,13 +5,16 @@ import torch
 from conftest import PYTHON, call
 
 from mnist_dist.core import Batch, stream
+from mnist_dist.core.batches import Sharing
 from mnist_dist.task.distortions import distort, dropout, fields, shift
+from mnist_dist.tools.explore import unused
 
 
 def share(data: torch.Tensor, rank: int = 0, processes: int = 1, seed: int = 0) -> Batch:
     """A process's share of all of the data as one batch, in their order."""
-    positions = slice(rank, len(data), processes)
-    return Batch(data[positions], torch.arange(len(data))[positions], positions, len(data), len(data), (seed, 0, 0))
+    index = torch.arange(rank, len(data), processes)
+    sharing = Sharing(processes, processes, rank)
+    return Batch(data, index, index, [len(index)], len(data), len(data), (seed, 0, 0), sharing)
 
 
 def distorted(images, *, affine=0.0, elastic=0.0, **which):
@@ -103,3 +106,10 @@ def test_explore_draws_them(tmp_path):
     assert "4,000 samples, images 4000 x 1 x 28 x 28" in done.stdout
     for name in ("d.png", "d-distorted.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_explore_writes_over_no_picture_that_it_was_not_told_to(tmp_path):
+    for there, free in (("", "a.png"), ("a.png", "a-2.png"), ("a-2-distorted.png", "a-3.png")):
+        if there:
+            (tmp_path / there).touch()
+        assert unused(tmp_path / "a.png") == tmp_path / free

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -165,6 +166,28 @@ def test_auto_falls_back_loudly_only_where_full_mnist_cannot_be_had(tmp_path, mo
     for file in FILES:  # files that are there are never passed over, whatever is in them
         write_idx(tmp_path / "MNIST" / "raw" / file, np.zeros(1, np.uint8))
     assert find("auto", tmp_path) == ("mnist", None)
+
+
+def test_a_mistyped_folder_is_refused_and_not_made(tmp_path, monkeypatch):
+    """None but the default, and what `download` is told."""
+    monkeypatch.chdir(tmp_path)
+    looked: list[Path] = []
+    monkeypatch.setattr(datasets, "find", lambda _, folder: looked.append(folder) or ("mnist-5k", None))
+    accelerator, rest = Accelerator(cpu=True), (0, 0, torch.float32)
+    for name in ("kmnist", "auto"):
+        with pytest.raises(
+            UserError, match=r"--data-dir dta does not exist: .* download --dataset .*mnist --data-dir dta"
+        ):
+            data.obtain(accelerator, name, Path("dta"), *rest)
+    for name, folder in (("auto", "data"), ("mnist-5k", "dta"), ("auto", str(tmp_path))):
+        data.obtain(accelerator, name, Path(folder), *rest)
+    assert looked == [Path("data"), Path("dta"), tmp_path] and list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_elsewhere_is_looked_for_where_it_says_and_not_fetched_there(made_up, tmp_path):
+    assert datasets.folder_with("kmnist", made_up, datasets.DATA_DIR) == made_up
+    for name in ("kmnist", "auto", "mnist-5k"):
+        assert datasets.folder_with(name, tmp_path / "elsewhere", datasets.DATA_DIR) == datasets.DATA_DIR
 
 
 def test_the_embedded_digits_are_split_4000_to_1000_by_class():

@@ -66,7 +66,7 @@ def test_no_mistakes_of_before_are_shown_where_there_are_none(tmp_path):
     samples = load("mnist-5k", None)
     perfect = Evaluation(9.0 * F.one_hot(samples.test.labels, 10).double(), samples.test.labels)
     (tmp_path / "mistakes.png").touch()
-    plots.evaluation(tmp_path, perfect, samples, "test")
+    plots.evaluation(tmp_path, perfect, samples, "test", "mlp of run")
     assert {path.name for path in tmp_path.iterdir()} == {"confusion_matrix.png", "reliability.png"}
 
 

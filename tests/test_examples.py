@@ -65,7 +65,8 @@ def padding_counted():
     def padded(self, *which, **first):
         for batch in deal(self, *which, **first):
             if self.seed is None and len(batch.index) < -(-batch.size // WORLD):
-                batch.index, batch.data = torch.zeros(1, dtype=torch.int64), self.data[:1]
+                batch.index = batch.positions = torch.zeros(1, dtype=torch.int64)
+                batch.lengths = [1]
             yield batch
 
     return patch.object(GlobalBatches, "epoch", padded)

@@ -99,9 +99,20 @@ def test_swapped_and_missing_files_of_a_checkpoint(tmp_path):
     older, newer = (tmp_path / "checkpoints" / f"step-000000000{step}" for step in (3, 4))
     shutil.copy(older / "state.pt", newer / "state.pt")
     assert checkpoints.newest_checkpoint(tmp_path)[0] == {"step": 3}
+    (newer / "manifest.json").write_text(100_000 * "[")
+    assert checkpoints.newest_checkpoint(tmp_path)[0] == {"step": 3}
     for name in ("state.pt", "manifest.json"):
         (newer / name).unlink()
         assert checkpoints.newest_checkpoint(tmp_path)[0] == {"step": 3}
+
+
+def test_headers_of_safetensors_nested_thousands_deep(tmp_path):
+    """In the format's own header, and in what the header says of the run."""
+    deep, path = 100_000 * "[", tmp_path / "model.safetensors"
+    for header in (f'{{"a": {deep}', json.dumps({"__metadata__": {weights.METADATA: deep}})):
+        path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+        with pytest.raises(UserError, match=r"damaged|not those of a run"):
+            weights.load_weights(weights.locate(path).weights)
 
 
 def test_mutated_data_files(tmp_path):

@@ -1,5 +1,7 @@
 """People's own pictures: any size, colour, shade and place give what MNIST would have made of them."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,8 @@ from PIL import Image
 
 from mnist_dist.core import UserError
 from mnist_dist.task.data import load
-from mnist_dist.tools.pictures import read_digit
+from mnist_dist.tools import pictures
+from mnist_dist.tools.pictures import grey_values, read_digit
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,21 @@ def test_other_kinds_of_pictures(digits, tmp_path, mode):
     assert (read_digit(tmp_path / "digit.tiff") - digits[0][7]).abs().mean() < 0.1
 
 
+@pytest.mark.parametrize(("mode", "format"), [("RGB", "png"), ("RGB", "jpeg"), ("P", "png"), ("I;16", "tiff")])
+def test_large_pictures_are_shrunk_first(digits, tmp_path, monkeypatch, mode, format):
+    """As those of phones and scanners: hundreds of bytes a pixel were needed, and minutes."""
+    picture, size = picture_of(digits[0][3], (0, 0, 0), (255, 255, 255), 600, (150, 250)), []
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+    (picture if mode == "I;16" else picture.convert(mode)).save(tmp_path / f"large.{format}")
+    monkeypatch.setattr(pictures, "LARGE", 700)
+    picture.resize((600, 618)).save(tmp_path / "small.png")
+    monkeypatch.setattr(pictures, "grey_values", lambda shrunk: size.append(shrunk.size) or grey_values(shrunk))
+    large, small = (read_digit(tmp_path / name) for name in (f"large.{format}", "small.png"))
+    assert size == [(600, 619), (600, 618)]
+    assert (large - small).abs().mean() < 0.01
+
+
 @pytest.mark.parametrize("stroke", [(1, 1), (1, 60), (60, 1), (200, 3)])
 def test_thin_strokes_and_single_pixels_are_no_trouble(tmp_path, stroke):
     sheet = np.full((210, 210), 255, np.uint8)
@@ -110,6 +128,9 @@ def write_blank(path):
         (lambda _: None, "No such file"),
         (lambda path: path.mkdir(), "Is a directory"),
         (write_blank, "shows no digit"),
+        (os.mkfifo, "a pipe or a device"),
+        (lambda path: path.write_bytes(b"P5 10000 10000 255\n"), "more than 89,478,485 pixels"),  # of which PIL warns
+        (lambda path: path.write_bytes(b"P5 20000 20000 255\n"), "more than 89,478,485 pixels"),  # which PIL refuses
     ],
 )
 def test_what_is_no_picture_of_a_digit_is_refused(tmp_path, make, reason):

@@ -8,20 +8,31 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import ACCELERATE, PYTHON, REPOSITORY, call, clean_environment, driver, rewind, weight_difference
 
 from mnist_dist.core import UserError, checkpoints
+from mnist_dist.run.command_line import as_json
 from mnist_dist.run.files import write_file
+from mnist_dist.run.folder import lock
+from mnist_dist.run.settings import TrainConfig
+from mnist_dist.run.tracking import Tracker
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 from fault_injection import result
 
 FLAGS = "--dataset mnist-5k --cpu --wandb disabled --batch-size 50 --checkpoint-every 7".split()
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    return Accelerator(cpu=True)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +56,7 @@ def test_asked_to_stop_it_leaves_with_a_checkpoint_and_status_75(stopped):
     assert status == 75, errors
     assert errors.startswith("train.py: error: stopped on request at update ") and errors.count("\n") == 1
     assert not (run / "summary.json").exists() and not (run / "mnist_model.pth").exists()
+    assert json.loads((run / "ended.json").read_text())["state"] == "stopped"
     places = list((run / "checkpoints").iterdir())
     assert 1 <= len(places) <= 2 and all(place.name.startswith("step-") for place in places)
 
@@ -54,7 +66,7 @@ def test_resumed_it_ends_with_the_bits_of_the_run_that_was_never_stopped(stopped
     shutil.copytree(run, tmp_path / "run")
     done = call(PYTHON, "train.py", *FLAGS, "--epochs", "10", "--output-dir", tmp_path / "run", "--resume")
     assert done.returncode == 0, done.stderr
-    assert "going on from update " in done.stdout
+    assert "going on from update " in done.stdout and not (tmp_path / "run" / "ended.json").exists()
     assert result(tmp_path / "run") == result(whole)
 
 
@@ -142,6 +154,13 @@ def test_other_mathematics_are_refused_by_name(stopped, flags, complaint):
     assert sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file()) == before
 
 
+def test_only_settings_that_are_used_must_stay():
+    one, other = (TrainConfig(channels=channels) for channels in ((16, 32), (8,)))
+    assert one.fixed(as_json(one)) == other.fixed(as_json(other))
+    one, other = replace(one, model="cnn"), replace(other, model="cnn")
+    assert one.fixed(as_json(one)) != other.fixed(as_json(other))
+
+
 @pytest.mark.slow
 def test_other_data_under_the_same_name_are_refused(stopped):
     _, run, _, _ = stopped
@@ -202,6 +221,72 @@ def test_what_a_crash_left_unfinished_is_not_read_and_is_cleared_away(written):
     assert checkpoints.newest_checkpoint(written)[0]["step"] == 5
     checkpoints.write_checkpoint(written, {"step": 6}, 6)
     assert sorted(place.name for place in (written / "checkpoints").iterdir()) == ["step-0000000005", "step-0000000006"]
+
+
+def test_what_cannot_be_tidied_away_ends_no_training(written, monkeypatch, capsys):
+    """A foreign file with another name is left alone, one with a checkpoint's is named, and so is what is in use."""
+    folder, remove = written / "checkpoints", shutil.rmtree
+    foreign, file, kept = folder / "step-by-step.txt", folder / "step-0000000001", folder / "step-0000000004"
+    foreign.touch()
+    file.touch()
+
+    def busy(path, ignore_errors=False):
+        if path == kept and not ignore_errors:
+            raise OSError(16, "Device or resource busy", str(path))
+        remove(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    for step in (6, 7):
+        checkpoints.write_checkpoint(written, {"step": step}, step)
+    assert checkpoints.newest_checkpoint(written) == ({"step": 7}, [])
+    assert {path.name for path in folder.iterdir()} == {
+        *(foreign.name, file.name, kept.name, "step-0000000006", "step-0000000007")
+    }
+    warnings = capsys.readouterr().err.splitlines()
+    assert f"warning: {kept} could not be removed (Device or resource busy)" in warnings
+    assert f"warning: {file} could not be removed (Not a directory)" in warnings and len(warnings) == 4
+
+
+def test_a_finished_run_keeps_its_summary_until_it_goes_on(tmp_path, accelerator):
+    """Resumed with nothing left to do, or when nothing can be written, it stays a finished run."""
+    summary, config = tmp_path / "summary.json", tmp_path / "config.json"
+    summary.touch()
+    tracker = Tracker(accelerator, tmp_path, {"epochs": 2})
+    tracker.load_state_dict({"history": [{"epoch": 1, "global_step": 5}, {"epoch": 2, "global_step": 10}]})
+    with tracker:
+        assert summary.exists()
+    config.unlink()
+    config.mkdir()
+    tracker.settings = {"epochs": 3}
+    with pytest.raises(UserError, match=r"config\.json"):
+        tracker.__enter__()
+    assert summary.exists()
+    config.rmdir()
+    with tracker:
+        assert not summary.exists()
+
+
+@pytest.mark.parametrize("folders_can_be_opened", [True, False])
+def test_a_run_has_one_writer(folders_can_be_opened, tmp_path, monkeypatch):
+    if not folders_can_be_opened:
+        monkeypatch.delattr(os, "O_DIRECTORY")
+    lock(tmp_path)
+    with pytest.raises(UserError, match=f"another process is writing the run in {tmp_path}"):
+        lock(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ([] if folders_can_be_opened else [".lock"])
+
+
+def test_a_folder_that_is_deleted_in_mid_run_is_noticed_at_the_next_epoch(tmp_path, accelerator):
+    """Also if a checkpoint within the epoch has made it anew: the run would have gone on without its record."""
+    run = tmp_path / "run"
+    run.mkdir()
+    with Tracker(accelerator, run, {}) as tracker:
+        tracker.epoch({"epoch": 1, "global_step": 5})
+        shutil.rmtree(run)
+        checkpoints.write_checkpoint(run, {"step": 7}, 7)
+        with pytest.raises(UserError, match=r"the system refused '.*run.metrics\.jsonl': No such file or directory"):
+            tracker.epoch({"epoch": 2, "global_step": 10})
+    assert checkpoints.newest_checkpoint(run)[0] == {"step": 7}
 
 
 def test_a_checkpoint_of_another_format_or_with_code_in_it_is_refused(written, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import subprocess
 
 import pytest
+import torch
 from conftest import (
     ACCELERATE,
     PYTHON,
@@ -15,7 +16,8 @@ from conftest import (
     weight_difference,
 )
 
-from mnist_dist.core import UserError
+from mnist_dist.core import UserError, checkpoints
+from mnist_dist.run import launch
 from mnist_dist.run.launch import check_environment
 
 FLAGS = "--dataset mnist-5k --epochs 1 --dtype float64 --wandb disabled --output-dir".split()
@@ -80,6 +82,11 @@ LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "l
         ({"WORLD_SIZE": "2"}, "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not"),
         (LAUNCHED | {"RANK": "two"}, "RANK='two' is not a whole number"),
         (LAUNCHED | {"WORLD_SIZE": "-1"}, "WORLD_SIZE='-1' is not a whole number"),
+        (LAUNCHED | {"WORLD_SIZE": "٣"}, "WORLD_SIZE='٣' is not a whole number"),
+        (LAUNCHED | {"LOCAL_WORLD_SIZE": "x"}, "LOCAL_WORLD_SIZE='x' is not a whole number"),
+        (LAUNCHED | {"RANK": 5000 * "9"}, "is not a whole number"),
+        (LAUNCHED | {"MASTER_PORT": "99999"}, "MASTER_PORT=99999 is no port"),
+        (LAUNCHED | {"MASTER_PORT": "0"}, "MASTER_PORT=0 is no port"),
         (LAUNCHED | {"RANK": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
         (LAUNCHED | {"ACCELERATE_USE_FSDP": "true"}, "accelerate is configured for FSDP"),
     ],
@@ -94,6 +101,68 @@ def test_a_sound_environment_tells_the_number_of_processes():
     assert check_environment({"SLURM_STEP_NUM_TASKS": "1"}) == 1
     assert check_environment(LAUNCHED) == 2
     assert check_environment({"ACCELERATE_USE_FSDP": "false"}) == 1
+
+
+def test_one_process_in_an_allocation_of_several_tasks_is_told(capsys):
+    """As `python train.py` without srun; under srun the step's one task is what Slurm counts."""
+    for tasks, told in (("4", 1), ("1", 0)):
+        assert check_environment({"SLURM_NTASKS": tasks}) == 1
+        assert capsys.readouterr().err.count("warning: this allocation has 4 tasks, and without srun one") == told
+
+
+@pytest.mark.parametrize(("variable", "threads"), [(None, 3), ("2", 2)])
+def test_a_process_takes_half_the_cores_unless_told_otherwise(variable, threads, monkeypatch):
+    monkeypatch.setattr(launch, "THREADS", 3)
+    before = torch.get_num_threads()
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    else:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    try:
+        torch.set_num_threads(2)
+        launch.start(cpu=True)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+WINDOWS = """
+import os, runpy, signal, sys
+import accelerate, torch  # what they need of Linux they may have
+for name in [name for name in sys.modules if name.split(".")[0] in ("fcntl", "filelock")]:
+    del sys.modules[name]
+sys.modules["fcntl"] = None
+for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM"):
+    delattr(signal, name)
+for name in ("O_DIRECTORY", "geteuid", "mkfifo"):
+    delattr(os, name)
+opened, flushed = os.open, os.fsync
+
+def open_file(path, flags, *words, **options):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+    return opened(path, flags, *words, **options)
+
+def flush(descriptor):
+    os.write(descriptor, b"")  # fails if it may only be read
+    flushed(descriptor)
+
+os.open, os.fsync = open_file, flush
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_it_trains_where_fcntl_some_signals_and_descriptors_of_folders_are_missing(tmp_path):
+    """As on Windows, whose file names cannot have some characters either. Not tried: Windows itself."""
+    flags = [*FLAGS, tmp_path / "run", "--checkpoint-every", "20"]
+    done = call(PYTHON, "-c", WINDOWS, "train.py", *flags)
+    assert done.returncode == 0, done.stderr
+    assert checkpoints.newest_checkpoint(tmp_path / "run")[0]["parts"]["training"]["progress"]["epoch"] == 1
+    names = [path.name for path in (tmp_path / "run").rglob("*")]
+    assert "summary.json" in names and not [name for name in names if set(name) & set('<>:"\\|?*')]
+    assert not [name for name in names if name.endswith((" ", "."))]
 
 
 @pytest.mark.slow

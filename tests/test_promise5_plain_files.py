@@ -1,12 +1,14 @@
 """Promise 5: what a run leaves is read by plain PyTorch and plain JSON, without this project."""
 
 import json
+import re
 
 import pytest
 import torch
-from conftest import ACCELERATE, PYTHON, call, read_lines
+from conftest import ACCELERATE, PYTHON, REPOSITORY, call, read_lines
 from torch import nn
 
+from mnist_dist.run.origin import code_digest
 from mnist_dist.task.data import load
 
 
@@ -66,6 +68,11 @@ def test_the_folder_holds_what_the_readme_says(trained):
     assert config["dataset"] == "mnist-5k" and config["hidden"] == [128, 64] and config["lr"] == 0.001
     assert config["versions"]["torch"] == torch.__version__.split("+")[0]
     assert config["normalization"] == {"mean": 0.1307, "std": 0.3081}
+    assert config["command"].startswith(f"{PYTHON} train.py --dataset mnist-5k --cpu")
+    assert config["code"] == code_digest() and (config["threads"], config["num_processes"]) == (1, 1)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", config["date"]) and config["processor"]
+    if (REPOSITORY / ".git").exists():
+        assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", config["commit"])
     lines = read_lines(trained / "metrics.jsonl")
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5]
     for line in lines:
@@ -91,8 +98,14 @@ def test_held_out_samples_are_reported_beside_the_test_set(tmp_path):
     (line,) = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert (line["val_total"], line["test_total"], line["global_step"]) == (500, 1000, 7)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["train_samples"] == 3500
-    done = call(PYTHON, "evaluate.py", tmp_path / "run", "--split", "val", "--cpu")
-    assert done.returncode == 0, done.stderr
+    plots = tmp_path / "run" / "plots"
+    own = {path: path.read_bytes() for path in plots.iterdir()}
+    for kind in ("png", "pdf"):
+        done = call(PYTHON, "evaluate.py", tmp_path / "run", "--split", "val", "--cpu", "--pictures", kind)
+        assert done.returncode == 0, done.stderr
+    assert own == {path: path.read_bytes() for path in plots.iterdir() if path.is_file()}
+    assert (plots / "evaluation" / "confusion_matrix.png").read_bytes() != own[plots / "confusion_matrix.png"]
+    assert (plots / "evaluation" / "confusion_matrix.pdf").read_bytes().startswith(b"%PDF")
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert (evaluation["split"], evaluation["correct"]) == ("val", line["val_correct"])
 

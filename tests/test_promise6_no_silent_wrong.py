@@ -3,10 +3,13 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -15,12 +18,14 @@ import pytest
 import torch
 from conftest import PYTHON, REPOSITORY, call, clean_environment, free_port, torchrun
 from PIL import Image
+from torch.distributed import DistStoreError
 
-from mnist_dist.core import UserError
-from mnist_dist.run import weights
+from mnist_dist.core import Stopped, UserError
+from mnist_dist.run import launch, rendezvous, weights
 from mnist_dist.run.command_line import parse
+from mnist_dist.run.folder import settings_of
 from mnist_dist.run.settings import TrainConfig
-from mnist_dist.task import networks
+from mnist_dist.task import datasets, networks
 from mnist_dist.task.recipes import RECIPES
 from mnist_dist.task.settings import UsageError
 from mnist_dist.tools import predict
@@ -40,7 +45,8 @@ QUICK = "--dataset mnist-5k --epochs 1 --cpu --wandb disabled".split()
         ("--epochs five", "--epochs: .*'five'"),
         ("--epochs 99999999999999999999", "--epochs 99999999999999999999 is not possible"),
         ("--epochs", "--epochs"),
-        ("--epoch 3", "--epoch, 3"),
+        ("--epoch 3", "--epoch, 3: did you mean --epochs[?]"),
+        ("--wandb_projekt a", "did you mean --wandb-project[?]"),
         ("--bogus", "--bogus"),
         ("stray", "stray"),
         ("--cpu maybe", "maybe"),
@@ -53,6 +59,8 @@ QUICK = "--dataset mnist-5k --epochs 1 --cpu --wandb disabled".split()
         ("--hidden 128 -1", "--hidden 128 -1 is not possible"),
         ("--hidden 99999999999", "at most 100,000,000 parameters"),
         ("--hidden wide", "--hidden: .*'wide'"),
+        ("--hidden 64,32", "--hidden 64,32 is not possible: put spaces between the values, as in --hidden 64 32"),
+        ("--channels [8, 16]", r"--channels \[8, 16\] is not possible: .* as in --channels 8 16"),
         ("--model vgg", "'vgg' for argument '--model'"),
         ("--dataset cifar", "'cifar' for argument '--dataset'"),
         ("--dtype float16", "'float16' for argument '--dtype'"),
@@ -64,6 +72,7 @@ QUICK = "--dataset mnist-5k --epochs 1 --cpu --wandb disabled".split()
         ("--model cnn --channels 1024 --hidden 1000", "--hidden 1000 is not possible: give sizes that make at most"),
         ("--recipe best-ever", "'best-ever' for argument '--recipe'"),
         ("--mixed-precision fp8", "'fp8' for argument '--mixed-precision'"),
+        ("--warmup soon", "--warmup soon is not possible: give FLOAT"),
         ("--warmup 1", "--warmup 1.0 is not possible"),
         ("--warmup nan", "--warmup nan is not possible"),
         ("--weight-decay -0.1", "--weight-decay -0.1 is not possible"),
@@ -86,6 +95,35 @@ def test_wrong_flags_are_refused_by_name(words, complaint, capsys):
     assert refusal.value.status == 2
     assert "\n" not in str(refusal.value)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "named"),
+    [
+        (TrainConfig, ["--output-dir", "", "--epochs", "1"], "--output-dir"),
+        (TrainConfig, ["--data-dir="], "--data-dir"),
+        (TrainConfig, ["--epochs", "1", "--output-dir", " "], "--output-dir"),
+        (EvaluateConfig, ["runs/one", ""], "one of the words"),
+    ],
+)
+def test_an_empty_value_is_refused(config, words, named, monkeypatch):
+    """As from a shell variable that is not set: as a path it would mean the current folder."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    for args in (None, words):
+        with pytest.raises(UsageError, match=f"^{named} has an empty value: give one, or leave it out"):
+            parse(config, args)
+
+
+def test_help_is_in_groups_and_says_what_defaults_do(capsys):
+    with pytest.raises(SystemExit):
+        parse(TrainConfig, ["--help"], prog="train.py")
+    page = capsys.readouterr().out
+    assert re.findall(r"^(\w+):$", page, re.MULTILINE) == ["data", "network", "training", "run"]
+    found = re.findall(r"^  (?:-h, )?--([\w-]+)", page, re.MULTILINE)
+    assert sorted(found) == sorted(["help", *(field.name.replace("_", "-") for field in fields(TrainConfig))])
+    assert "None" not in page and "(default: runs/<timestamp>-<dataset>-<model>)" in re.sub(r"\s+", " ", page)
+    assert max(map(len, page.splitlines())) <= 80 and "\x1b" not in page
+    assert page.index("--model") < page.index("--dropout") < page.index("--epochs") < page.index("--output-dir")
 
 
 def test_a_recipe_sets_what_flags_do_not():
@@ -233,6 +271,15 @@ def test_a_process_that_finds_nobody_is_refused(tmp_path):
         assert "start all 2, with MASTER_ADDR" in done.stderr
 
 
+def test_a_name_that_does_not_exist_is_not_waited_for(monkeypatch):
+    """It is given the time that a container's may need to appear, and no quarter of an hour."""
+    monkeypatch.setattr(rendezvous, "UNKNOWN", 0.2)
+    begin = time.monotonic()
+    with pytest.raises(DistStoreError, match=r"nobody answers at no-such-host\.invalid:29500 \("):
+        rendezvous.reach("no-such-host.invalid", 29500, timedelta(minutes=15))
+    assert time.monotonic() - begin < 60
+
+
 def test_a_folder_that_holds_a_run_is_left_as_it_is(trained):
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     done = call(PYTHON, "train.py", *QUICK, "--output-dir", trained)
@@ -269,6 +316,12 @@ def write_pickle(path: Path) -> None:
     path.write_bytes(pickle.dumps(Malicious()))
 
 
+def wide(units: int) -> dict[str, torch.Tensor]:
+    """Weights with so many hidden units, from one number."""
+    shapes = {"fc1.weight": (units, 784), "fc1.bias": (units,), "fc2.weight": (10, units), "fc2.bias": (10,)}
+    return {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -281,6 +334,8 @@ def write_pickle(path: Path) -> None:
         (lambda path: torch.save({}, path), "does not hold a state_dict"),
         (lambda path: torch.save({"fc1.weight": torch.full((10, 784), float("nan"))}, path), "not finite numbers"),
         (lambda path: torch.save({"fc1.weight": torch.zeros(10, 784).int()}, path), "holds fc1.weight as torch.int32"),
+        (lambda path: torch.save({"fc1.weight": torch.zeros(1).expand(10**6, 10**6)}, path), "holds 1,000,000,000,000"),
+        (lambda path: torch.save(wide(10**6), path), "holds 795,000,010 numbers, and here a model has at most 100,000"),
         (lambda path: torch.save({"x": torch.zeros(1).to(torch.float8_e5m2)}, path), "as torch.float8_e5m2"),
         (lambda path: torch.save(networks.MNISTNet((3,)).state_dict() | {"x": torch.zeros(1)}, path), "x (1,)"),
         (lambda _: None, "there is no model at"),
@@ -298,13 +353,26 @@ def test_bad_model_files_are_refused_and_run_nothing(make, sentence, tmp_path, m
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "null", "{}", b"\xff\xfe", '{"normalization": 3}', '{"dataset": 5, "normalization": {"mean": 1}}'],
+    [
+        *(
+            "",
+            "{",
+            "[]",
+            "null",
+            "{}",
+            b"\xff\xfe",
+            '{"normalization": 3}',
+            '{"dataset": 5, "normalization": {"mean": 1}}',
+        ),
+        pytest.param(100_000 * "[", id="deep"),
+    ],
 )
 def test_settings_beside_a_model_that_are_none_are_refused(content, trained, tmp_path):
     shutil.copy(trained / "mnist_model.pth", tmp_path)
     (tmp_path / "config.json").write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UserError, match=r"config\.json are not those of a run"):
         weights.locate(tmp_path)
+    assert settings_of(tmp_path).keys() <= {"normalization", "dataset"}
 
 
 def test_impossible_settings_are_refused_by_name(trained, tmp_path):
@@ -336,6 +404,19 @@ def test_the_evaluation_refuses_what_it_cannot_evaluate(trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_nothing_is_fetched_into_a_folder_that_a_file_from_elsewhere_names(trained, tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir()
+    shutil.copy(trained / "mnist_model.pth", run)
+    settings = json.loads((trained / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | {"dataset": "kmnist", "data_dir": str(elsewhere)}))
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    done = call(PYTHON, REPOSITORY / "evaluate.py", run, "--cpu", cwd=tmp_path, **nowhere)
+    assert_refused(done, "kmnist could not be downloaded into data (")
+    assert not elsewhere.exists()
+
+
+@pytest.mark.slow
 def test_a_model_that_gives_no_numbers_is_refused(tmp_path):
     huge = {name: torch.full_like(tensor, 1e38) for name, tensor in networks.MNISTNet().state_dict().items()}
     torch.save(huge, tmp_path / "huge.pth")
@@ -355,6 +436,16 @@ def test_what_a_run_held_out_matters_to_an_evaluation_on_other_data_as_little_as
     for split in ("train", "test"):
         done = call(PYTHON, "evaluate.py", tmp_path, "--dataset", "mnist-5k", "--split", split, "--cpu")
         assert done.returncode == 0, done.stderr
+
+
+def test_paths_in_commands_can_be_pasted(capsys):
+    def stops() -> None:
+        raise Stopped("stopped", Path("my runs/one"))
+
+    with pytest.raises(SystemExit):
+        launch.run(stops, "train.py")
+    assert "with --output-dir 'my runs/one' --resume" in capsys.readouterr().err
+    assert datasets.command_to_fetch("mnist", Path("my data")).endswith("--data-dir 'my data'")
 
 
 @pytest.mark.slow

@@ -149,6 +149,30 @@ def test_the_shell_is_sound(script):
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if path.suffix == ".sbatch"], ids=lambda path: path.name)
+def test_from_another_folder_or_without_the_environment_nothing_runs(script, tmp_path):
+    """As shipped, the block included, by bash alone."""
+    elsewhere = call("bash", script, cwd=tmp_path)
+    assert (elsewhere.returncode, elsewhere.stdout) == (2, "")
+    assert elsewhere.stderr == f"submit from the repository's folder, not from {tmp_path}\n"
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "common.sh").write_text("echo it ran; ranks() { :; }; train() { :; }")
+    without_it = call("bash", script, cwd=tmp_path)
+    assert (without_it.returncode, without_it.stdout) == (1, "") and ".venv/bin/activate: No such" in without_it.stderr
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").touch()
+    assert call("bash", script, cwd=tmp_path, SLURM_ARRAY_TASK_ID="0", SLURM_NTASKS="1").stdout == "it ran\n"
+
+
+def test_a_python_without_torch_is_named_once(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {PYTHON} -I -S "$@"\n')
+    python.chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "1", "SLURM_NTASKS_PER_NODE": "1"}
+    done = call("bash", "-c", "source slurm/common.sh; echo it ran", **variables)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(f"{python} has no torch: activate")
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
     """A run of one process, in float64."""

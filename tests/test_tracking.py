@@ -61,7 +61,7 @@ def read_offline_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory):
     """A finished run with W&B offline, by two processes."""
-    run = tmp_path_factory.mktemp("offline") / "run"
+    run = tmp_path_factory.mktemp("offline") / "my run"
     done = torchrun(2, "train.py", *FLAGS, run, "--wandb-model", "--val-size", "100", "--wandb", "offline")
     assert done.returncode == 0, done.stderr
     return run, done
@@ -99,7 +99,7 @@ def test_the_offline_run_holds_the_curves_and_what_belongs_to_the_end(offline):
 def test_the_end_says_how_to_send_it(offline):
     run, done = offline
     (folder,) = (run / "wandb").glob("offline-run-*")
-    assert f"wandb sync {folder}" in done.stdout
+    assert f"wandb sync '{folder}'\n" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("Test Accuracy: ")
 
 
@@ -184,7 +184,7 @@ def test_its_service_killed_or_stopped_in_mid_run_costs_a_warning(harm, warning,
     [
         ({"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": NOWHERE}, "goes offline for this run"),  # no network
         ({"WANDB_API_KEY": "short"}, "goes offline for this run (WANDB_API_KEY invalid"),
-        ({"WANDB_MODE": "nonsense"}, "failed and is left out"),
+        ({"WANDB_MODE": "no", "WANDB_BASE_URL": "no"}, "offline for this run (it cannot read WANDB_MODE='no', WANDB_B"),
     ],
 )
 def test_no_network_a_bad_key_or_a_bad_mode_cost_a_warning(environment, warning, tmp_path):
@@ -196,8 +196,7 @@ def test_no_network_a_bad_key_or_a_bad_mode_cost_a_warning(environment, warning,
     lines = errors.splitlines()
     assert 1 <= len(lines) <= 2 and all(line.startswith("warning: Weights & Biases") for line in lines), errors
     assert warning in errors
-    if "failed" not in warning:
-        assert len(read_offline_run(tmp_path / "run")[1]) > 0
+    assert len(read_offline_run(tmp_path / "run")[1]) > 0
 
 
 @pytest.mark.slow

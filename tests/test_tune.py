@@ -319,7 +319,10 @@ def test_where_no_trial_came_to_its_end_it_says_so(tmp_path, monkeypatch):
         search(tmp_path, trials=2)
 
 
-def test_the_pictures(tmp_path):
+def test_the_pictures(tmp_path, monkeypatch):
+    search(tmp_path, trials=3)
+    assert tune.ENOUGH == 20 and not (tmp_path / "importances.png").exists()  # three trials say nothing about them
+    monkeypatch.setattr(tune, "ENOUGH", 3)
     search(tmp_path, trials=3)
     for name in ("history", "importances", "trade_off"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name

@@ -1,17 +1,22 @@
 """Which process sees which sample when, and random numbers that do not depend on it.
 
-Let P be the epoch's order, B the size of a global batch and W the number of processes. Global batch k is P[kB:(k+1)B],
-and position p of P is process p mod W's. So the shares of a batch differ by at most one sample, together they are the
-batch, and the batch is the same at any W: no padding, no repeats, no drop.
+Let P be the epoch's order, B the size of a global batch and V the number of shares. Global batch k is P[kB:(k+1)B], and
+position p of P is in share p mod V. So the shares of a batch differ by at most one sample, together they are the batch,
+and the batch is the same for any V: no padding, no repeats, no drop.
+
+There is a share for each process. Or there are V, and each process works through some of them, one after the other:
+then no shape of a tensor depends on the number of processes, `gradients` adds in one order, and all bits are equal.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
+from accelerate.utils import recursively_apply
 from torch import Tensor
 
 from .errors import UserError
@@ -23,46 +28,54 @@ def stream(*words: str | int, device: torch.device | str = "cpu") -> torch.Gener
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little"))
 
 
-def each(data: Any, function: Callable[[Tensor], Any]) -> Any:
-    """The same structure with what the function gives for each tensor."""
-    if isinstance(data, Tensor):
-        return function(data)
-    if isinstance(data, Mapping):
-        return {name: function(tensor) for name, tensor in data.items()}
-    return tuple(function(tensor) for tensor in data)
+@dataclass(frozen=True)
+class Sharing:
+    """So many shares, dealt to `world` processes of which this one is `rank`."""
+
+    shares: int
+    world: int
+    rank: int
+
+    def of(self, rank: int) -> range:
+        """The shares of a process."""
+        return range(rank * self.shares // self.world, (rank + 1) * self.shares // self.world)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Batch:
-    """The share that one process has of one global batch: n of its samples, and n may be 0."""
+    """What one process has of one global batch, or a part of that: n of its samples, and n may be 0."""
 
-    data: Any  # their rows of every tensor of the data set, in its structure
-    index: Tensor  # (n,) int64, their numbers in the data set
-    positions: slice  # theirs in the global batch
+    source: Any  # the data set
+    index: Tensor  # (n,) int64, the samples' numbers in it
+    positions: Tensor  # (n,) int64, theirs in the global batch
+    lengths: list[int]  # of the process's shares, which make up the n
     size: int  # samples in the global batch
     terms: int | Tensor  # in the loss of the global batch, by which it is divided; an integer scalar if a tensor
     words: tuple[int, int, int]  # seed, epoch and number of the batch, which its random numbers depend on
+    sharing: Sharing
+    drawn: dict[Any, Tensor] = field(default_factory=dict)  # random numbers of the global batch
+
+    @cached_property
+    def data(self) -> Any:
+        """The n rows of every tensor of the data set, in its structure."""
+        return recursively_apply(lambda tensor: tensor.index_select(0, self.index), self.source)
 
     def rand(self, purpose: str, *shape: int, normal: bool = False) -> Tensor:
         """(n, *shape) float32 random numbers for a purpose, uniform in [0, 1) or normal, on the samples' device.
 
         They are drawn for the whole global batch, so they do not depend on its sharing, as those of `torch.rand` do.
         """
-        device, draw = self.index.device, torch.randn if normal else torch.rand
-        generator = stream(purpose, *self.words, device=device)
-        return draw(self.size, *shape, generator=generator, device=device)[self.positions]
+        device, draw, key = self.index.device, torch.randn if normal else torch.rand, (purpose, shape, normal)
+        if key not in self.drawn:
+            generator = stream(purpose, *self.words, device=device)
+            self.drawn[key] = draw(self.size, *shape, generator=generator, device=device)
+        return self.drawn[key][self.positions]
 
-    def split(self, pieces: int) -> list["Batch"]:
-        """The share in so many pieces, each still one of the whole global batch."""
-        if pieces == 1:
-            return [self]
-        parts, start, places = [], 0, range(self.size)[self.positions]
-        for index in self.index.tensor_split(pieces):
-            rows = slice(start, start := start + len(index))
-            positions = slice(places[rows].start, places[rows].stop, places[rows].step)
-            data = each(self.data, lambda tensor, rows=rows: tensor[rows])  # type: ignore[misc]
-            parts.append(replace(self, data=data, index=index, positions=positions))
-        return parts
+    def split(self, pieces: int | list[int]) -> list["Batch"]:
+        """In pieces, so many or of these lengths, each still one of the whole global batch."""
+        cut = Tensor.tensor_split if isinstance(pieces, int) else Tensor.split
+        parts = zip(cut(self.index, pieces), cut(self.positions, pieces), strict=True)
+        return [replace(self, index=index, positions=places, lengths=[len(index)]) for index, places in parts]
 
 
 class GlobalBatches:
@@ -76,28 +89,25 @@ class GlobalBatches:
         accelerator: the processes that share, as an `Accelerator` or a `PartialState`; None for one alone.
         seed: decides the order of each epoch; None for the order of the data.
         terms: (N,) integers, the terms that each sample adds to the loss, such as its tokens; None for 1 each.
+        virtual: V, for the same bits on 1 to V processes; 0 for a share for each process.
     """
 
     def __init__(
-        self,
-        data: Any,
-        batch_size: int,
-        accelerator: Any = None,
-        *,
-        seed: int | None = None,
-        terms: Tensor | None = None,
-    ) -> None:
+        self, data: Any, batch_size: int, accelerator: Any = None, *, seed: int | None = None,
+        terms: Tensor | None = None, virtual: int = 0,
+    ) -> None:  # fmt: skip
         tensors = [] if terms is None else [terms]
-        each(data, tensors.append)
+        recursively_apply(tensors.append, data)
         rows = [str(len(tensor)) for tensor in tensors]
         if len(set(rows)) != 1:
             raise UserError(f"the tensors of the data have {' and '.join(rows)} rows: give each one for every sample")
         self.data, self.terms, self.batch_size, self.seed = data, terms, batch_size, seed
         self.samples, self.device = len(tensors[-1]), tensors[-1].device
-        self.world: int = accelerator.num_processes if accelerator else 1
-        self.rank: int = accelerator.process_index if accelerator else 0
-        if self.world > self.samples:
-            raise UserError(f"{self.world} processes are more than the {self.samples} samples they share: start fewer")
+        world, rank = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
+        self.sharing = Sharing(virtual or world, world, rank)
+        for count, what in ((self.samples, "samples"), (self.sharing.shares, "virtual processes")):
+            if world > count:
+                raise UserError(f"{world} processes are more than the {count} {what} they share: start fewer")
 
     def __len__(self) -> int:
         """Batches in an epoch, which are its updates."""
@@ -111,13 +121,14 @@ class GlobalBatches:
         return torch.randperm(self.samples, generator=stream("order", self.seed, epoch)).to(self.device)
 
     def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
-        """This process's shares of the batches of an epoch, from batch `first` on; both count from 0."""
-        order = self.order(epoch)
+        """What this process has of the batches of an epoch, from batch `first` on; both count from 0."""
+        order, sharing, V = self.order(epoch), self.sharing, self.sharing.shares
         for number in range(first, len(self)):
             start = number * self.batch_size
             whole = order[start : start + self.batch_size]
-            positions = slice((self.rank - start) % self.world, len(whole), self.world)
-            index = whole[positions]
-            data = each(self.data, lambda tensor, index=index: tensor.index_select(0, index))  # type: ignore[misc]
+            places = torch.arange(len(whole), device=self.device)
+            dealt = [places[(share - start) % V :: V] for share in sharing.of(sharing.rank)]
+            positions, lengths = torch.cat(dealt), [len(part) for part in dealt]
             terms = len(whole) if self.terms is None else self.terms.index_select(0, whole).sum()
-            yield Batch(data, index, positions, len(whole), terms, (self.seed or 0, epoch, number))
+            words = (self.seed or 0, epoch, number)
+            yield Batch(self.data, whole[positions], positions, lengths, len(whole), terms, words, sharing)

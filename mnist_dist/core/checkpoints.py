@@ -16,7 +16,7 @@ from .processes import all_or_none, announce, broadcast
 from .stopping import Stopped, StopRequest
 from .training import Training
 
-FOLDER, STATE, MANIFEST = "checkpoints", "state.pt", "manifest.json"
+FOLDER, NAMES, STATE, MANIFEST = "checkpoints", f"step-{10 * '[0-9]'}", "state.pt", "manifest.json"
 FORMAT = 6  # raised when a checkpoint of before can no longer be read
 KEPT = 2  # the newest so many stay
 
@@ -97,9 +97,8 @@ def write_checkpoint(run: Path, payload: dict[str, Any], step: int) -> Path:
     folder, place = run / FOLDER, run / FOLDER / f"step-{step:010d}"
     aside = place.with_name(f".{place.name}")
     try:
-        for unfinished in folder.glob(".step-*"):  # a crash left them
-            shutil.rmtree(unfinished)
-        aside.mkdir(parents=True)
+        shutil.rmtree(aside, ignore_errors=True)  # a crash left it
+        aside.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         torch.save(payload, buffer)
         digest = hashlib.sha256(buffer.getvalue()).hexdigest()
@@ -114,19 +113,21 @@ def write_checkpoint(run: Path, payload: dict[str, Any], step: int) -> Path:
         shutil.rmtree(aside, ignore_errors=True)
         error.filename = str(place)  # the name that the user knows, or any: a full disk gives none
         raise
-    older = sorted((other for other in folder.glob("step-*") if other < place), reverse=True)
-    for other in folder.glob("step-*"):
-        if other not in (place, *older[: KEPT - 1]):  # newer ones are damaged, or the run would have gone on from there
+    older = sorted((other for other in folder.glob(NAMES) if other < place), reverse=True)
+    # Newer ones are damaged, or the run would have gone on from there.
+    for other in {*folder.glob(NAMES), *folder.glob(f".{NAMES}")} - {place, *older[: KEPT - 1]}:
+        try:
             shutil.rmtree(other)
+        except OSError as error:  # a mount, or what NFS keeps of a file that is open: no reason to end a training
+            print(f"warning: {other} could not be removed ({error.strerror})", file=sys.stderr)
     return place
 
 
 def flush(path: Path) -> None:
     """See a file's content, or a folder's entries, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
+    if path.is_file() or hasattr(os, "O_DIRECTORY"):  # Windows opens no folders, and flushes only what it may write
+        descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
         os.fsync(descriptor)
-    finally:
         os.close(descriptor)
 
 
@@ -149,7 +150,7 @@ def read_checkpoint(place: Path) -> dict[str, Any]:
 def newest_checkpoint(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest checkpoint that verifies, or None, and a warning for each damaged one passed over."""
     warnings: list[str] = []
-    for place in sorted((run / FOLDER).glob("step-*"), reverse=True):
+    for place in sorted((run / FOLDER).glob(NAMES), reverse=True):
         try:
             return read_checkpoint(place), warnings
         except UserError as error:

@@ -13,23 +13,22 @@ from .batches import Batch, GlobalBatches
 def evaluate(
     accelerator: Accelerator, model: nn.Module, batches: GlobalBatches, output: Callable[[nn.Module, Batch], Tensor]
 ) -> Tensor:
-    """Ask a model about each of N samples once, every process about its share, and gather the answers on all: (N, ...)
+    """Ask a model about each of N samples once, every process about its shares, and gather the answers on all: (N, ...)
     in the order of the data, on the CPU, in the dtype of the output.
 
     Args:
-        model: the bare network, for DDP's forward expects a backward; in eval mode meanwhile, and then as it was.
+        model: the bare network; in eval mode meanwhile, and then as it was.
         batches: of the samples; their size and order do not matter.
         output: the model and a batch of n samples to (n, ...), such as logits, or losses and counts, of any dtype.
     """
     modes = [(layer, layer.training) for layer in model.modules()]
     model.eval()
     answers, seen = None, torch.zeros(batches.samples, dtype=torch.int64, device=batches.device)
-    for batch in batches.epoch():
-        found = output(model, batch)
-        if answers is None:
-            answers = found.new_zeros(batches.samples, *found.shape[1:])
-        answers[batch.index] = found
-        seen.index_add_(0, batch.index, torch.ones_like(batch.index))
+    for share in (share for batch in batches.epoch() for share in batch.split(batch.lengths)):
+        found = output(model, share)
+        answers = found.new_zeros(batches.samples, *found.shape[1:]) if answers is None else answers
+        answers[share.index] = found
+        seen.index_add_(0, share.index, torch.ones_like(share.index))
     for layer, mode in modes:
         layer.training = mode
     # Every process fills in the rows of its own samples and leaves the others 0, so the sum is the gathered whole.

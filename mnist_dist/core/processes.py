@@ -1,20 +1,13 @@
-"""How processes agree: all or none, one value for all, one sum, one mean gradient."""
+"""How processes agree: all or none, one value for all."""
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import Tensor
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from .errors import UserError, explain
-
-FEW, SMALL = 4, 1 << 20  # processes and bytes up to which each sends its gradients to every other
 
 
 @contextmanager
@@ -53,25 +46,3 @@ def announce(text: str) -> None:
     """Print a line once; `accelerator.print` would do so once a node."""
     if PartialState().is_main_process:
         print(text, flush=True)
-
-
-def exchange(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """Average a bucket of gradients: a hook for `DistributedDataParallel` on a few gloo processes."""
-    if bucket.buffer().nbytes > SMALL:
-        return allreduce_hook(None, bucket)  # type: ignore[arg-type]  # None: all processes
-    mean: torch.futures.Future[Tensor] = torch.futures.Future()
-    mean.set_result(mean_over_few(bucket.buffer()))
-    return mean
-
-
-def mean_over_few(mine: Tensor) -> Tensor:
-    """The mean of the processes' tensors, with the same bits on each: an all-reduce in one message."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    parts = [mine if other == rank else torch.empty_like(mine) for other in range(world)]
-    messages: list[Any] = []
-    for other in range(world):
-        if other != rank:
-            messages += [dist.isend(mine, other), dist.irecv(parts[other], other)]
-    for message in messages:
-        message.wait()
-    return functools.reduce(torch.add, parts).div_(world)

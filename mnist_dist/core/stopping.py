@@ -11,16 +11,15 @@ import torch.distributed as dist
 
 from .errors import UserError
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 OFTEN, RARELY = 0.1, 10  # seconds and updates between two questions: the shorter; one costs half a millisecond on gloo
-STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 class Stopped(UserError):
     """The run was asked to stop and can go on: with the folder `run`, or as the message says."""
 
     def __init__(self, message: str, run: Path | None = None) -> None:
-        super().__init__(message, STATUS)
+        super().__init__(message, 75)  # EX_TEMPFAIL of sysexits.h: try again
         self.run = run
 
 

@@ -2,23 +2,21 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import gather
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from tqdm import tqdm
 
-from .batches import Batch, GlobalBatches
+from .batches import Batch, GlobalBatches, Sharing
 from .errors import UserError
-from .processes import FEW, all_or_none, exchange
+from .gradients import GradientSum
+from .processes import all_or_none, same_everywhere
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 
@@ -53,29 +51,32 @@ class Training:
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss):
         refuse_layers_that_depend_on_sharing(model)
+        weights = hash(tuple(torch.hash_tensor(parameter).item() for parameter in model.parameters()))
+        same_everywhere("the model's weights, which should be drawn from the same seed,", weights)
         self.accelerator, self.bare, self.loss = accelerator, model, loss
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        self.model, wrapper = accelerator.prepare(model, optimizer)
-        parallel = getattr(self.model, "_orig_mod", self.model)  # what torch.compile compiles
-        if 1 < accelerator.num_processes <= FEW and dist.get_backend() == "gloo":
-            parallel.register_comm_hook(None, exchange)
+        self.model = accelerator.prepare_model(model, evaluation_mode=True)  # without DistributedDataParallel
         # Without fp16's scaler Accelerate's optimizer has nothing to add, and costs a fifth of an MLP's update.
-        self.optimizer = wrapper if accelerator.scaler else optimizer
+        self.optimizer = accelerator.prepare_optimizer(optimizer) if accelerator.scaler else optimizer
+        self.parameters = [each for group in optimizer.param_groups for each in group["params"] if each.requires_grad]
+        self.gradients = GradientSum(self.parameters, Sharing(1, 1, 0))  # until a batch tells who shares
         self.progress, self.figures = Progress(), dict[str, float]()
-        self.latest: list[tuple[Tensor, int | Tensor]] = []  # losses and terms of updates, not waited for
+        self.latest: list[tuple[list[Tensor], int | Tensor]] = []  # losses of shares, terms of updates; not waited for
         self.begin = perf_counter()  # when the epoch in progress would have begun without a stop
         self.checked = self.epoch_is_complete = False
         self.last_checkpoint: Any = None  # its folder, for messages
+        self.stateful: dict[str, Any] = {"model": model, "optimizer": self.optimizer}
+        if accelerator.scaler:
+            self.stateful["scaler"] = accelerator.scaler
 
     def epoch(self, batches: GlobalBatches, title: str = "training") -> Iterator[Batch]:
         """The batches of the epoch in progress, from where it stands, under a progress bar; each is for one update."""
         at = self.progress
         self.model.train()
         self.begin = perf_counter() - at.epoch_seconds
-        done, off = at.step * batches.batch_size, None if self.accelerator.is_main_process else True  # None: ask
-        with tqdm(
-            desc=title, total=batches.samples, initial=done, unit=" samples", unit_scale=True, leave=False, disable=off
-        ) as bar:
+        off = None if self.accelerator.is_main_process else True  # None: shown on a terminal
+        with tqdm(desc=title, total=batches.samples, unit=" samples", unit_scale=True, leave=False, disable=off) as bar:
+            bar.update(at.step * batches.batch_size)
             for batch in batches.epoch(at.epoch, first=at.step):
                 self.epoch_is_complete = at.step + 1 == len(batches)
                 yield batch
@@ -103,23 +104,26 @@ class Training:
             self.model.train()
         if not self.checked:
             self.check_that_the_loss_is_a_sum(batch)
-        scaler, world, losses = self.accelerator.scaler, self.accelerator.num_processes, []
-        for number, part in enumerate(batch.split(pieces), 1):
-            with nullcontext() if number == pieces else self.accelerator.no_sync(self.model):
+        if self.gradients.sharing != batch.sharing:
+            self.gradients = GradientSum(self.parameters, batch.sharing)
+        scaler, losses = self.accelerator.scaler, []
+        for number, share in zip(batch.sharing.of(batch.sharing.rank), batch.split(batch.lengths), strict=True):
+            losses.append(torch.zeros((), device=share.index.device))
+            for part in share.split(pieces):
                 loss = self.loss(self.model, part)
-                # DDP averages the gradients with equal weight for every process (pytorch #67253). Weighing the *sum* by
-                # W / terms makes that average the mean over the terms of the global batch, however they are shared.
+                # The sum over the share divided by the terms of the *global* batch: then the sum over all shares is the
+                # mean over the global batch, however it is shared (DDP would weigh processes alike, pytorch #67253).
                 # The weight has the dtype of the loss, not of the inputs, and no GPU waits for it to be copied.
                 terms = part.terms  # which the loss may have set
-                weight = loss.new_full((), world) / terms
-                # What `accelerator.backward` does, but for a division by 1 that costs two operations on a scalar.
-                (scaler.scale(loss) if scaler else loss).backward(gradient=weight)
-            losses.append(loss.detach())
+                (scaler.scale(loss) if scaler else loss).backward(gradient=loss.new_ones(()) / terms)
+                losses[-1] = loss.detach() + losses[-1]
+            self.gradients.take(number)
+        self.gradients.finish()
         if clip_norm:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), clip_norm)
+            self.accelerator.clip_grad_norm_(self.parameters, clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.latest.append((losses[0] if pieces == 1 else torch.stack(losses).sum(), terms))
+        self.latest.append((losses, terms))
         self.progress.step += 1
         self.progress.global_step += 1
 
@@ -137,8 +141,10 @@ class Training:
         losses, terms = zip(*self.latest, strict=True)
         # 0, or not a number if a weight is not finite: one sum a tensor is all this costs.
         weights = 0 * torch.stack([parameter.detach().sum() for parameter in self.bare.parameters()]).sum()
-        mine = torch.stack([*losses, weights.to(losses[0].dtype)])
-        *sums, unfit = gather(mine.unsqueeze(0)).cpu().double().sum(dim=0).tolist()  # in order of rank
+        mine, sharing = torch.stack([torch.stack(of_update) for of_update in losses]), self.gradients.sharing
+        table, held = mine.new_zeros(len(losses) + 1, sharing.shares), sharing.of(sharing.rank)
+        table[:-1, held.start : held.stop], table[-1, held.start] = mine, weights  # the sum over processes fills it
+        *sums, unfit = self.accelerator.reduce(table, "sum").cpu().double().sum(dim=1).tolist()
         at, broken = self.progress, [number for number, loss in enumerate(sums) if not math.isfinite(loss)]
         if broken or not math.isfinite(unfit):
             # If only the weights show it, it was the last update: else the loss of the next one would.
@@ -158,45 +164,37 @@ class Training:
         """Refuse a loss that is not the sum of those of the batch's halves: a mean, or one that draws at random."""
         self.checked = True
         with all_or_none():
-            whole, *halves = (self.loss(self.bare, part) for part in (batch, *batch.split(2)))
+            whole, one, other = (self.loss(self.bare, part) for part in (batch, *batch.split(2)))
             if whole.ndim:
                 raise UserError(f"the loss has the shape {tuple(whole.shape)}: give its sum, a scalar")
             coarse = self.accelerator.mixed_precision != "no" or whole.dtype.itemsize < 4
-            total, (one, other) = whole.item(), (half.item() for half in halves)
-            # False if they are not finite: `gather_losses` names them.
-            if len(batch.index) > 1 and abs(total - one - other) > (5e-2 if coarse else 1e-3) * (abs(one) + abs(other)):
-                what = f"{total:.6g} for a batch, {one:.6g} + {other:.6g} for its halves"
-                raise UserError(
-                    f"the loss is no sum over samples ({what}): use reduction='sum', and batch.rand to draw"
-                )
+            far = abs(whole - one - other) > (5e-2 if coarse else 1e-3) * (abs(one) + abs(other))  # not if one is NaN
+            if len(batch.index) > 1 and far:
+                what = f"{whole:.6g} for a batch, {one:.6g} + {other:.6g} for its halves"
+                raise UserError(f"the loss is no sum over samples ({what}): use reduction='sum', draw by batch.rand")
 
     def state_dict(self) -> dict[str, Any]:
         """All that must survive a stop; for every process to ask, for the losses are those of all."""
         self.gather_losses()
         if self.progress.step:
             self.progress.epoch_seconds = perf_counter() - self.begin
-        scaler = self.accelerator.scaler
-        state = {"progress": asdict(self.progress), "model": self.bare.state_dict()}
-        return state | {"optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
+        state = {name: part.state_dict() for name, part in self.stateful.items()}
+        return state | {"progress": asdict(self.progress)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was asked for."""
         self.progress = Progress(**state["progress"])
-        self.bare.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"] and self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        for name, part in self.stateful.items():
+            part.load_state_dict(state[name])
 
 
 def refuse_layers_that_depend_on_sharing(model: nn.Module) -> None:
     """Refuse layers that compute over, or draw random numbers for, just the samples that a process holds."""
     for name, layer in model.named_modules():
         so = "a process's samples alone, so each number of processes would train another model"
+        kind = f"{type(layer).__name__} {name}"
         if isinstance(layer, _BatchNorm) or getattr(layer, "track_running_stats", False):
-            raise UserError(f"{type(layer).__name__} {name} computes over {so}: use GroupNorm or LayerNorm")
+            raise UserError(f"{kind} computes over {so}: use GroupNorm or LayerNorm")
         rate = layer.p if isinstance(layer, _DropoutNd) else 0.0
-        rate = layer.dropout if isinstance(layer, nn.RNNBase | nn.MultiheadAttention) else rate
-        if rate > 0:
-            raise UserError(
-                f"{type(layer).__name__} {name} draws for {so}: set it to 0, and use a mask from batch.rand"
-            )
+        if rate > 0 or (isinstance(layer, nn.RNNBase | nn.MultiheadAttention) and layer.dropout > 0):
+            raise UserError(f"{kind} draws for {so}: set it to 0, and use a mask from batch.rand")

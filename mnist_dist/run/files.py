@@ -48,10 +48,10 @@ def append_json(path: Path, value: Any) -> None:
     """Add one line to a file of JSON lines, and see it on the disk; if that fails the file is as it was.
 
     Raises:
-        OSError: the disk is full, or the file cannot be written to.
+        OSError: the disk is full, or the file is gone, perhaps with its folder, or cannot be written to.
     """
-    with path.open("ab", buffering=0) as file:
-        size = file.tell()
+    with path.open("r+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
         try:
             line = (json.dumps(value, allow_nan=False) + "\n").encode()
             if file.write(line) != len(line):

@@ -1,12 +1,12 @@
 """A run's folder: its files' names, whose it is, and that one process writes it."""
 
-import fcntl
 import itertools
 import json
 import os
 import platform
 import re
 import secrets
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 from accelerate import PartialState
+from filelock import lock_descriptor
 
 from mnist_dist.core.checkpoints import FOLDER as CHECKPOINTS
 from mnist_dist.core.errors import UserError
@@ -26,6 +27,7 @@ CONFIG, METRICS, SUMMARY, WEIGHTS, EVALUATION = (
     "mnist_model.pth",
     "evaluation.json",
 )
+ENDED = "ended.json"  # why a run ended that did not finish: asked to stop, or failed; one that was killed has none
 PLOTS = "plots"
 ROOT = Path("runs")
 
@@ -59,7 +61,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     """What the config.json in a run's folder says; nothing if it cannot be read."""
     try:
         settings = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # the last: nested thousands deep
         return {}
     return settings if isinstance(settings, dict) else {}
 
@@ -125,15 +127,52 @@ def lock(folder: Path) -> None:
     Raises:
         UserError: another process holds it.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = open_lock(folder)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, however it ends
-    except BlockingIOError as error:
-        raise UserError(
-            f"another process is writing the run in {folder}: wait for it, or choose another folder"
-        ) from error
+        held = try_lock(descriptor)  # released when the process ends, however it ends
     except OSError:
         os.close(descriptor)
+        return
+    if not held:
+        raise UserError(f"another process is writing the run in {folder}: wait for it, or choose another folder")
+
+
+def open_lock(folder: Path) -> int:
+    """A descriptor of what stands for a run's folder where it is locked."""
+    if hasattr(os, "O_DIRECTORY"):
+        return os.open(folder, os.O_RDONLY)
+    return os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)  # Windows, which opens no folders
+
+
+def try_lock(descriptor: int) -> bool:
+    """Whether this process has locked it: at once, or soon after one that only looked, as `is_running` does."""
+    for _ in range(3):
+        if lock_descriptor(descriptor, blocking=False):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process is writing this run, as its lock tells; False if the file system has no locks."""
+    descriptor = open_lock(folder)
+    try:
+        return not try_lock(descriptor)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)  # and with it the lock
+
+
+def next_steps(folder: Path) -> str:
+    """What can be done with a finished run, in lines that can be pasted into a shell."""
+    place = shlex.quote(os.fspath(folder))
+    weights = "" if folder.parent == ROOT else f" --weights {place}"  # without it: the newest run there
+    return (
+        f"evaluate: python evaluate.py {place}\n"
+        f"predict:  python -m mnist_dist predict{weights} IMAGE...\n"
+        f"pictures: {shlex.quote(os.fspath(folder / PLOTS))}"
+    )
 
 
 def newest_run() -> Path:

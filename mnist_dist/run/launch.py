@@ -2,12 +2,15 @@
 
 import os
 import platform
+import re
+import shlex
 import sys
 import textwrap
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +27,9 @@ from mnist_dist.core.errors import UserError, explain
 from mnist_dist.run import rendezvous
 
 GRACE = 5  # seconds in which the first process of a node can say why all leave
+# Of a process on the CPU, unless OMP_NUM_THREADS says otherwise, as torchrun does. Threads wait for each other by
+# spinning: with one on every core, a single other program that wants a core holds up all of them (docs/speed.md).
+THREADS = max(1, torch.get_num_threads() // 2)
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -58,6 +64,12 @@ def check_environment(environ: Mapping[str, str]) -> int:
                 f"srun started {environ['SLURM_STEP_NUM_TASKS']} tasks that do not know of each other (WORLD_SIZE is "
                 "not set), so each would train its own model: submit slurm/train.sbatch, which tells them"
             )
+        if environ.get("SLURM_NTASKS") not in (None, "", "1"):
+            print(
+                f"warning: this allocation has {environ['SLURM_NTASKS']} tasks, and without srun one process works "
+                "alone: the scripts in slurm/ start all",
+                file=sys.stderr,
+            )
         return 1
     missing = [name for name in RENDEZVOUS if not environ.get(name)]
     if missing:
@@ -65,10 +77,12 @@ def check_environment(environ: Mapping[str, str]) -> int:
             f"WORLD_SIZE is set but {', '.join(missing)} is not: start through torchrun or accelerate launch"
         )
     numbers = {}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
-        if not environ[name].isdecimal():
-            raise UserError(f"the environment variable {name}={environ[name]!r} is not a whole number")
-        numbers[name] = int(environ[name])
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        if not re.fullmatch("[0-9]{1,9}", value := environ.get(name, "1")):  # `isdecimal` takes other scripts' digits
+            raise UserError(f"the environment variable {name}={value!r} is not a whole number")
+        numbers[name] = int(value)
+    if not 1 <= numbers["MASTER_PORT"] <= 65535:
+        raise UserError(f"MASTER_PORT={numbers['MASTER_PORT']} is no port: give a free one from 1 to 65535")
     if numbers["RANK"] >= numbers["WORLD_SIZE"]:
         raise UserError(f"RANK={numbers['RANK']} is not below WORLD_SIZE={numbers['WORLD_SIZE']}")
     return numbers["WORLD_SIZE"]
@@ -102,6 +116,8 @@ def start(
                 f"{local} processes were started on a node with {torch.cuda.device_count()} GPU(s): start one process "
                 "per GPU, or use --cpu"
             )
+    if cpu and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(THREADS)
     precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "fp16", "bf16"):
         raise UserError(f"mixed precision {precision!r} is not offered: use no, fp16 or bf16")
@@ -146,6 +162,24 @@ def start(
     if dtype == torch.float64 and accelerator.device.type == "mps":
         raise UserError("--dtype float64 does not exist on Apple GPUs: add --cpu")
     return accelerator
+
+
+def fix_bits(virtual: int) -> dict[str, Any]:
+    """Let bits depend on nothing but this: what a run with virtual processes has, and must have when it goes on.
+
+    Args:
+        virtual: how many there are; 0 for none, which changes nothing.
+    """
+    if not virtual:
+        return {}
+    torch.set_num_threads(1)  # sums are cut by threads
+    found = {"threads a process": 1, "torch": str(torch.__version__), "CPU": torch.backends.cpu.get_cpu_capability()}
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+        found["GPU"] = torch.cuda.get_device_name()
+    return found
 
 
 def is_first() -> bool:
@@ -203,7 +237,8 @@ def run(main: Callable[[], None], name: str) -> None:
         status = getattr(error, "status", 1)
         if is_first():
             stopped = getattr(error, "run", None)
-            way = f": run the same command with --output-dir {stopped} --resume to go on" if stopped else ""
+            folder = shlex.quote(stopped.as_posix()) if stopped else ""
+            way = f": run the same command with --output-dir {folder} --resume to go on" if stopped else ""
             print(f"{name}: error: {explain(error)}{way}", file=sys.stderr)
         elif not dist.is_initialized():
             time.sleep(GRACE)  # a launcher that saw this one leave would end the first before it has spoken

@@ -1,4 +1,4 @@
-"""The pictures. Each function draws one and writes it as a PNG."""
+"""The pictures. Each function draws one and writes it as PNG, PDF or SVG, as the file's name says."""
 
 import math
 import os
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+SUFFIXES, EXPECTED = (".png", ".pdf", ".svg"), "a .png, .pdf or .svg file"
+
+
 def figure(width: float, height: float) -> "Figure":
     """An empty figure of so many inches, which needs no screen."""
     os.environ["MPLBACKEND"] = "agg"  # whatever window somebody set there is not wanted here, and may not exist
@@ -25,17 +28,25 @@ def figure(width: float, height: float) -> "Figure":
 
 
 def save(picture: "Figure", path: Path) -> None:
-    """Write a figure as a PNG, into a folder that is made if it is not there."""
+    """Write a figure, into a folder that is made if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(path, dpi=150)
 
 
-def evaluation(folder: Path, result: Evaluation, samples: DataSet, split: str) -> None:
-    """Draw the confusion matrix and the most confident mistakes of an evaluation into a folder."""
-    heading = f"{samples.name} {split}: {100 * result.accuracy:.2f}% ({result.correct}/{result.total})"
-    confusion_matrix(folder / "confusion_matrix.png", result.confusion, samples.classes, heading)
-    reliability(folder / "reliability.png", result, heading)
-    (folder / "mistakes.png").unlink(missing_ok=True)  # of an evaluation before, where this one has none
+def evaluation(
+    folder: Path, result: Evaluation, samples: DataSet, split: str, model: str, suffix: str = ".png"
+) -> None:
+    """Draw the confusion matrix, the reliability and the most confident mistakes of an evaluation into a folder.
+
+    Args:
+        model: what the titles call the model.
+        suffix: one of `SUFFIXES`.
+    """
+    heading = f"{samples.name} {split}: {100 * result.accuracy:.2f}% ({result.correct}/{result.total})\n{model}"
+    confusion_matrix(folder / f"confusion_matrix{suffix}", result.confusion, samples.classes, heading)
+    reliability(folder / f"reliability{suffix}", result, heading)
+    mistakes = folder / f"mistakes{suffix}"
+    mistakes.unlink(missing_ok=True)  # of an evaluation before, where this one has none
     worst = result.mistakes()[:50]
     if len(worst):
         sure = result.probabilities.max(dim=1).values
@@ -45,7 +56,7 @@ def evaluation(folder: Path, result: Evaluation, samples: DataSet, split: str) -
             for number in worst
         ]
         images = samples.pixels(getattr(samples, split).images[worst.to(samples.test.images.device), 0])
-        digits(folder / "mistakes.png", images, titles, f"The most confident mistakes, {heading}")
+        digits(mistakes, images, titles, f"The most confident mistakes, {heading}")
 
 
 def digits(path: Path, images: Tensor, titles: Sequence[str], heading: str, columns: int = 10) -> None:
@@ -59,7 +70,8 @@ def digits(path: Path, images: Tensor, titles: Sequence[str], heading: str, colu
     columns = min(columns, len(images))
     lines = 1 + max(title.count("\n") for title in titles)
     height, width, pitch_y, pitch_x = 28, 28, 32 + 5 * lines, 40
-    picture = figure(0.029 * pitch_x * columns + 0.2, 0.029 * pitch_y * rows + 0.5)
+    above = 0.4 + 0.2 * len(heading.splitlines())
+    picture = figure(max(0.029 * pitch_x * columns + 0.2, 5), 0.029 * pitch_y * rows + above)
     axes = picture.subplots()  # one for all images: an Axes for each would take seconds to draw
     axes.set_title(heading, fontsize=10)
     canvas = np.zeros((pitch_y * rows, pitch_x * columns), np.float32)
@@ -106,24 +118,24 @@ def confusion_matrix(path: Path, confusion: Tensor, classes: Sequence[str], head
 
 
 def reliability(path: Path, result: Evaluation, heading: str) -> None:
-    """Accuracy against confidence: on the diagonal where a model is right as often as it says."""
+    """Accuracy against confidence, on the diagonal where a model is right as often as it says; below, samples."""
     bins = result.reliability()
-    picture = figure(5, 4.6)
-    axes = picture.subplots()
+    confidence = [100 * bin.confidence for bin in bins]
+    picture = figure(5, 5.6)
+    picture.suptitle(f"{heading}\nexpected calibration error {100 * result.calibration_error:.2f}%", fontsize=9)
+    axes, below = picture.subplots(2, sharex=True, height_ratios=[3, 1])
     axes.plot([0, 100], [0, 100], color="grey", linewidth=1)
-    axes.plot([100 * bin.confidence for bin in bins], [100 * bin.accuracy for bin in bins], marker="o")
-    for bin in bins:
-        axes.annotate(
-            f"{bin.count:,}", (100 * bin.confidence, 100 * bin.accuracy), (4, -10), textcoords="offset points"
-        )
-    axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 102), ylim=(0, 102))
-    axes.set_title(f"{heading}\nexpected calibration error {100 * result.calibration_error:.2f}%", fontsize=9)
-    axes.grid(alpha=0.3)
+    axes.plot(confidence, [100 * bin.accuracy for bin in bins], marker="o")
+    axes.set(ylabel="accuracy (%)", xlim=(0, 103), ylim=(-3, 103))
+    below.bar(confidence, [bin.count for bin in bins], width=3)
+    below.set(xlabel="confidence (%)", ylabel="samples", yscale="log", ylim=(0.5, None))
+    for one in (axes, below):
+        one.grid(alpha=0.3)
     save(picture, path)
 
 
 def learning_curves(path: Path, epochs: Sequence[dict[str, Any]], heading: str) -> None:
-    """Loss and accuracy over the epochs.
+    """Loss and accuracy over the epochs of one run.
 
     Args:
         epochs: the lines of metrics.jsonl, in order; at least one.
@@ -143,6 +155,38 @@ def learning_curves(path: Path, epochs: Sequence[dict[str, Any]], heading: str) 
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
+    save(picture, path)
+
+
+def compared(path: Path, groups: Sequence[tuple[str, Sequence[Sequence[dict[str, Any]]]]], heading: str) -> None:
+    """Loss and accuracy on the test samples over the epochs: mean and range of each group.
+
+    Args:
+        groups: a label and the runs of each, a run being the lines of its metrics.jsonl; at least one.
+    """
+    picture = figure(9, 3.8 + 0.2 * len(groups))
+    picture.suptitle(heading)
+    panels = picture.subplots(1, 2)
+    for axes, figure_of, scale, label in zip(
+        panels,
+        ("test_loss", "test_accuracy"),
+        (1, 100),
+        ("test cross-entropy (nats)", "test accuracy (%)"),
+        strict=True,
+    ):
+        for name, runs in groups:
+            by_epoch: dict[int, list[float]] = {}
+            for line in (line for run in runs for line in run if figure_of in line):
+                by_epoch.setdefault(line["epoch"], []).append(scale * line[figure_of])
+            epochs = sorted(by_epoch)
+            (curve,) = axes.plot(epochs, [np.mean(by_epoch[epoch]) for epoch in epochs], marker=".", label=name)
+            if len(runs) > 1:
+                edges = [[edge(by_epoch[epoch]) for epoch in epochs] for edge in (min, max)]
+                axes.fill_between(epochs, *edges, color=curve.get_color(), alpha=0.2, linewidth=0)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    picture.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     save(picture, path)
 
 

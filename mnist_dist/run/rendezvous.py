@@ -17,6 +17,7 @@ METHOD = f"{SCHEME}://"  # for `init_process_group(init_method=...)`
 # For processes to come, and to answer. Not 10 minutes: that is Accelerate's default for NCCL, so it is not handed on
 # (accelerate 1.15), and gloo waits for 30.
 TIMEOUT = timedelta(minutes=15)
+UNKNOWN = 10  # seconds that the first one's name may be unknown: that of a container may come with it
 SILENCE = 30  # seconds of waiting after which one process a node says what it waits for
 
 
@@ -49,13 +50,16 @@ def reach(address: str, port: int, timeout: timedelta) -> None:
     Raises:
         dist.DistStoreError: it could not in time.
     """
-    deadline = time.monotonic() + timeout.total_seconds()
+    begin = time.monotonic()
     while True:
         try:
             socket.create_connection((address, port), timeout=5).close()
             return
         except OSError as error:
-            if time.monotonic() > deadline:
+            patience = timeout.total_seconds()
+            if isinstance(error, socket.gaierror):
+                patience = min(patience, UNKNOWN)
+            if time.monotonic() - begin > patience:
                 raise dist.DistStoreError(f"nobody answers at {address}:{port} ({error.strerror or error})") from error
         time.sleep(0.1)
 

@@ -4,27 +4,34 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from mnist_dist.core import Progress, UserError
 from mnist_dist.run.command_line import flag
-from mnist_dist.task.settings import MAY_CHANGE, Settings, UsageError, require
+from mnist_dist.task.settings import GROUPS, MAY_CHANGE, Settings, UsageError, require, unset
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Settings):
     """Train a digit classifier. The defaults are those of the original single-file script."""
 
+    GROUPS: ClassVar[dict[str, str]] = GROUPS | {
+        "run": "output-dir resume checkpoint-every cpu mixed-precision dtype compile log-every wandb wandb-project "
+        "wandb-model help"
+    }
+
     gradient_accumulation_steps: int = 1
     """Pieces in which a process works through its share of a batch, to need less memory; changes nothing else."""
     compile: bool = False
     """Compile the network with torch.compile, for 10 seconds or more; it did not pay on the CPUs we measured."""
-    recipe: Literal["original", "fast", "fast-cnn", "best", "best-cnn"] | None = field(
+    recipe: Annotated[
+        Literal["original", "fast", "fast-cnn", "best", "best-cnn"] | None, unset("none, which is like original")
+    ] = field(default=None, metadata=MAY_CHANGE)
+    """Named settings; explicit flags win over them."""
+    output_dir: Annotated[Path | None, unset("runs/<timestamp>-<dataset>-<model>")] = field(
         default=None, metadata=MAY_CHANGE
     )
-    """Named settings; explicit flags win over them."""
-    output_dir: Path | None = field(default=None, metadata=MAY_CHANGE)
-    """The run's folder; default runs/<timestamp>-<dataset>-<model>."""
+    """The run's folder."""
     resume: bool = field(default=False, metadata=MAY_CHANGE)
     """Go on from the newest intact checkpoint in --output-dir; from scratch, saying so, if there is none."""
     checkpoint_every: int = field(default=0, metadata=MAY_CHANGE)
@@ -88,6 +95,8 @@ class TrainConfig(Settings):
         Args:
             values: the settings by field, as `as_json` gives them, the automatic ones resolved.
         """
+        if self.model == "mlp":  # it has no channels, whatever the flag says
+            values = {**values, "channels": TrainConfig.channels}
         moving = self.schedule != "constant" or self.warmup  # then the number of epochs decides every update's rate
         return {
             flag(field.name): values[field.name]

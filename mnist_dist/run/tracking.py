@@ -2,8 +2,10 @@
 
 import contextlib
 import logging
+import math
 import os
 import queue
+import shlex
 import shutil
 import sys
 import threading
@@ -20,7 +22,7 @@ from tqdm import tqdm
 from mnist_dist.core.processes import all_or_none
 from mnist_dist.core.stopping import Stopped
 from mnist_dist.run.files import append_json, write_json, write_json_lines
-from mnist_dist.run.folder import CONFIG, METRICS, SUMMARY, WEIGHTS
+from mnist_dist.run.folder import CONFIG, ENDED, METRICS, SUMMARY, WEIGHTS
 from mnist_dist.task.data import DataSet
 from mnist_dist.task.evaluation import Evaluation
 
@@ -60,15 +62,21 @@ class Tracker:
     def __enter__(self) -> "Tracker":
         with all_or_none():
             if self.accelerator.is_main_process:
-                (self.folder / SUMMARY).unlink(missing_ok=True)  # of a finished run that goes on: it is not finished
+                (self.folder / ENDED).unlink(missing_ok=True)
                 write_json(self.folder / CONFIG, self.settings)
                 # A run that was killed may have written more than its last checkpoint holds: that is done again.
                 write_json_lines(self.folder / METRICS, self.lines)
+                if len(self.lines) < self.settings.get("epochs", math.inf):  # a finished run that goes on is none
+                    (self.folder / SUMMARY).unlink(missing_ok=True)
         if self.accelerator.is_main_process and self.settings.get("wandb", "disabled") != "disabled":
             self.wandb = WandB(self.accelerator, self.folder, self.settings, self.history)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error and self.accelerator.is_main_process:
+            state = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+            with contextlib.suppress(OSError):  # a full disk is what has ended it
+                write_json(self.folder / ENDED, {"state": state, "reason": first_line(error)})
         if self.wandb and kind is not KeyboardInterrupt:  # who presses Ctrl-C twice does not want to wait for W&B
             self.wandb.close(failed=kind is not None, to_go_on=kind is Stopped)
 
@@ -159,6 +167,7 @@ class WandB:
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE", "auto")
         try:
+            drop_bad_variables()
             if mode == "auto":  # whether a key is configured, in the environment or a file, without asking the network
                 mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
             self.init(mode)
@@ -237,7 +246,9 @@ class WandB:
         if url:
             tqdm.write(f"Weights & Biases: {url}")
         elif offline:
-            tqdm.write(f"Weights & Biases has this run offline; send it with: wandb sync {place}")
+            tqdm.write(
+                f"Weights & Biases has this run offline; send it with:\nwandb sync {shlex.quote(place.as_posix())}"
+            )
 
     def log_end(self, test: Evaluation, samples: DataSet) -> None:
         """Log the confusion matrix, the table of mistakes and, if asked for, the model."""
@@ -276,6 +287,25 @@ class WandB:
         if "wandb" in sys.modules:
             with contextlib.suppress(BaseException):
                 sys.modules["wandb"].teardown()
+
+
+def drop_bad_variables() -> None:
+    """Remove the environment variables that W&B cannot read: with them not even an offline run would begin.
+
+    Raises:
+        ValueError: names them. What they were to say is not known, so nothing should be sent.
+    """
+    import wandb
+
+    bad = []
+    for name, value in list(os.environ.items()):
+        try:
+            if name.startswith("WANDB_") and name != "WANDB_API_KEY":  # that one is judged, and not shown, at the login
+                wandb.Settings().update_from_env_vars({name: value})
+        except ValueError:
+            bad.append(f"{name}={os.environ.pop(name)!r}")
+    if bad:
+        raise ValueError(f"it cannot read {', '.join(bad)}")
 
 
 def first_line(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from mnist_dist.core.errors import UserError
 from mnist_dist.run.files import write_file
 from mnist_dist.run.folder import CONFIG, WEIGHTS
 from mnist_dist.task import datasets
+from mnist_dist.task.settings import MAX_PARAMETERS
 
 METADATA = "mnist_dist"  # under which an exported safetensors file says what data it was trained on
 POSSIBLE: dict[str, Callable[[Any], bool]] = {  # values of `Trained`'s fields
@@ -71,7 +72,7 @@ def locate(path: Path) -> Trained:
                 raise ValueError(f"{name} is {value!r}")
     except SafetensorError:
         return Trained(weights)  # who loads it says what is wrong with it
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:  # the last: nested thousands deep
         raise UserError(
             f"the settings in {source} are not those of a run ({type(error).__name__}: {error}): restore the file, or "
             "move the model out of the folder"
@@ -90,7 +91,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """Read a `state_dict`, as torch.save or safetensors wrote it, as data: nothing in the file can run.
 
     Raises:
-        UserError: the file cannot be read, holds something else, or numbers that are not finite.
+        UserError: the file cannot be read, holds something else, more than `MAX_PARAMETERS` numbers, or some that are
+            not finite.
     """
     try:
         with warnings.catch_warnings():
@@ -120,6 +122,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in weights.items())
     ):
         raise UserError(f"the model file {path} does not hold a state_dict: save `model.state_dict()`")
+    # Judged before any value is looked at: with strides of 0 a small file holds tensors of any size.
+    if (numbers := sum(tensor.numel() for tensor in weights.values())) > MAX_PARAMETERS:
+        raise UserError(
+            f"the model file {path} holds {numbers:,} numbers, and here a model has at most {MAX_PARAMETERS:,}"
+        )
     for name, tensor in weights.items():
         if tensor.layout != torch.strided or tensor.is_meta:
             raise UserError(

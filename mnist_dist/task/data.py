@@ -81,6 +81,9 @@ def obtain(
     found = None
     with all_or_none():
         if accelerator.is_local_main_process:
+            if name != "mnist-5k" and data_dir != datasets.DATA_DIR and not data_dir.exists():
+                fetch = datasets.command_to_fetch("mnist" if name == "auto" else name, data_dir)
+                raise UserError(f"--data-dir {data_dir} does not exist: name another, or fetch the data with `{fetch}`")
             found = datasets.find(name, data_dir)
     places = [place for place in gather_object([found]) if place]
     names = sorted({name for name, _ in places})

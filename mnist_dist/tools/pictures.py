@@ -1,5 +1,8 @@
 """People's own pictures of digits, made into what the networks were trained on."""
 
+import errno
+import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ from torch import Tensor
 from mnist_dist.core.errors import UserError
 
 BOX, SIDE = 20, 28  # MNIST's digits are scaled to fit 20x20 and centred by mass in 28x28 (LeCun et al. 1998)
+LARGE = 2000  # pixels a side beyond which a picture is shrunk before it is looked at
 FAINTEST = 0.1  # least difference of ink and background, of the full grey range, that counts as a drawing
 
 
@@ -20,15 +24,22 @@ def read_digit(path: Path) -> Tensor:
         (28, 28) float32 grey values in [0, 1], ink 1 on background 0, scaled and centred the way MNIST was made.
 
     Raises:
-        UserError: the file is no picture, or there is nothing on it.
+        UserError: the file is no picture, or too large a one, or there is nothing on it.
     """
     try:
-        with Image.open(path) as picture:
-            grey = grey_values(ImageOps.exif_transpose(picture))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = (
-            error.strerror if isinstance(error, OSError) and error.strerror else "it is not a picture, or a damaged one"
-        )
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(errno.EINVAL, "it is a pipe or a device")  # which may never say anything
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                picture.draft(picture.mode, (LARGE, LARGE))  # shrinks a JPEG while it is decoded
+                grey = grey_values(shrunk(ImageOps.exif_transpose(picture)))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        reason = "it is not a picture, or a damaged one"
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+        elif isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+            reason = f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels"
         raise UserError(
             f"the picture {path} cannot be read ({reason}): give a PNG or JPEG file of one digit"
         ) from error
@@ -42,6 +53,18 @@ def read_digit(path: Path) -> Tensor:
     drawn = ink > 0.2  # paper and compression noise stay below a fifth of the ink
     rows, columns = np.nonzero(drawn.any(axis=1))[0], np.nonzero(drawn.any(axis=0))[0]
     return torch.from_numpy(centred(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]))
+
+
+def shrunk(picture: Image.Image) -> Image.Image:
+    """A picture with at most `LARGE` pixels a side, each the mean of a square of the original's."""
+    factor = math.ceil(max(picture.size) / LARGE)
+    if factor == 1:
+        return picture
+    if picture.mode[0] in "1P":  # numbers in a palette have no mean
+        picture = picture.convert("RGBA")
+    elif picture.mode.startswith("I;16"):
+        picture = picture.convert("I")
+    return picture.reduce(factor)
 
 
 def grey_values(picture: Image.Image) -> np.ndarray:

@@ -33,6 +33,7 @@ from mnist_dist.task.objective import adam, average, loss_of, schedule
 from mnist_dist.task.settings import Settings, require
 from mnist_dist.tools.study import DONE, WHOLE, Locks, open_study, trials_to_do
 
+ENOUGH = 20  # complete trials, below which importances are chance
 BATCH_SIZES = IntDistribution(16, 1024, log=True)
 SPACE: dict[str, BaseDistribution] = {  # every value as its flag takes it
     "lr": FloatDistribution(1e-4, 3e-2, log=True),
@@ -232,7 +233,7 @@ def report(study: optuna.Study, folder: Path, given: TrainConfig, samples: int) 
     plots.history(folder / "history.png", numbers, accuracies, pruned, heading)
     seconds = [trial.user_attrs["train_seconds"] for trial in complete]
     plots.trade_off(folder / "trade_off.png", seconds, [accuracy(trial) for trial in complete], heading)
-    if len(complete) > 1:
+    if len(complete) >= ENOUGH:
         plots.importances(folder / "importances.png", optuna.importance.get_param_importances(study), heading)
 
     def exactly(trial: FrozenTrial) -> str:

@@ -1,0 +1,85 @@
+"""The sum of all shares' gradients, with the same bits on every process and, for V virtual ones, at any number of them.
+
+The sum over the shares from first to stop is that of their first half and that of their second half, and so on down to
+single shares. A process adds the halves that it has whole, sends the few sums that remain to the others, and adds
+theirs: who has which share changes no sum.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .batches import Sharing
+
+FEW, SMALL = 4, 1 << 20  # processes and bytes up to which each sends its sums to every other, for want of faster ways
+
+Stretch = tuple[int, int]  # of shares: the first, and the one behind the last
+
+
+def whole_within(held: range, first: int, stop: int) -> list[Stretch]:
+    """The largest of the stretches that halving leads to of which a process has every share."""
+    if held.start <= first and stop <= held.stop:
+        return [(first, stop)]
+    if held.stop <= first or stop <= held.start:
+        return []
+    middle = (first + stop) // 2
+    return whole_within(held, first, middle) + whole_within(held, middle, stop)
+
+
+def total(sums: dict[Stretch, Tensor], first: int, stop: int) -> Tensor:
+    """The sum over a stretch of the shares from those over parts of it, in place."""
+    if (first, stop) in sums:
+        return sums[first, stop]
+    middle = (first + stop) // 2
+    return total(sums, first, middle).add_(total(sums, middle, stop))
+
+
+class GradientSum:
+    """Takes the gradients of one share after the other, and leaves their sum over all shares."""
+
+    def __init__(self, parameters: list[nn.Parameter], sharing: Sharing) -> None:
+        self.parameters, self.sharing, self.vectors = parameters, sharing, dict[Stretch, Tensor]()
+        few = sharing.world <= FEW and dist.is_initialized() and dist.get_backend() == "gloo"
+        small = sum(parameter.numel() * parameter.element_size() for parameter in parameters) <= SMALL
+        self.stretches = [whole_within(sharing.of(rank), 0, sharing.shares) for rank in range(sharing.world)]
+        self.in_one_message = sharing.shares > sharing.world or (few and small)
+
+    def take(self, share: int) -> None:
+        """Take the parameters' gradients as those of a share; that of one which took no part is 0."""
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.sharing.shares > 1:
+            flat = [parameter.grad.flatten() for parameter in self.parameters]  # type: ignore[union-attr]
+            self.vectors[share, share + 1] = torch.cat(flat)
+            for parameter in self.parameters:
+                parameter.grad = None
+
+    def finish(self) -> None:
+        """Let the gradients be the sum over all shares."""
+        if self.sharing.shares == 1:
+            return
+        if self.in_one_message:
+            self.exchange()
+        else:
+            (mine,) = self.vectors.values()
+            dist.all_reduce(mine)
+            self.vectors[0, self.sharing.shares] = mine
+        summed = total(self.vectors, 0, self.sharing.shares)
+        self.vectors.clear()
+        parts = summed.split([parameter.numel() for parameter in self.parameters])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            # In the layout of the parameter, which fused optimizers take for granted, and in its dtype.
+            parameter.grad = torch.empty_like(parameter).copy_(part.view_as(parameter))
+
+    def exchange(self) -> None:
+        """Send this process's sums to every other: an all-reduce in one message to each."""
+        rank, stretches = self.sharing.rank, self.stretches
+        mine = torch.stack([total(self.vectors, *stretch) for stretch in stretches[rank]])
+        sums = [mine if other == rank else mine.new_empty(len(s), mine.shape[1]) for other, s in enumerate(stretches)]
+        others = [other for other in range(self.sharing.world) if other != rank]
+        messages = [dist.P2POp(dist.isend, mine, other) for other in others]
+        messages += [dist.P2POp(dist.irecv, sums[other], other) for other in others]
+        for message in dist.batch_isend_irecv(messages) if messages else ():
+            message.wait()
+        self.vectors = dict(zip(sum(stretches, []), torch.cat(sums), strict=True))

@@ -1,0 +1,254 @@
+"""`python -m mnist_dist runs` says what is there, passes over what is damaged, and can be read by others."""
+
+import csv
+import io
+import json
+import math
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from filelock import lock_descriptor
+
+from mnist_dist.core import Stopped, UserError
+from mnist_dist.run import launch, origin
+from mnist_dist.run.command_line import as_json, parse
+from mnist_dist.run.folder import is_running
+from mnist_dist.run.settings import TrainConfig
+from mnist_dist.run.tracking import Tracker
+from mnist_dist.tools import runs
+
+
+def write_run(folder, accuracies, done=True, seconds=12.5, config=None, **settings):
+    """The files that a run with these test accuracies, one an epoch, leaves."""
+    chosen = {"dataset": "mnist", "epochs": 3, "output_dir": folder} | settings
+    values = as_json(TrainConfig(**chosen)) | {"wandb_id": folder.name, "num_processes": 1, "data_digest": "d"}
+    values |= {"versions": {"torch": "2.15.0"}} | (config or {})
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(values))
+    lines = [
+        {"epoch": number, "test_accuracy": accuracy, "test_total": 10_000, "test_loss": 1 - accuracy}
+        for number, accuracy in enumerate(accuracies, 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if done:
+        (folder / "summary.json").write_text(json.dumps(lines[-1] | {"train_seconds": seconds}))
+    return folder
+
+
+@pytest.fixture
+def several(tmp_path, monkeypatch):
+    """Three seeds of one setting, one of another on two processes, and one that is not finished, in runs/."""
+    monkeypatch.chdir(tmp_path)
+    for seed in range(3):
+        write_run(tmp_path / f"runs/mlp-{seed}", [0.9, 0.95, 0.97 + seed / 100], seed=seed)
+    write_run(tmp_path / "runs/cnn", [0.97, 0.98, 0.985], model="cnn", lr=0.01, config={"num_processes": 2})
+    write_run(tmp_path / "runs/begun", [0.8], done=False, val_size=1000)
+    return tmp_path / "runs"
+
+
+def call_runs(capsys, words: str):
+    """What the command prints."""
+    runs.main(parse(runs.Config, words.split(), prog="runs"))
+    return capsys.readouterr()
+
+
+@pytest.mark.usefixtures("several")
+def test_a_line_for_each_run_that_says_what_differs(capsys):
+    lines = call_runs(capsys, "").out.splitlines()
+    assert lines[0] == "5 runs in runs: mnist, torch 2.15.0 (± standard error)"
+    rows = {line.split()[0]: line for line in lines[3:]}
+    assert rows.keys() == {"mlp-0", "mlp-1", "mlp-2", "cnn", "begun"}
+    error = 100 * math.sqrt(0.98 * 0.02 / 10_000)
+    assert rows["mlp-1"].split(maxsplit=5)[1:] == [
+        *("done", "3/3", f"98.00±{error:.2f}", "12", "mlp, val_size 0, lr 0.001, seed 1, 1 process")
+    ]
+    assert rows["cnn"].endswith("12  cnn, val_size 0, lr 0.01, seed 0, 2 processes")
+    assert rows["begun"].split()[1:4] == ["failed", "1/3", "80.00±0.40"]
+    assert "epochs" not in rows["cnn"] and "batch_size" not in rows["cnn"]  # what is the same is not repeated
+
+
+@pytest.mark.usefixtures("several")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--sort test_accuracy", "begun mlp-0 mlp-1 cnn mlp-2"),
+        ("--sort test_accuracy --reverse", "mlp-2 cnn mlp-1 mlp-0 begun"),
+        ("--where model=mlp --sort seed --reverse", "mlp-2 mlp-1 begun mlp-0"),
+        ("--where model=mlp state=done test-accuracy>=0.98", "mlp-1 mlp-2"),
+        ("--where lr!=0.001", "cnn"),
+        ("--where train_seconds<13 seed<1", "cnn mlp-0"),  # not the one that has no seconds
+        ("--where hidden=128", ""),
+        ("--where warmup=none seed=2", "mlp-2"),
+        ("--sort train_seconds --reverse --where seed=0", "cnn mlp-0 begun"),  # without a value: last
+    ],
+)
+def test_sorted_and_filtered_by_any_column(capsys, words, expected):
+    found = json.loads(call_runs(capsys, f"--json {words}").out)
+    names = [row["run"].removeprefix("runs/") for row in found]
+    if "--sort" in words:
+        assert names == expected.split()
+    else:
+        assert sorted(names) == expected.split()
+
+
+@pytest.mark.usefixtures("several")
+def test_groups_of_seeds_have_mean_and_spread(capsys):
+    mlp, cnn = sorted(json.loads(call_runs(capsys, "--json --group").out), key=lambda group: -group["runs"])
+    assert (mlp["seeds"], mlp["runs"], cnn["runs"]) == ("0 1 2", 3, 1)  # the unfinished one is in none
+    assert mlp["test_accuracy"] == pytest.approx(0.98) and mlp["test_deviation"] == pytest.approx(0.01)
+    assert cnn["test_deviation"] is None
+    text = call_runs(capsys, "--group").out
+    assert "98.00±1.00" in text and "2 groups of seeds" in text
+
+
+@pytest.mark.usefixtures("several")
+def test_pandas_reads_it_in_one_line(capsys):
+    table = pd.read_json(io.StringIO(call_runs(capsys, "--json").out))
+    assert table.groupby("model").test_accuracy.max().to_dict() == {"cnn": 0.985, "mlp": 0.99}
+    call_runs(capsys, "--csv --output runs.csv")
+    assert pd.read_csv("runs.csv").equals(pd.read_csv(io.StringIO(call_runs(capsys, "--csv").out)))
+    with Path("runs.csv").open() as file:
+        assert next(csv.DictReader(file))["run"] == "runs/begun"
+
+
+def test_a_table_fits_80_columns(several):
+    rows = [
+        runs.read(folder)[0] | {"run": f"runs/2026112{n}-101500-mnist-5k-mlp"}
+        for n, folder in enumerate(sorted(several.iterdir()))
+    ]
+    for row in rows:
+        row |= {"val_accuracy": 0.97, "val_error": 0.01, "label_smoothing": row["lr"], "weight_decay": row["lr"] * 10}
+    text = runs.table(rows, 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "label_smoothing 0.01" in text and len(runs.table(rows, None).splitlines()) == 3 + len(rows)
+
+
+def test_the_state_of_a_run(tmp_path):
+    folder = write_run(tmp_path / "run", [0.8], done=False)
+    settings = json.loads((folder / "config.json").read_text()) | {"wandb": "disabled"}
+    assert runs.read(folder)[0]["state"] == "failed"  # killed: nothing says why
+    for error, state, reason in (
+        (Stopped("stopped on request"), "stopped", "stopped on request"),
+        (UserError("the loss of update 5 is nan"), "failed", "the loss of update 5 is nan"),
+    ):
+        with pytest.raises(UserError), Tracker(launch.start(cpu=True), folder, settings):
+            assert not (folder / "ended.json").exists()  # it goes on
+            raise error
+        row, _ = runs.read(folder)
+        assert (row["state"], row["reason"]) == (state, reason)
+    holder = os.open(folder, os.O_RDONLY)
+    assert lock_descriptor(holder, blocking=False)
+    assert is_running(folder) and runs.read(folder)[0]["state"] == "running"
+    os.close(holder)
+    assert not is_running(folder)
+    with Tracker(launch.start(cpu=True), folder, settings):
+        pass
+    (folder / "summary.json").write_text('{"epoch": 1}')
+    assert runs.read(folder)[0]["state"] == "done" and not (folder / "ended.json").exists()
+
+
+DEEP = "[" * 100_000
+DAMAGED = {
+    "empty config": {"config.json": ""},
+    "half a config": {"config.json": '{"epochs": 3, "se'},
+    "a deep config": {"config.json": f'{{"epochs": {DEEP}'},
+    "a list": {"config.json": "[1]"},
+    "another program's": {"config.json": '{"architectures": ["Bert"]}'},
+    "bytes": {"config.json": b"\xff\xfe\x00"},
+    "nameless versions": {"config.json": '{"epochs": 1, "seed": 0, "wandb_id": "a", "versions": 3}'},
+    "damaged metrics": {"metrics.jsonl": '{"epoch": 1\n{"epoch": 2}\n'},
+    "deep metrics": {"metrics.jsonl": f'{{"epoch": {DEEP}\n'},
+    "no accuracy": {"metrics.jsonl": '{"epoch": 1, "test_accuracy": "high", "test_total": 9}\n'},
+    "accuracy of 97": {"metrics.jsonl": '{"epoch": 1, "test_accuracy": 97.0, "test_total": 9}\n'},
+    "infinite": {"metrics.jsonl": '{"epoch": Infinity}\n'},
+    "a number of 4000 digits": {"metrics.jsonl": '{"epoch": ' + "9" * 4000 + "}\n"},
+    "a list in metrics": {"metrics.jsonl": "[]\n"},
+    "a deep summary": {"summary.json": f'{{"train_seconds": {DEEP}'},
+    "seconds in words": {"summary.json": '{"train_seconds": "long"}'},
+}
+
+
+def test_what_is_damaged_is_named_and_passed_over(tmp_path, capsys):
+    write_run(tmp_path / "good", [0.9, 0.95, 0.97])
+    for name, files in DAMAGED.items():
+        folder = write_run(tmp_path / name, [0.9], done=False)
+        for file, content in files.items():
+            (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (tmp_path / "no run").mkdir()
+    os.mkfifo(write_run(tmp_path / "a pipe", [0.9], done=False) / "summary.json")
+    (tmp_path / "\x1b[31mred\udc80").mkdir()
+    found = call_runs(capsys, f"{tmp_path} --json")
+    assert [row["run"] for row in json.loads(found.out)] == [str(tmp_path / "good")]
+    assert "\x1b" not in found.err
+    for name in (*DAMAGED, "no run", "a pipe", "?[31mred?"):
+        (line,) = [line for line in found.err.splitlines() if f"{tmp_path / name} is passed over: " in line]
+        assert len(line) < 300 + len(str(tmp_path))
+    assert len(found.err.splitlines()) == len(DAMAGED) + 3
+
+
+def test_odd_values_do_no_harm(tmp_path, capsys):
+    odd = {"recipe": "\x1b[2J" + "x" * 10_000, "extra": {"a": [1, {"b": None}]}, "lr": 10**400, "seed": None}
+    write_run(tmp_path / "odd", [0.9], done=True, config=odd)
+    write_run(tmp_path / "plain", [0.9], done=True, config={"extra": "1", "seed": "0"})
+    half = write_run(tmp_path / "half", [0.9], done=False)
+    with (half / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "test_accu')  # being written
+    for words in ("", "--group", "--csv", "--json", "--group --csv", "--where lr>1", "--sort seed", "--sort lr"):
+        found = call_runs(capsys, f"{tmp_path} {words}")
+        assert not found.err
+        if words in ("", "--group"):
+            assert "\x1b" not in found.out and max(map(len, found.out.splitlines())) < 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("nowhere", "there is no folder nowhere"),
+        ("empty", "there is no run in empty: train one with `python train.py`"),
+        ("runs --where modle=cnn", "--where modle=cnn is not possible: give a condition on one of run, state, "),
+        ("runs --where model", "--where model is not possible: give a condition such as model=cnn"),
+        ("runs --sort accuracy", "--sort accuracy is not possible: give one of run, state, "),
+        ("runs --json --csv", "--json with --csv is not possible"),
+        ("runs --plot curves.jpg", "--plot curves.jpg is not possible: give a .png, .pdf or .svg file"),
+    ],
+)
+def test_what_is_refused(several, words, complaint):
+    (several.parent / "empty").mkdir()
+    with pytest.raises(UserError) as error:
+        runs.main(parse(runs.Config, words.split(), prog="runs"))
+    assert complaint in str(error.value)
+
+
+@pytest.mark.parametrize(("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_curves_are_drawn_as_the_name_says(several, capsys, suffix, magic):
+    call_runs(capsys, f"--plot curves.{suffix}")
+    content = (several.parent / f"curves.{suffix}").read_bytes()
+    assert content.startswith(magic)
+    if suffix == "svg":  # text is in comments
+        assert b"lr 0.001, val_size 0 (3 seeds)" in content or b"val_size 0, lr 0.001 (3 seeds)" in content
+
+
+def test_the_code_s_digest_covers_all_code(tmp_path, monkeypatch):
+    (tmp_path / "mnist_dist" / "tools").mkdir(parents=True)
+    files = [tmp_path / name for name in ("train.py", "evaluate.py", "mnist_dist/a.py", "mnist_dist/tools/b.py")]
+    for file in files:
+        file.write_text("1")
+    monkeypatch.setattr(origin, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(origin, "PACKAGE", tmp_path / "mnist_dist")
+    digests = {origin.code_digest()}
+    for file in files:
+        file.write_text("2")
+        digests.add(origin.code_digest())
+    files[-1].rename(files[-1].with_name("c.py"))
+    assert len(digests | {origin.code_digest()}) == 6
+    assert origin.commit() is None  # no checkout
+
+
+def test_without_git_there_is_no_commit(tmp_path, monkeypatch):
+    (tmp_path / ".git").mkdir()  # not a repository either
+    monkeypatch.setattr(origin, "CHECKOUT", tmp_path)
+    assert origin.commit() is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert origin.commit() is None
