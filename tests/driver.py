@@ -6,15 +6,18 @@ A run with `verify`, the name of a file, is no training: `python -m mnist_dist v
 written to that file. Beside `runs`, the document may hold
     record: a folder for what each process saw: batches-<rank>.pt (the sample numbers of every update, in order) and
         left-<rank>.json (how it left);
-    timeouts: values for the constants of `mnist_dist.run.tracking`, in seconds.
+    timeouts: values for the constants of `mnist_dist.run.tracking`, in seconds;
+    updates: the most in an epoch of a training that `verify` is given.
 `fault` is one of the traps of this stack, let back in for that run; see `FAULTS`.
 """
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import json
 import os
+import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -24,17 +27,19 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.swa_utils import AveragedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train
-from mnist_dist.core import GlobalBatches, Training, checkpoints, gradients, stream
+from mnist_dist.core import GlobalBatches, Training, checkpoints, gradients, stopping, stream
 from mnist_dist.core.batches import Batch
 from mnist_dist.run import launch, tracking
 from mnist_dist.run.command_line import parse
 from mnist_dist.run.files import write_json
-from mnist_dist.task import datasets, networks, objective
-from mnist_dist.tools import verify
+from mnist_dist.task import data, datasets, networks, objective
+from mnist_dist.tools import verify, watched
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
@@ -196,7 +201,7 @@ def checkpoint_reads_other_weights():
         payload["parts"]["training"]["model"]["fc1.bias"] += 1
         return payload, warnings
 
-    return patch.object(verify, "newest_checkpoint", other)
+    return patch.object(watched, "newest_checkpoint", other)
 
 
 def mixed_precision_breaks():
@@ -209,6 +214,221 @@ def mixed_precision_breaks():
             yield
 
     return patch.object(torch, "autocast", autocast)
+
+
+def at_every_step(change):
+    """Something that happens between an update's gradient and its step, to an optimizer."""
+
+    @contextlib.contextmanager
+    def planted():
+        hook = register_optimizer_step_pre_hook(lambda optimizer, *_: change(optimizer))
+        yield
+        hook.remove()
+
+    return planted()
+
+
+def parameters_of(optimizer):
+    """All of an optimizer's."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def clipped_before_the_reduction():
+    """Each process limits the norm of its own part, and the mean of these is taken."""
+    update, parts = Training.update, []
+
+    def clipping(self, batch, *, clip_norm=0.0, **options):
+        parts.clear()
+        if clip_norm:
+            loss = self.loss(self.bare, batch) * WORLD / batch.terms
+            parts.extend(torch.autograd.grad(loss, list(self.bare.parameters())))
+            norm = torch.cat([part.flatten() for part in parts]).norm()
+            for part in parts:
+                part.mul_(min(1.0, clip_norm / (norm.item() + 1e-6)))
+                dist.all_reduce(part)
+                part.div_(WORLD)
+        update(self, batch, clip_norm=0.0, **options)
+
+    def replace(optimizer):
+        for parameter, part in zip(parameters_of(optimizer), parts, strict=False):
+            parameter.grad = part
+
+    both = contextlib.ExitStack()
+    both.enter_context(patch.object(Training, "update", clipping))
+    both.enter_context(at_every_step(replace))
+    return both
+
+
+def large_gradients_rounded():
+    """They travel as bfloat16 if they are large."""
+
+    def rounded(optimizer):
+        if sum(p.numel() * p.element_size() for p in parameters_of(optimizer)) > 1 << 20:
+            for parameter in parameters_of(optimizer):
+                parameter.grad = parameter.grad.bfloat16().to(parameter.dtype)
+
+    return at_every_step(rounded)
+
+
+def weights_decay_twice():
+    """By the optimizer, and once more."""
+
+    def decay(optimizer):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.detach().mul_(1 - group["lr"] * group["weight_decay"])
+
+    return at_every_step(decay)
+
+
+def gradient_is_no_number():
+    """From one update on, on the last process."""
+
+    def spoil(optimizer):
+        if RANK == WORLD - 1:
+            parameters_of(optimizer)[0].grad[:] = torch.nan
+
+    return at_every_step(spoil)
+
+
+def label_smoothing_ignored():
+    """The loss is that of the labels alone."""
+    cross_entropy = F.cross_entropy
+    return patch.object(
+        F, "cross_entropy", lambda *words, **more: cross_entropy(*words, **more | {"label_smoothing": 0})
+    )
+
+
+def on_the_last_process(where, name, change):
+    """After a method has been called there."""
+    method = getattr(where, name)
+
+    def changed(self, *words, **options):
+        found = method(self, *words, **options)
+        if RANK == WORLD - 1:
+            change(self)
+        return found
+
+    return patch.object(where, name, changed)
+
+
+def average_stands_still():
+    """On the last process, after the first update."""
+    move = AveragedModel.update_parameters
+    return patch.object(
+        AveragedModel,
+        "update_parameters",
+        lambda self, model: move(self, model) if RANK < WORLD - 1 or self.n_averaged == 0 else None,
+    )
+
+
+def other_first_weights():
+    """On the last process."""
+
+    def change(training):
+        with torch.no_grad():
+            next(training.bare.parameters()).add_(0.01)
+
+    return on_the_last_process(Training, "__init__", change)
+
+
+def other_labels():
+    """On the last process, of the same files."""
+    load = data.load
+
+    def shifted(*words, **options):
+        samples = load(*words, **options)
+        labels = (samples.train.labels + 1) % 10 if RANK == WORLD - 1 else samples.train.labels
+        return dataclasses.replace(samples, train=data.Split(samples.train.images, labels))
+
+    return patch.object(data, "load", shifted)
+
+
+def other_normalisation():
+    """On the last process."""
+    normalized = data.normalized
+    return patch.object(
+        data,
+        "normalized",
+        lambda images, labels, mean, std, dtype: normalized(
+            images, labels, mean, std + RANK // (WORLD - 1) / 100, dtype
+        ),
+    )
+
+
+def checkpoint_without_optimizer():
+    """Its state is not saved."""
+    state_dict = Training.state_dict
+
+    def bare(self):
+        state = state_dict(self)
+        return state | {"optimizer": state["optimizer"] | {"state": {}}}
+
+    return patch.object(Training, "state_dict", bare)
+
+
+def optimizer_lost_at_resume():
+    """On the last process."""
+    return on_the_last_process(Training, "load_state_dict", lambda training: training.optimizer.state.clear())
+
+
+def resume_skips_a_batch():
+    """On all processes."""
+    load = Training.load_state_dict
+
+    def skipping(self, state):
+        load(self, state)
+        self.progress.step += 1
+
+    return patch.object(Training, "load_state_dict", skipping)
+
+
+def stop_seen_by_one_process():
+    """Each process asks itself alone."""
+    return patch.object(stopping.StopRequest, "agreed", lambda self: self.received is not None)
+
+
+def slow_link():
+    """What the last process sends is long on its way."""
+    send = dist.send
+
+    def slowly(*words, **options):
+        if RANK == WORLD - 1:
+            time.sleep(0.1)
+        send(*words, **options)
+
+    return patch.object(dist, "send", slowly)
+
+
+def in_update_5_of_the_last_process(harm):
+    """Something that happens to one process alone."""
+    update = Training.update
+
+    def harmed(self, batch, **options):
+        if self.progress.global_step == 4 and RANK == WORLD - 1:
+            harm()
+        update(self, batch, **options)
+
+    return patch.object(Training, "update", harmed)
+
+
+def last_process_has_a_bug():
+    """An exception of its own."""
+
+    def fail():
+        raise ZeroDivisionError("planted")
+
+    return in_update_5_of_the_last_process(fail)
+
+
+def last_process_is_killed():
+    """As by the kernel, if memory is short."""
+    return in_update_5_of_the_last_process(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def last_process_hangs():
+    """It never comes to the exchange of gradients."""
+    return in_update_5_of_the_last_process(lambda: time.sleep(600))
 
 
 def fp16_scaler():
@@ -313,6 +533,23 @@ FAULTS = {
         slow_process,
         checkpoint_reads_other_weights,
         mixed_precision_breaks,
+        clipped_before_the_reduction,
+        large_gradients_rounded,
+        weights_decay_twice,
+        gradient_is_no_number,
+        label_smoothing_ignored,
+        average_stands_still,
+        other_first_weights,
+        other_labels,
+        other_normalisation,
+        checkpoint_without_optimizer,
+        optimizer_lost_at_resume,
+        resume_skips_a_batch,
+        stop_seen_by_one_process,
+        slow_link,
+        last_process_has_a_bug,
+        last_process_is_killed,
+        last_process_hangs,
         fp16_scaler,
         gradient_breaks_at_update_30,
         last_process_raises_at_update_30,
@@ -328,6 +565,7 @@ def main() -> None:
     spec = json.loads(sys.argv[1])
     for name, seconds in spec.get("timeouts", {}).items():
         setattr(tracking, name, seconds)
+    verify.MOST = spec.get("updates", verify.MOST)
     update, seen = Training.update, []
 
     def watched(self, batch, **options):

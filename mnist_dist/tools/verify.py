@@ -1,70 +1,102 @@
-"""Is this distributed set-up right? It trains on all processes and alone, and compares."""
+"""Is this distributed set-up right? It trains on all processes, watched, and compares with a training written apart."""
 
 import hashlib
+import json
+import math
+import os
 import platform
 import shutil
-import signal
 import statistics
-import tempfile
+import subprocess
+import sys
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TextIO
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+import tyro
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch import Tensor, nn
 
-from mnist_dist.core import Batch, Checkpoints, GlobalBatches, Training, UserError, stream
-from mnist_dist.core.checkpoints import newest_checkpoint
+from mnist_dist.core import Batch, GlobalBatches, Training, UserError
 from mnist_dist.core.errors import explain
-from mnist_dist.core.processes import broadcast
-from mnist_dist.core.stopping import SIGNALS
 from mnist_dist.run import launch, weights
+from mnist_dist.run.command_line import as_flags, parse
 from mnist_dist.run.files import write_json
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.task import data, datasets, networks
-from mnist_dist.task.data import Split
+from mnist_dist.task.data import DataSet, Split
 from mnist_dist.task.evaluation import BATCH, classify
-from mnist_dist.task.objective import adam, loss_of, schedule
+from mnist_dist.task.objective import adam, loss_of
 from mnist_dist.task.settings import DataConfig, require
+from mnist_dist.tools import links, program, reference
+from mnist_dist.tools.meeting import NOT_ALL, Meeting, lost_another
+from mnist_dist.tools.watched import Seen, Watch, cut, difference, wrong_checkpoint, wrong_figures
 
-# The training that is done twice: 264 updates, few enough samples for the 5,000 digits. A prime batch, so that hardly
-# any number of processes shares it evenly, and a smaller last one; pieces; a schedule that moves with every update.
-SETTINGS = TrainConfig(
-    batch_size=61,
-    epochs=4,
-    lr=0.003,
-    schedule="one-cycle",
-    gradient_accumulation_steps=2,
-    dtype="float64",
-)
-SAMPLES = 65 * SETTINGS.batch_size + 29
+VERSION = 2  # of the answer for machines
 TOLERANCE = 1e-9  # between float64 results: rounding gives 1e-14, the smallest mistake 1e-6
 SLOW = 1.5  # times the median of all processes
 VISIBLE_WITHIN = 10.0  # seconds, for a file on all nodes: network file systems cache folders for a few
-BANDWIDTH_BYTES = 16 * 2**20
+TESTED = 997  # samples of a small training that it is tested with
+ASKED = 3  # the update, from 0, before which a process is asked to stop
+FEWEST, MOST = 6, 24  # updates in one of the two epochs of your training: as many as the reference does in
+PATIENCE = 6.0  # seconds
+
+# A prime batch, so that hardly any number of processes shares it evenly, and a last one of one sample.
+PLAIN = TrainConfig(batch_size=61, lr=0.003)
+ALL_OPTIONS = TrainConfig(
+    batch_size=61,
+    lr=0.003,
+    hidden=(384, 64),  # above a MiB of gradients, as PLAIN is below: they may travel otherwise
+    schedule="one-cycle",
+    weight_decay=0.1,
+    label_smoothing=0.1,
+    dropout=0.1,
+    affine=0.5,
+    elastic=1.0,
+    clip_norm=1.0,
+    ema=0.9,
+    gradient_accumulation_steps=3,
+)
+CNN = replace(ALL_OPTIONS, model="cnn", channels=(4, 8, 8), hidden=(32,), schedule="cosine", warmup=0.2)
+AGREE = "all must learn of a request after the same update, and then save: core/stopping.py, Checkpoints.after_update"
+OPTIONS = {  # those that change the gradient: what to look at if it is wrong with one alone
+    "label_smoothing": "the loss must spread that share of the target over all classes (task/objective.py)",
+    "dropout": "draw it for the whole global batch and take this process's rows: batch.rand (task/distortions.py)",
+    "affine": "draw it for the whole global batch and take this process's rows: batch.rand (task/distortions.py)",
+    "elastic": "draw it for the whole global batch and take this process's rows: batch.rand (task/distortions.py)",
+    "clip_norm": "limit the norm of the mean over all processes, once it is there, not of each one's part",
+    "gradient_accumulation_steps": "a piece's loss is to be divided by the samples of the global batch, as any other",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(DataConfig):
-    """Answer in under a minute whether this set-up trains right. Start it as you start the training."""
+    """Answer in under a minute whether this set-up trains right. Start it as you start the training.
 
+    Words after `--` are flags of train.py: then it is this training that is checked, in float64 and shortened.
+    """
+
+    training: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """After --: flags of the training to come, or of --program."""
     processes: int = 0
-    """How many processes are meant; 0: as many as there are."""
+    """How many processes are meant; 0: as many as there are, and 2 for --program."""
     cpu: bool = False
     """Force the CPU."""
     output_dir: Path = Path("runs")
     """Where runs go; what is written there must be seen by all nodes, and is removed again."""
     json: Path | None = None
     """Write the result for machines to this file, too."""
+    deadline: float = 120.0
+    """Seconds that each part may take."""
+    program: Path | None = None
+    """Any training program: run it on one process and on several, and compare what it leaves (docs/verify.md)."""
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -76,6 +108,17 @@ class Config(DataConfig):
         require(self.processes >= 0, "--processes", self.processes, "a number of processes, or 0")
         writable = self.json is None or (self.json.parent.is_dir() and not self.json.is_dir())
         require(writable, "--json", self.json, "a file in a folder that exists")
+        require(1 <= self.deadline <= 86_400, "--deadline", self.deadline, "a number of seconds from 1 to 86,400")
+        if self.program:
+            require(self.program.is_file(), "--program", self.program, "a Python file")
+            require(self.processes != 1, "--processes", self.processes, "2 or more, to compare with 1")
+        else:
+            self.asked()
+
+    def asked(self) -> TrainConfig | None:
+        """The training to come; None if no flags say what it is."""
+        about_data = ["--dataset", self.dataset, "--data-dir", str(self.data_dir)]
+        return parse(TrainConfig, [*about_data, *self.training], "verify ... --") if self.training else None
 
 
 @dataclass(frozen=True)
@@ -84,15 +127,23 @@ class Check:
 
     Attributes:
         name: what was checked.
-        passed: whether it is right.
+        passed: whether it is right; what is slow is right, too.
         detail: what was found.
-        advice: what to do if it is not.
+        advice: what to do if it is not right, or slow.
+        slow: it is right, and costs time.
     """
 
     name: str
     passed: bool
     detail: str
     advice: str
+    slow: bool = False
+
+    def __str__(self) -> str:
+        """What a person reads at a glance."""
+        if self.passed and not self.slow:
+            return f"PASS  {self.name:21}  {self.detail}"
+        return f"{'WARN' if self.passed else 'FAIL'}  {self.name:21}  {self.detail}\n{'':29}-> {self.advice}"
 
 
 @dataclass(frozen=True)
@@ -102,8 +153,8 @@ class Process:
     Attributes:
         gpu: the UUID of its GPU, empty on a CPU.
         gpus: how many it sees.
-        code: digest of this package's source.
-        data: digest of the data files, or why they could not be read.
+        code: digest of this package's source and the scripts beside it.
+        data: name of the data set and digests of its tensors, by part, or why they could not be read.
     """
 
     rank: int
@@ -118,48 +169,57 @@ class Process:
     data: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Answer:
-    """The result, the same on all processes.
+    """The result; the first process has it.
 
     Attributes:
         checks: the lines of the table.
         processes: all of them; none if they could not be connected.
         measurements: in seconds, samples a second and bytes a second; none if not everything was compared.
+        json: where to write it.
+        printing: whether this process prints lines as they are made.
+        out, errors: where to, also while a training's words are swallowed.
     """
 
-    checks: list[Check]
+    checks: list[Check] = field(default_factory=list)
     processes: list[Process] = field(default_factory=list)
     measurements: dict[str, float] = field(default_factory=dict)
+    json: Path | None = None
+    printing: bool = True
+    out: TextIO = field(default_factory=lambda: sys.stdout)
+    errors: TextIO = field(default_factory=lambda: sys.stderr)
 
     @property
     def failed(self) -> list[str]:
         """Names of the checks that did not pass."""
         return [check.name for check in self.checks if not check.passed]
 
-    def __str__(self) -> str:
-        """What a person reads at a glance."""
-        width = max(len(check.name) for check in self.checks)
-        lines = []
-        for check in self.checks:
-            lines.append(f"{'PASS' if check.passed else 'FAIL'}  {check.name:{width}}  {check.detail}")
-            if not check.passed:
-                lines.append(f"      {'':{width}}  -> {check.advice}")
-        found = self.measurements
-        if not found:
-            return "\n".join([*lines, "", "the other checks compare what must be right first, and were not made"])
-        lines.append(f"\ntraining: {found['samples_per_second']:,.0f} samples/s on {len(self.processes)} process(es)")
-        if len(self.processes) > 1:
-            lines[-1] += f", {found['samples_per_second_alone']:,.0f} on 1: efficiency {100 * found['efficiency']:.0f}%"
-            lines.append(
-                f"all-reduce: {1e6 * found['all_reduce_seconds']:,.0f} us for one number, "
-                f"{found['all_reduce_bytes_per_second'] / 1e9:.2f} GB/s for {BANDWIDTH_BYTES // 2**20} MiB"
-            )
-        return "\n".join(lines)
+    def add(self, *checks: Check) -> None:
+        """Make and print lines; one that fails after another says so, and no more."""
+        for check in checks:
+            if not check.passed and self.failed:
+                check = replace(check, advice=f"because of {self.failed[0]}, above: put that right first")
+            self.checks.append(check)
+            self.say(str(check))
+
+    def say(self, text: str) -> None:
+        """Print at once."""
+        if self.printing:
+            print(text, file=self.out, flush=True)
 
     def as_json(self) -> dict[str, Any]:
         """What a program reads."""
-        return {"passed": not self.failed} | asdict(self)
+        lines, processes = [asdict(check) for check in self.checks], [asdict(process) for process in self.processes]
+        found = {"checks": lines, "processes": processes, "measurements": self.measurements}
+        return {"version": VERSION, "passed": not self.failed} | found
+
+    def end(self) -> None:
+        """Print and write what follows the lines."""
+        if self.failed and not self.measurements:
+            self.say("\nwhat else there is to check needs these to be right first, and was not made")
+        if self.printing and self.json:
+            write_json(self.json, self.as_json())
 
 
 def main(config: Config) -> None:
@@ -170,14 +230,9 @@ def main(config: Config) -> None:
     """
     begin = time.perf_counter()
     result = answer(config)
-    if launch.is_first():
-        print(result)
-        if config.json:
-            write_json(config.json, result.as_json())
     if result.failed:
         raise UserError(f"this set-up is not right: {', '.join(result.failed)} failed")
-    if launch.is_first():
-        print(f"\nthis set-up trains right ({time.perf_counter() - begin:.0f} s)")
+    result.say(f"\nthis set-up trains right ({time.perf_counter() - begin:.0f} s)")
 
 
 def answer(config: Config) -> Answer:
@@ -185,53 +240,557 @@ def answer(config: Config) -> Answer:
 
     What must be equal before anything can be compared comes first, and if it is not, the rest is not done.
     """
-    try:
-        accelerator = launch.start(config.cpu, mixed_precision="no")
-    except UserError as error:
-        return Answer([Check("start", False, "the processes are not connected", explain(error))])
-    samples, fingerprint = obtain(accelerator, config)
-    processes = [Process(**facts) for facts in gather_object([asdict(introduce(accelerator, fingerprint))])]
-    checks = [check_processes(processes, config, launch.describe(accelerator)), *check_equal(processes)]
-    if samples is None or not all(check.passed for check in checks):
-        return Answer(checks, processes)
-    train = Split(samples.train.images[:SAMPLES], samples.train.labels[:SAMPLES]).to(accelerator.device)
-    checks += [check_samples(accelerator, train), check_shared_folder(accelerator, config.output_dir)]
-    if not all(check.passed for check in checks):
-        return Answer(checks, processes)
-    checks.append(check_gradient(accelerator, train))
-    checks += check_training(accelerator, train, config.output_dir)
-    checks.append(check_test_count(accelerator, samples.test.to(accelerator.device)))
-    checks.append(check_mixed_precision(accelerator, train))
-    slowest, measurements = measure(accelerator, train, processes)
-    return Answer([*checks, slowest], processes, measurements)
-
-
-def obtain(accelerator: Accelerator, config: Config) -> tuple[data.DataSet | None, str]:
-    """This process's own reading of the data, and its digest or why there is none."""
-    choice: tuple[str, str] | None = None
-    if accelerator.is_local_main_process:  # it fetches what is missing on its node
+    result = Answer(json=config.json, printing=launch.is_first())
+    if config.program:
+        checks = program.compare(config.program, config.training, config.processes or 2, config.cpu, config.deadline)
+        for name, passed, detail, advice in checks:
+            result.add(Check(name, passed, detail, advice))
+    else:
         try:
-            choice = (datasets.find(config.dataset, config.data_dir)[0], "")
+            accelerator = launch.start(config.cpu, mixed_precision="no", dtype=torch.float64)
         except UserError as error:
-            choice = ("", explain(error))
-    choices = [choice for choice in gather_object([choice]) if choice]
-    name, problem = max(choices, key=lambda choice: choice[1])  # a problem on any node before a name
-    if problem:
-        return None, problem
-    try:
-        samples = data.load(name, config.data_dir, dtype=torch.float64)
-        return samples, samples.digest
-    except (UserError, OSError) as error:
-        return None, explain(error)
+            result.add(Check("start", False, "the processes are not connected", explain(error)))
+        else:
+            result.printing = accelerator.is_main_process
+            Verify(accelerator, config, result).everything()
+    result.end()
+    return result
 
 
-def introduce(accelerator: Accelerator, fingerprint: str) -> Process:
+class Over(Exception):
+    """The processes can no longer work with each other, as the last line says."""
+
+
+class Verify:
+    """The checks, in order, and what they share."""
+
+    def __init__(self, accelerator: Accelerator, config: Config, result: Answer) -> None:
+        self.accelerator, self.config, self.result = accelerator, config, result
+        self.meeting = Meeting(accelerator, config.deadline, self.fail)
+        self.seen: dict[str, list[Seen]] = {}  # of all processes, by the training's title
+
+    def fail(self, line: str, detail: str, advice: str) -> None:
+        """The last line, of a check that did not come to its end."""
+        self.result.printing = True  # if the first process has died, another speaks
+        self.result.add(Check(line, False, detail, advice))
+        self.result.end()
+        names = ", ".join(self.result.failed)
+        print(f"mnist_dist: error: this set-up is not right: {names} failed", file=self.result.errors, flush=True)
+
+    def everything(self) -> None:
+        """All lines of the table, unless one fails that others need."""
+        try:
+            with suppress(Over):
+                if self.set_up() and self.training():
+                    self.going_on()
+                    self.costs()
+        except Exception as error:  # a bug here, or a process that others lost: the thread of the first says which
+            self.meeting.gather(None, error=f"{type(error).__name__}: {explain(error)}")
+            raise
+        self.meeting.close()
+
+    # ---------------------------------------------------------------------------------- what must be equal or distinct
+
+    def set_up(self) -> bool:
+        """The same programs, versions and data on processes that are distinct, and one folder for all of them."""
+        self.meeting.begin("processes")
+        facts = self.meeting.gather(asdict(introduce(self.accelerator)))
+        processes = self.result.processes = [Process(**each) for each in facts]
+        described = launch.describe(self.accelerator)
+        self.result.add(check_processes(processes, self.config, described), *check_equal(processes))
+        if self.result.failed or not self.read_data():
+            return False
+        self.result.add(self.check_shared_folder())
+        return not self.result.failed
+
+    def on(self, rank: int) -> str:
+        """A process by its number and its node."""
+        return f"process {rank} on {self.result.processes[rank].node}"
+
+    def read_data(self) -> bool:
+        """The data as the training reads it, and whether all processes hold the same."""
+        asked = self.config.asked()
+        choice, val_size, seed = asked or self.config, asked.val_size if asked else 0, asked.seed if asked else 0
+        self.choice: DataConfig = choice
+        self.meeting.begin("data", "reading the data")
+        problem, held = "", {}
+        try:
+            samples = data.obtain(self.accelerator, choice.dataset, choice.data_dir, val_size, seed, torch.float64)
+            held = digests(samples)
+            problem = "; ".join(strange(samples))
+        except (UserError, OSError) as error:
+            problem = explain(error)
+        problems = self.meeting.gather(problem, error="" if held else problem)
+        self.result.processes = [replace(it, data=held.get("files", "")) for it in self.result.processes]
+        if not held:
+            found = self.meeting.gather(reading(choice))
+            odd = [rank for rank, other in enumerate(found) if other != Counter(found).most_common(1)[0][0]]
+            each = "; ".join(f"{self.on(rank)} has {found[rank]}" for rank in odd or [0])
+            self.result.add(Check("data", False, f"refused, as train.py would: {each}", problem))
+            return False
+        faults = [f"{self.on(rank)}: {problem}" for rank, problem in enumerate(problems) if problem]
+        everywhere = self.meeting.gather(held)
+        for part in held:
+            common = Counter(each.get(part) for each in everywhere).most_common(1)[0][0]
+            other = [self.on(rank) for rank, each in enumerate(everywhere) if each.get(part) != common]
+            faults += [f"{', '.join(other)}: other {part}"] if other else []
+        self.samples = samples
+        detail = f"{samples.name}: {len(samples.train):,} to train, {len(samples.test):,} to test, the same everywhere"
+        advice = "the files are the same, but not what is made of them: compare task/data.py and its libraries"
+        self.result.add(
+            Check("data", not faults, "; ".join(faults) or f"{detail} (digest {samples.digest[:12]})", advice)
+        )
+        return not faults
+
+    def check_shared_folder(self) -> Check:
+        """Whether what one process writes the others can read; from here on there is a folder for trials."""
+        root, meeting = self.config.output_dir, self.meeting
+        meeting.begin("shared folder")
+        self.folder = root / f".verify-{meeting.gather(uuid.uuid4().hex)[0]}"
+        meeting.folders.append(self.folder)
+        meeting.parents += [] if root.exists() else [root]
+        problem, found = "", set[str]()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / str(meeting.rank)).write_text("here")
+        except OSError as error:
+            problem = explain(error)
+        meeting.gather(0)  # all have written
+        expected, until = {str(rank) for rank in range(meeting.world)}, time.monotonic() + VISIBLE_WITHIN
+        while not problem and not expected <= (found := {path.name for path in self.folder.glob("*")}):
+            if time.monotonic() > until:
+                problem = f"{self.on(meeting.rank)} sees {len(found)} of {len(expected)} files"
+            time.sleep(0.1)
+        problems = [problem for problem in meeting.gather(problem) if problem]
+        right = f"what is written to {root} is there for all processes"
+        advice = "put --output-dir on a file system that all nodes see"
+        return Check("shared folder", not problems, "; ".join(problems) or right, advice)
+
+    # ------------------------------------------------------------------------------------ train.py and the reference
+
+    def training(self) -> bool:
+        """Small trainings by train.py, and whether each of their updates is that of one process."""
+        asked = self.config.asked()
+        if asked:
+            trainings = {"your settings": self.shortened(asked, self.affordable(asked))}
+        else:
+            trainings = {
+                "plain": self.shortened(PLAIN, 40),
+                "all options": self.shortened(ALL_OPTIONS, 24),
+                "all options, cnn": self.shortened(CNN, 5),
+            }
+        self.main = list(trainings.values())[0 if asked else 1]
+        figures: list[str] = []
+        for title, (settings, samples) in trainings.items():
+            watch = self.run("initial weights", title, settings, samples)
+            if self.seen[title][0].error:
+                break
+            wrong = wrong_figures(watch.lines, watch.folder, TOLERANCE)
+            figures += [f"{title}: {fault}" for fault in self.meeting.gather(wrong)[0]]
+        self.result.add(
+            self.compared("initial weights", "the same --seed must give all processes the same first weights"),
+            self.check_samples(trainings),
+        )
+        gradient = self.compared("gradient", "")
+        if not gradient.passed and not self.result.failed:
+            gradient = replace(gradient, advice=self.why_gradient(trainings))
+        self.result.add(
+            gradient,
+            self.compared("update", "the optimizer is to make one step of AdamW an update, and nothing besides"),
+            self.compared("schedule", "the rate must move once an update, not once a process: do not prepare it"),
+        )
+        if any(settings.ema for settings, _ in trainings.values()):
+            self.result.add(self.compared("moving average", "every process must move its average after every update"))
+        ended = self.trouble("evaluation")
+        detail = "; ".join(figures) or "losses and counts of every epoch are those of one process"
+        advice = "count by sample, without padding, and divide sums by counts: evaluate, and Training's figures"
+        self.result.add(Check("evaluation", not figures and not ended, ended or detail, advice))
+        self.result.add(self.check_test_count())
+        return not self.result.failed
+
+    def shortened(self, settings: TrainConfig, updates: int) -> tuple[TrainConfig, DataSet]:
+        """A training of so many updates an epoch, in float64, the last one of one sample, and twice as many in all."""
+        size = min(len(self.samples.train), (updates - 1) * settings.batch_size + 1)
+        samples, per_epoch = cut(self.samples, size, max(TESTED, self.meeting.world)), -(-size // settings.batch_size)
+        values: dict[str, Any] = {"dtype": "float64", "mixed_precision": "no", "compile": False, "recipe": None}
+        values |= {"epochs": max(2, -(-2 * updates // per_epoch)), "wandb": "disabled", "log_every": 5}
+        values |= {"checkpoint_every": max(1, per_epoch // 2), "resume": False, "output_dir": None}
+        values |= {"dataset": samples.name, "data_dir": self.choice.data_dir}
+        values["cpu"] = self.config.cpu or settings.cpu
+        return replace(settings, **values), samples
+
+    def affordable(self, settings: TrainConfig) -> int:
+        """Updates an epoch that a training can have to be watched in reasonable time."""
+        trial, samples = self.shortened(settings, 2)
+        one = reference.Reference(trial, samples.train.images, samples.train.labels)
+        begin = time.perf_counter()
+        one.gradient(0, 0)
+        longest = max(self.meeting.gather(time.perf_counter() - begin))
+        return max(FEWEST, min(MOST, int(min(PATIENCE, self.config.deadline / 8) / longest)))
+
+    def run(self, line: str, title: str, settings: TrainConfig, samples: DataSet, **options: Any) -> Watch:
+        """Watch a training on all processes; a failure that is not that of all ends it all in its line."""
+        steps = settings.epochs * math.ceil(len(samples.train) / settings.batch_size)
+        self.result.say(f"....  {title}: train.py, {steps} updates at most")
+        self.meeting.begin(line, title, *([AGREE] if line == "stop" else []))
+        folder = self.folder / title.replace(" ", "-")
+        settings = settings if settings.output_dir else replace(settings, output_dir=folder)
+        watch = Watch(settings, samples, TOLERANCE, **options)
+
+        def note(text: str) -> None:
+            self.meeting.note = f"{title}, {text}"
+            if line == "initial weights":
+                self.meeting.line = watch.seen.at
+
+        watch.note = note
+        seen = watch.train()
+        self.meeting.catch_signals()
+        self.seen[title] = [Seen(**it) for it in self.meeting.gather(asdict(seen), error=seen.error)]
+        errors = {rank: it.error for rank, it in enumerate(self.seen[title]) if it.error}
+        own = {rank: error for rank, error in errors.items() if not lost_another(error)}
+        if own != errors or len(errors) not in (0, self.meeting.world):  # it did not fail on all alike
+            rank, error = next(iter((own or errors).items()))
+            line = self.seen[title][rank].at if line == "initial weights" else line
+            self.result.add(Check(line, False, f"{title}: {self.on(rank)}: {error}", NOT_ALL))
+            raise Over
+        return watch
+
+    def compared(self, kind: str, advice: str) -> Check:
+        """A line: that what processes saw of this kind differs from the reference by no more than rounding."""
+        ended = self.trouble(kind)
+        most, faults = 0.0, list[tuple[int, str]]()
+        for title, all_seen in self.seen.items():
+            for rank, seen in enumerate(all_seen):
+                found, update = seen.apart.get(kind, (0.0, 0))
+                most = max(most, found)
+                if not found <= TOLERANCE:
+                    what = f"by {found:.1e}" if math.isfinite(found) else "and is no finite number"
+                    faults.append(
+                        (update, f"{title}: {self.on(rank)} differs from one process's {what}, first at update")
+                    )
+        first, text = min(faults, default=(0, ""), key=lambda fault: fault[0])
+        failing = f"{text} {first}" if faults else ""
+        updates = sum(all_seen[0].left for all_seen in self.seen.values())
+        right = f"differs from one process's by {most:.0e} at most, {updates} updates (float64)"
+        return Check(kind, not failing and not ended, failing or ended or right, advice)
+
+    def trouble(self, line: str) -> str:
+        """How a training ended that came to grief at what this line is about, in words."""
+        for title, (first, *_) in self.seen.items():
+            if first.error and first.at == line:
+                return f"{title}, after update {first.left}: {first.error}"
+        return ""
+
+    def check_samples(self, trainings: dict[str, tuple[TrainConfig, DataSet]]) -> Check:
+        """Every sample once an epoch, and global batches as those of one process."""
+        faults: list[str] = []
+        for title, (settings, samples) in trainings.items():
+            if title not in self.seen:
+                continue
+            faults += [f"{title}: {fault}" for fault in wrong_samples(self.seen[title], settings, len(samples.train))]
+        advice = (
+            "do not pass the loader to accelerator.prepare, and give all processes the same --seed and --batch-size"
+        )
+        right = "each once an epoch, in the batches of one process"
+        return Check("samples", not faults, "; ".join(faults[:2]) or right, advice)
+
+    def why_gradient(self, trainings: dict[str, tuple[TrainConfig, DataSet]]) -> str:
+        """What to do about a wrong gradient, by trials: without options, in equal shares, with each option alone."""
+        title = next(t for t in self.seen if any(s.apart.get("gradient", (0, 0))[0] > TOLERANCE for s in self.seen[t]))
+        (settings, samples), seen = trainings[title], self.seen[title]
+        at = min(12, *(it.apart["gradient"][1] for it in seen if it.apart["gradient"][0] > TOLERANCE), 12)
+        off: dict[str, Any] = {
+            name: getattr(TrainConfig(), name) for name in (*OPTIONS, "schedule", "weight_decay", "ema")
+        }
+        plain = replace(settings, **off)
+
+        def wrong(settings: TrainConfig, samples: DataSet = samples, title: str = "plain") -> float:
+            self.run("gradient", f"trial, {title}", settings, samples, enough=at)
+            found = self.seen.pop(f"trial, {title}")
+            bad = any(not it.apart.get("gradient", (math.inf, 0))[0] <= TOLERANCE for it in found)
+            return max(it.rounding for it in found) if bad else 0.0
+
+        if rounding := wrong(plain):
+            world = self.meeting.world
+            batch = world * max(1, settings.batch_size // world)
+            equal = replace(plain, batch_size=batch)
+            even = cut(samples, len(samples.train) // batch * batch, TESTED)
+            if world > 1 and len(even.train) and not wrong(equal, even, "equal shares"):
+                return "only unequal shares are wrong: weigh a process's loss by its samples, not by processes"
+            if rounding == math.inf:
+                return "it is no number at that update: look at the loss and its gradient there, and for an overflow"
+            if rounding < 5e-3:
+                return (
+                    f"it is rounded by {rounding:.0e} of itself, as bfloat16 is: exchange it in the weights' own dtype"
+                )
+            return "it is not the mean over the samples of the global batch: look at the loss, and at core/"
+        flags: dict[str, list[str]] = {}
+        for name, advice in OPTIONS.items():
+            value = getattr(settings, name)
+            if value != getattr(plain, name) and wrong(replace(plain, **{name: value}), title=name):
+                flags.setdefault(advice, []).append(f"--{name.replace('_', '-')}")
+        said = "; ".join(f"{' and '.join(names)} alone made it wrong: {advice}" for advice, names in flags.items())
+        return said or "without options, and with each alone, it is right: look at how they work together"
+
+    def check_test_count(self) -> Check:
+        """The evaluation counts each test sample once and is that of one process."""
+        self.meeting.begin("test count")
+        advice = "count by sample, without padding: the loader of the test set is not to be prepared either"
+        torch.manual_seed(0)
+        model, test = networks.build("mlp").double().to(self.accelerator.device), self.samples.test
+        try:
+            result = classify(self.accelerator, model, test, batch_size=BATCH - 1)
+        except RuntimeError as error:
+            self.meeting.gather(0, error=str(error))
+            return Check("test count", False, str(error), advice)
+        with torch.no_grad():
+            alone = int((model(test.images).argmax(dim=1) == test.labels).sum())
+        found = [tuple(counts) for counts in self.meeting.gather([result.correct, result.total, alone])]
+        right = set(found) == {(alone, len(test), alone)}
+        what = f"{result.correct} of {result.total} right, {alone} of {len(test)} alone"
+        return Check("test count", right, what, advice)
+
+    # -------------------------------------------------------------------------------------- checkpoint, resume, stop
+
+    def going_on(self) -> None:
+        """A training that is killed and one that is asked to stop, and what follows."""
+        settings, samples = self.main
+        every = settings.checkpoint_every
+        killed = self.folder / "killed"
+        watch = self.run(
+            "checkpoint",
+            "killed",
+            replace(settings, output_dir=killed),
+            samples,
+            enough=every + min(2, every - 1),  # before the next one is due
+            keep=(every,),
+        )
+        advice = "weights, optimizer and moving average of all processes must be in it, and the file system keep it"
+        faults = self.read_back(watch.kept.get(every), killed, every)
+        right = f"that of update {every}, written by one process, is what all of them held"
+        self.result.add(Check("checkpoint", not faults, "; ".join(faults) or right, advice))
+        going = self.continued(killed)
+        self.meeting.gather(0)
+        resumed = self.run(
+            "resume",
+            "resumed",
+            replace(settings, output_dir=going, resume=True),
+            samples,
+            reference=watch.kept.get(every),
+        )
+        self.result.add(self.check_resumed(resumed, every))
+        self.result.add(self.check_stop())
+
+    def read_back(self, expected: reference.Reference | None, folder: Path, update: int) -> list[str]:
+        """What the newest checkpoint does not hold of what processes have."""
+        faults, found = wrong_checkpoint(expected, folder, TOLERANCE) if expected else (["none was due"], 0)
+        if found != update and not faults:
+            faults.append(f"the newest is of update {found}, not of {update}")
+        everywhere = self.meeting.gather(faults)
+        return [f"{self.on(rank)}: {'; '.join(each)}" for rank, each in enumerate(everywhere) if each][:2]
+
+    def continued(self, folder: Path) -> Path:
+        """A copy of a run's folder: that of a process that lives is locked."""
+        copy = folder.with_name(f"{folder.name}-resumed")
+        if self.accelerator.is_main_process:
+            shutil.copytree(folder, copy)
+        return copy
+
+    def check_resumed(self, watch: Watch, update: int) -> Check:
+        """What follows a checkpoint is what would have been."""
+        words = {
+            "resumed weights": "the weights are not those that were saved",
+            "gradient": "the gradient is another",
+            "update": "the update is another, so the optimizer's state is not what was saved",
+            "schedule": "the learning rate is another",
+            "moving average": "the moving average is not what was saved",
+        }
+        settings, samples = self.main
+        faults = [f"{self.on(rank)}: {it.end}" for rank, it in enumerate(self.seen["resumed"]) if it.end != "done"]
+        found: list[tuple[int, str]] = []
+        for rank, seen in enumerate(self.seen["resumed"]):
+            for kind, what in words.items():
+                off, at = seen.apart.get(kind, (0.0, 0))
+                if not off <= TOLERANCE:
+                    found.append((at, f"{self.on(rank)}: {what}, by {off:.1e} at update {at}"))
+        if found:  # the first: what comes after may follow from it
+            faults.append(min(found, key=lambda fault: fault[0])[1])
+        faults += wrong_samples(self.seen["resumed"], settings, len(samples.train), update)
+        wrong = wrong_figures(watch.lines, watch.folder, TOLERANCE)
+        faults = faults or self.meeting.gather(wrong)[0]
+        right = f"after update {update} all processes went on as if nothing had been"
+        advice = "every part of the state must be saved and given back to every process: Checkpoints and its parts"
+        return Check("resume", not faults, "; ".join(faults[:2]) or right, advice)
+
+    def check_stop(self) -> Check:
+        """A request to one process lets all leave after the same update, with a checkpoint to go on from."""
+        settings, samples = self.main
+        folder, last = self.folder / "stopped", self.meeting.world - 1
+        ask = ASKED if self.meeting.rank == last else None
+        watch = self.run("stop", "stopped", replace(settings, output_dir=folder, checkpoint_every=0), samples, ask=ask)
+        advice = AGREE
+        seen = self.seen["stopped"]
+        ends = Counter((it.end, it.left) for it in seen)
+        left = seen[0].left
+        if ends != {("stopped", left): len(seen)}:
+            found = [f"{self.on(rank)} {it.end} after update {it.left}" for rank, it in enumerate(seen)]
+            return Check(
+                "stop", False, f"asked before update {ASKED + 1} of process {last}: " + "; ".join(found), advice
+            )
+        faults = self.read_back(watch.reference, folder, left)
+        if not faults and self.meeting.world > 1:
+            self.result.say("....  going on from there: train.py on 1 process")
+            self.meeting.begin("stop", "going on from there on 1 process")
+            faults = self.meeting.gather(self.gone_on_alone(watch, folder) if self.accelerator.is_main_process else [])[
+                0
+            ]
+        right = f"asked on process {last}, all left after update {left}"
+        right += ", and 1 process went on from there as all would have" if self.meeting.world > 1 else ""
+        return Check("stop", not faults, "; ".join(faults) or right, advice)
+
+    def gone_on_alone(self, watch: Watch, folder: Path) -> list[str]:
+        """What one process makes of a checkpoint of several otherwise than they would have, in words."""
+        settings, samples = self.main
+        going = replace(settings, output_dir=self.continued(folder), resume=True)
+        asked = {"flags": as_flags(going), "samples": len(samples.train), "others": len(samples.test)}
+        code = "from mnist_dist.tools.watched import alone; alone()"
+        environment = program.unlaunched() | {"PYTHONPATH": os.fspath(Path(__file__).parents[2])}
+        command = [sys.executable, "-c", code, json.dumps(asked)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = done.stderr.strip().splitlines()[-1:]
+            return [f"1 process could not go on from there: {' '.join(said) or f'status {done.returncode}'}"]
+        one, per_epoch = watch.reference, math.ceil(len(samples.train) / settings.batch_size)
+        total = settings.epochs * per_epoch
+        for update in range(one.updates, total):
+            one.update(one.gradient(*divmod(update, per_epoch)), reference.rate(settings, update, total))
+            one.follow()
+        trained = weights.load_weights((going.output_dir or Path()) / weights.WEIGHTS)
+        apart = difference(one.averaged or one.weights, trained)
+        return [] if apart <= TOLERANCE else [f"1 process that goes on from there differs by {apart:.1e} in the end"]
+
+    # ------------------------------------------------------------------------------------------------- what it costs
+
+    def costs(self) -> None:
+        """Precisions that the device offers, links and speed."""
+        self.meeting.begin("mixed precision")
+        train = cut(self.samples, 20 * PLAIN.batch_size, 1).train
+        self.result.add(self.check_mixed_precision(train))
+        if self.meeting.world > 1:
+            self.meeting.begin("links", "measuring links")
+            found = links.measure(self.accelerator, lambda: self.meeting.gather(0))
+            passed, detail = links.judge(self.meeting.gather(found)[0], [it.node for it in self.result.processes])
+            advice = "look at its cable, switch and network interface (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)"
+            self.result.add(Check("links", True, detail, advice, slow=not passed))
+        self.meeting.begin("speed of each process", "measuring speed")
+        self.result.add(self.measure(cut(self.samples, 3994, 1).train))
+        speeds = self.result.measurements
+        lines = f"\ntraining: {speeds['samples_per_second']:,.0f} samples/s on {self.meeting.world} process(es)"
+        if self.meeting.world > 1:
+            lines += f", {speeds['samples_per_second_alone']:,.0f} on 1: efficiency {100 * speeds['efficiency']:.0f}%"
+            lines += f"\nall-reduce: {1e6 * speeds['all_reduce_seconds']:,.0f} us for one number, "
+            lines += f"{speeds['all_reduce_bytes_per_second'] / 1e9:.2f} GB/s for {links.BYTES // 2**20} MiB"
+        self.result.say(lines)
+
+    def check_mixed_precision(self, train: Split) -> Check:
+        """A few updates in each precision that the device offers, on each process by itself."""
+        device = self.accelerator.device.type
+        offered = {"fp16": torch.float16} if device != "cpu" else {}
+        offered |= {"bf16": torch.bfloat16}
+        problems = []
+        for name, dtype in offered.items():
+            torch.manual_seed(0)
+            model = networks.build("mlp").to(self.accelerator.device)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+            scaler = torch.amp.GradScaler(device, enabled=name == "fp16")
+            losses = []
+            for images, labels in zip(train.images.float().split(61), train.labels.split(61), strict=True):
+                optimizer.zero_grad()
+                with torch.autocast(device, dtype):
+                    loss = F.cross_entropy(model(images), labels)
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                losses.append(loss.detach().float())
+            broken = int((~torch.stack(losses).isfinite()).sum())
+            if broken:
+                where = self.on(self.meeting.rank)
+                problems.append(f"{broken} of {len(losses)} losses in {name} are not finite on {where}")
+        problems = sum(self.meeting.gather(problems), [])
+        return Check(
+            "mixed precision",
+            not problems,
+            "; ".join(problems) or f"finite losses in {' and '.join(offered)} on {device}",
+            "use --mixed-precision no there",
+        )
+
+    def measure(self, train: Split) -> Check:
+        """Throughput together and alone, the all-reduce, and which process is the slowest."""
+        accelerator, world, device = self.accelerator, self.meeting.world, self.accelerator.device
+        images = Split(train.images.float(), train.labels)
+        torch.manual_seed(0)
+        model, own = (networks.build("mlp").to(device) for _ in range(2))
+        training = Training(accelerator, model, adam(model, PLAIN), loss_of(model, PLAIN))
+        together = len(images) / fastest(training.update, self.batches_of(images, accelerator), device)
+        # Alone, and then each process's own gradient, without a word to the others.
+        optimizer, loss = adam(own, PLAIN), loss_of(own, PLAIN)
+
+        def calculate(batch: Batch) -> None:
+            optimizer.zero_grad()
+            (loss(own, batch) / batch.size).backward()
+
+        def update(batch: Batch) -> None:
+            calculate(batch)
+            optimizer.step()
+
+        alone = together
+        if world > 1:
+            first = accelerator.is_main_process
+            alone = len(images) / fastest(update, self.batches_of(images), device) if first else 0.0
+            alone = self.meeting.gather(alone)[0]
+        self.meeting.gather(0)  # all begin at once
+        batch = next(self.batches_of(images).epoch())
+        times = self.meeting.gather(links.long_enough(lambda: calculate(batch), device))
+        self.result.measurements = {
+            "samples_per_second": together,
+            "samples_per_second_alone": alone,
+            "efficiency": together / alone / world,
+            **(links.all_reduce(accelerator, self.meeting.gather) if world > 1 else {}),
+        }
+        slowest, typical = max(range(world), key=times.__getitem__), statistics.median_low(times)
+        share = times[slowest] / typical
+        return Check(
+            "speed of each process",
+            True,
+            f"the slowest, {self.on(slowest)}, takes {share:.2f} times the median, {1e6 * typical:,.0f} us a batch",
+            f"all wait for it: look what else runs beside {self.on(slowest)}, and at its clock, threads and cooling",
+            slow=not share <= SLOW,
+        )
+
+    def batches_of(self, split: Split, accelerator: Accelerator | None = None) -> GlobalBatches:
+        """Batches to measure with."""
+        return GlobalBatches(split.tensors, PLAIN.batch_size, accelerator, seed=0)
+
+
+def fastest(update: Callable[[Batch], object], batches: GlobalBatches, device: torch.device) -> float:
+    """The seconds of the faster of two epochs, after one to warm up."""
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        for batch in batches.epoch():
+            update(batch)
+        links.synchronize(device)
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])
+
+
+def introduce(accelerator: Accelerator) -> Process:
     """What this process says of itself."""
     device = accelerator.device
     properties: Any = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    source = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        source.update(path.read_bytes())
+    package, source = Path(__file__).parents[1], hashlib.sha256()
+    for path in [*sorted(package.rglob("*.py")), *(package.parent / name for name in ("train.py", "evaluate.py"))]:
+        source.update(path.read_bytes() if path.exists() else b"missing")
     return Process(
         rank=accelerator.process_index,
         node=platform.node(),
@@ -242,18 +801,87 @@ def introduce(accelerator: Accelerator, fingerprint: str) -> Process:
         threads=torch.get_num_threads(),
         versions=", ".join(f"{name} {version}" for name, version in launch.versions().items()),
         code=source.hexdigest(),
-        data=fingerprint,
+        data="",
     )
 
 
-# ------------------------------------------------------------------------------------- what must be equal or distinct
+def digests(samples: DataSet) -> dict[str, str]:
+    """Of the files, and of every tensor that a training and its tests are given."""
+    found = {"files": samples.digest}
+    for name, split in {"train": samples.train, "test": samples.test, "validation": samples.val}.items():
+        if split:
+            found[f"{name} labels"] = weights.fingerprint({"": split.labels})
+            found[f"{name} pixels"] = weights.fingerprint({"": split.images})
+    return found
+
+
+def strange(samples: DataSet) -> list[str]:
+    """What is not a normalised image of grey values from 0 to 255, or a label from 0 to 9, in words."""
+    mean, std = (0.1307, 0.3081) if samples.name.startswith("mnist") else (samples.mean, samples.std)
+    faults = []
+    for name, split in {"train": samples.train, "test": samples.test}.items():
+        pixels = (split.images[:: max(1, len(split) // 1000)] * std + mean) * 255
+        if not bool(((pixels - pixels.round()).abs() < 1e-6).all() and pixels.min() > -1 and pixels.max() < 256):
+            faults.append(f"{name} pixels are not grey values less {mean}, divided by {std}")
+        if not bool(((split.labels >= 0) & (split.labels <= 9)).all()):
+            faults.append(f"{name} labels are not from 0 to 9")
+    return faults
+
+
+def reading(choice: DataConfig) -> str:
+    """What this process's own files are, in words."""
+    name = choice.dataset
+    if name == "auto":
+        name = "mnist" if datasets.on_disk("mnist", choice.data_dir) else "mnist-5k"
+    try:
+        digest = hashlib.sha256(data.load(name, choice.data_dir).digest.encode()).hexdigest()  # of those of all files
+        return f"{name} with digest {digest[:12]}"
+    except (UserError, OSError) as error:
+        return f"{name}, which cannot be read: {explain(error)}"
+
+
+def wrong_samples(seen: list[Seen], settings: TrainConfig, samples: int, first: int = 0) -> list[str]:
+    """How the batches of all processes together differ from those of one, in words.
+
+    Args:
+        first: updates that were made before.
+    """
+    per_epoch, size = math.ceil(samples / settings.batch_size), settings.batch_size
+    expected = [divmod(update, per_epoch) for update in range(first, settings.epochs * per_epoch)]
+    faults: list[str] = []
+    for rank, it in enumerate(seen):
+        given = [tuple(batch) for batch in it.batches]
+        if given != expected[: len(given)] or (it.end == "done" and len(given) < len(expected)):
+            skipped = next(
+                (n for n, pair in enumerate(zip(given, expected, strict=False)) if pair[0] != pair[1]), len(given)
+            )
+            faults.append(
+                f"process {rank} has {len(given)} batches of {len(expected)}, other ones from its {skipped + 1}. on"
+            )
+    if faults:
+        return faults
+    visits: Counter[int] = Counter()
+    for n, (epoch, number) in enumerate(expected[: min(len(it.batches) for it in seen)]):
+        visits = visits if number else Counter()
+        together = sorted(index for it in seen for index in it.indices[n])
+        visits.update(together)
+        right = reference.order(samples, settings.seed, epoch)[number * size : (number + 1) * size]
+        if together != sorted(right.tolist()):
+            twice = sum(count > 1 for count in visits.values())
+            what = f"update {first + n + 1} has {len(together)} samples, not those {len(right)} of one process"
+            return [what + (f", and {twice} more than once in the epoch" if twice else "")]
+    return []
 
 
 def check_processes(processes: list[Process], config: Config, set_up: str) -> Check:
     """As many as meant, each on a device of its own, all on the same kind."""
     nodes = Counter(process.node for process in processes)
     detail = f"{set_up}; " + ", ".join(f"{count} on {node}" for node, count in nodes.items())
-    detail += f"; {processes[0].threads} thread(s) each"
+    threads = Counter(process.threads for process in processes)
+    same = f"{processes[0].threads} thread(s) each"
+    ranks = {count: [str(p.rank) for p in processes if p.threads == count] for count in threads}
+    other = ", ".join(f"{count} thread(s) on process {' '.join(who)}" for count, who in ranks.items())
+    detail += f"; {same if len(threads) == 1 else other}"
     faults: list[str] = []
     if config.processes and len(processes) != config.processes:
         faults.append(
@@ -262,8 +890,8 @@ def check_processes(processes: list[Process], config: Config, set_up: str) -> Ch
         )
     shared = [gpu for gpu, count in Counter(p.gpu for p in processes if p.gpu).items() if count > 1]
     for gpu in shared:
-        ranks = [process.rank for process in processes if process.gpu == gpu]
-        faults.append(f"processes {ranks} share one GPU ({gpu}): start one process per GPU")
+        sharing = [process.rank for process in processes if process.gpu == gpu]
+        faults.append(f"processes {sharing} share one GPU ({gpu}): start one process per GPU")
     devices = Counter(process.device for process in processes)
     if len(devices) > 1:
         rare = min(devices, key=lambda device: devices[device])
@@ -278,13 +906,10 @@ def check_processes(processes: list[Process], config: Config, set_up: str) -> Ch
 
 
 def check_equal(processes: list[Process]) -> list[Check]:
-    """The same versions, code and data everywhere."""
+    """The same versions and code everywhere."""
     return [
         equal("versions", processes, lambda process: process.versions, "install the same environment on every node"),
         equal("code", processes, lambda process: process.code, "put the same checkout on every node"),
-        equal("data", processes, lambda process: process.data, "copy the same --data-dir to every node")
-        if all(len(process.data.split()) == 1 for process in processes)
-        else Check("data", False, "not read", next(p.data for p in processes if len(p.data.split()) > 1)),
     ]
 
 
@@ -295,316 +920,3 @@ def equal(name: str, processes: list[Process], value: Callable[[Process], str], 
     odd = [f"{process.rank} on {process.node}" for process in processes if value(process) != common]
     shown = common if len(common) < 200 and " " in common else f"digest {common[:12]}"
     return Check(name, not odd, f"{shown} everywhere" if not odd else f"process {', '.join(odd)} differs", advice)
-
-
-def check_samples(accelerator: Accelerator, train: Split) -> Check:
-    """Every sample once an epoch, and global batches as those of one process, over two epochs."""
-    dealt, faults = batches_of(accelerator, train), []
-    for epoch in range(2):
-        shares = gather_object([[batch.index.tolist() for batch in dealt.epoch(epoch)]])
-        alone = reference_order(len(train), epoch)
-        visits = Counter(index for share in shares for part in share for index in part)
-        if sorted(visits.elements()) != list(range(len(train))):
-            many = sum(count > 1 for count in visits.values())
-            faults.append(
-                f"epoch {epoch + 1} visits {many} samples twice or more and leaves {len(train) - len(visits)} out"
-            )
-            continue
-        batches = [sorted(sum(parts, [])) for parts in zip(*shares, strict=False)]
-        wrong = sum(
-            one != sorted(other.tolist()) for one, other in zip(batches, alone.split(SETTINGS.batch_size), strict=False)
-        )
-        if wrong or len(batches) != len(alone.split(SETTINGS.batch_size)):
-            faults.append(f"epoch {epoch + 1} has {wrong} batches of other samples than one process has")
-    return Check(
-        "samples",
-        not faults,
-        "; ".join(faults) or f"each of {len(train):,} once an epoch, in the batches of one process",
-        "do not pass the loader to accelerator.prepare, and give all processes the same --seed and --batch-size",
-    )
-
-
-def batches_of(accelerator: Accelerator, split: Split) -> GlobalBatches:
-    """The batches, as the training has them."""
-    return GlobalBatches(split.tensors, SETTINGS.batch_size, accelerator, seed=SETTINGS.seed)
-
-
-def reference_order(size: int, epoch: int) -> Tensor:
-    """The order of one process, by the definition alone: a permutation that depends on seed and epoch."""
-    return torch.randperm(size, generator=stream("order", SETTINGS.seed, epoch))
-
-
-def check_shared_folder(accelerator: Accelerator, folder: Path) -> Check:
-    """Whether what one process writes the others can read."""
-    name = broadcast(f".verify-{uuid.uuid4().hex}")
-    problem = ""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}-{accelerator.process_index}").write_text("here")
-    except OSError as error:
-        problem = explain(error)
-    gather_object([0])  # all have written
-    expected = {f"{name}-{rank}" for rank in range(accelerator.num_processes)}
-    deadline = time.monotonic() + VISIBLE_WITHIN
-    while not problem and not expected <= (found := {path.name for path in folder.glob(f"{name}-*")}):
-        if time.monotonic() > deadline:
-            problem = (
-                f"process {accelerator.process_index} on {platform.node()} sees {len(found)} of {len(expected)} files"
-            )
-        time.sleep(0.1)
-    problems = [problem for problem in gather_object([problem]) if problem]
-    with suppress(OSError):
-        (folder / f"{name}-{accelerator.process_index}").unlink()
-    return Check(
-        "shared folder",
-        not problems,
-        "; ".join(problems) or f"what is written to {folder} is there for all processes",
-        "put --output-dir on a file system that all nodes see",
-    )
-
-
-# ------------------------------------------------------------------------------------- training, together and alone
-
-
-def fresh_model() -> networks.MNISTNet:
-    """The MLP in float64, with the same weights on every call."""
-    torch.manual_seed(SETTINGS.seed)
-    return networks.build("mlp", SETTINGS.hidden).double()
-
-
-def mean_loss(model: nn.Module, train: Split, index: Tensor) -> Tensor:
-    """What a single process minimises, in the plainest form."""
-    return F.cross_entropy(model(train.images[index]), train.labels[index])
-
-
-def compare(name: str, difference: Callable[[], float], advice: str, accelerator: Accelerator) -> Check:
-    """A check that the first process makes: that something differs from its reference by no more than rounding."""
-    found = broadcast(difference() if accelerator.is_main_process else 0.0)
-    return Check(name, found <= TOLERANCE, f"differs from one process's by {found:.1e} at most (float64)", advice)
-
-
-def check_gradient(accelerator: Accelerator, train: Split) -> Check:
-    """One update's gradient against that of the whole batch in one process."""
-    model = fresh_model()
-    before = [parameter.detach().clone().to(accelerator.device) for parameter in model.parameters()]
-    training = Training(accelerator, model, torch.optim.SGD(model.parameters(), lr=1.0), loss_of(model, SETTINGS))
-    training.update(next(batches_of(accelerator, train).epoch()), pieces=SETTINGS.gradient_accumulation_steps)
-    after = [parameter.detach() for parameter in model.parameters()]
-
-    def difference() -> float:
-        alone = fresh_model().to(accelerator.device)
-        mean_loss(alone, train, reference_order(len(train), 0)[: SETTINGS.batch_size]).backward()
-        return max(
-            float((start - end - parameter.grad).abs().max())  # a step of plain descent at rate 1 is the gradient
-            for start, end, parameter in zip(before, after, alone.parameters(), strict=True)
-            if parameter.grad is not None
-        )
-
-    return compare("gradient", difference, "weigh a process's loss by its samples, not by processes", accelerator)
-
-
-def check_training(accelerator: Accelerator, train: Split, root: Path) -> list[Check]:
-    """A few hundred updates by the real loop, with a checkpoint, against a plain loop in one process."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    folder = Path(broadcast(tempfile.mkdtemp(prefix=".verify-", dir=root) if accelerator.is_main_process else ""))
-    try:
-        model, rates = fresh_model(), []
-        training = Training(accelerator, model, adam(model, SETTINGS), loss_of(model, SETTINGS))
-        batches = batches_of(accelerator, train)
-        rate = schedule(SETTINGS, SETTINGS.epochs * len(batches))
-        checkpoints = Checkpoints(folder, training, {}, {})
-        while training.progress.epoch < SETTINGS.epochs:
-            for batch in training.epoch(batches):
-                training.set_rate(rate(training.progress.global_step))
-                training.update(batch, pieces=SETTINGS.gradient_accumulation_steps)
-                rates.append(training.rate)
-        checkpoints.save()
-        expected = broadcast(train_alone(train) if accelerator.is_main_process else None)
-        trained = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-        steps = len(expected["rates"])
-        return [
-            compare(
-                f"weights, {steps} updates",
-                lambda: max(
-                    float((trained[name] - tensor).abs().max()) for name, tensor in expected["weights"].items()
-                ),
-                "the processes do not make the update of one: look at the lines above, and at changes to core/",
-                accelerator,
-            ),
-            compare(
-                "schedule",
-                lambda: (
-                    max(abs(one - other) for one, other in zip(rates, expected["rates"], strict=True))
-                    if len(rates) == steps
-                    else float("inf")
-                ),
-                "the rate must move once an update, not once a process: do not prepare the scheduler",
-                accelerator,
-            ),
-            check_checkpoint(accelerator, folder, trained),
-        ]
-    finally:
-        for number, handler in handlers.items():  # the training's, which note a signal, are not for what follows
-            signal.signal(number, handler)
-        gather_object([0])  # nobody reads it any more
-        if accelerator.is_main_process:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def train_alone(train: Split) -> dict[str, Any]:
-    """The same training in one process, written with nothing but PyTorch: final weights (on the CPU) and all rates."""
-    model = fresh_model().to(train.images.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=SETTINGS.lr, weight_decay=0.0)
-    steps = -(-len(train) // SETTINGS.batch_size) * SETTINGS.epochs
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, SETTINGS.lr, total_steps=steps, cycle_momentum=False)
-    rates = []
-    for epoch in range(SETTINGS.epochs):
-        for index in reference_order(len(train), epoch).split(SETTINGS.batch_size):
-            rates.append(optimizer.param_groups[0]["lr"])
-            optimizer.zero_grad()
-            mean_loss(model, train, index).backward()
-            optimizer.step()
-            if len(rates) < steps:
-                schedule.step()
-    return {"weights": {name: tensor.cpu() for name, tensor in model.state_dict().items()}, "rates": rates}
-
-
-def check_checkpoint(accelerator: Accelerator, folder: Path, trained: dict[str, Tensor]) -> Check:
-    """What all wrote together one reads, and from it all go on with the same weights."""
-    payload, warnings = newest_checkpoint(folder) if accelerator.is_main_process else (None, [])
-    payload, warnings = broadcast((payload, warnings))
-    read = weights.fingerprint(payload["parts"]["training"]["model"]) if payload else "none"
-    digests = {weights.fingerprint(trained), read}
-    different = len(set().union(*gather_object([digests])))
-    world = accelerator.num_processes
-    return Check(
-        "checkpoint",
-        different == 1,
-        "; ".join(warnings)
-        or f"written by {world}, read by 1 and given to {world}: "
-        + ("the same weights" if different == 1 else f"{different} different weights"),
-        "look at the file system under --output-dir, and whether the processes hold the same weights",
-    )
-
-
-def check_test_count(accelerator: Accelerator, test: Split) -> Check:
-    """The evaluation counts each test sample once and is that of one process."""
-    advice = "count by sample, without padding: the loader of the test set is not to be prepared either"
-    model = fresh_model().to(accelerator.device)
-    try:
-        result = classify(accelerator, model, test, batch_size=BATCH - 1)
-    except RuntimeError as error:
-        return Check("test count", False, str(error), advice)
-    with torch.no_grad():
-        alone = int((model(test.images).argmax(dim=1) == test.labels).sum())
-    found = gather_object([(result.correct, result.total)])
-    right = set(found) == {(alone, len(test))}
-    return Check("test count", right, f"{result.correct} of {result.total} right, {alone} of {len(test)} alone", advice)
-
-
-def check_mixed_precision(accelerator: Accelerator, train: Split) -> Check:
-    """A few updates in each precision that the device offers, on each process by itself."""
-    device = accelerator.device.type
-    problems, offered = (
-        [],
-        {"fp16": torch.float16, "bf16": torch.bfloat16} if device != "cpu" else {"bf16": torch.bfloat16},
-    )
-    for name, dtype in offered.items():
-        model = fresh_model().float().to(accelerator.device)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        scaler = torch.amp.GradScaler(device, enabled=name == "fp16")
-        losses = []
-        for index in reference_order(len(train), 0).split(SETTINGS.batch_size)[:20]:
-            optimizer.zero_grad()
-            with torch.autocast(device, dtype):
-                loss = F.cross_entropy(model(train.images[index].float()), train.labels[index])
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            losses.append(loss.detach().float())
-        broken = int((~torch.stack(losses).isfinite()).sum())
-        if broken:
-            problems.append(f"{broken} of {len(losses)} losses in {name} are not finite on {platform.node()}")
-    problems = sorted(set(sum(gather_object([problems]), [])))
-    return Check(
-        "mixed precision",
-        not problems,
-        "; ".join(problems) or f"finite losses in {' and '.join(offered)} on {device}",
-        "use --mixed-precision no there",
-    )
-
-
-# ------------------------------------------------------------------------------------- how fast
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-def seconds(function: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
-    """How long each of so many calls took."""
-    times = []
-    for _ in range(repeats):
-        synchronize(device)
-        begin = time.perf_counter()
-        function()
-        synchronize(device)
-        times.append(time.perf_counter() - begin)
-    return times
-
-
-def measure(accelerator: Accelerator, train: Split, processes: list[Process]) -> tuple[Check, dict[str, float]]:
-    """Throughput together and alone, the all-reduce, and which process is the slowest."""
-    device, world = accelerator.device, accelerator.num_processes
-    images = Split(train.images.float(), train.labels)
-
-    def throughput(update: Callable[[Batch], object], batches: GlobalBatches) -> float:
-        """Samples a second over an epoch, after one to warm up."""
-
-        def epoch() -> None:
-            for batch in batches.epoch():
-                update(batch)
-
-        epoch()
-        return len(images) / min(seconds(epoch, 2, device))
-
-    model, own = fresh_model().float().to(device), fresh_model().float().to(device)
-    training = Training(accelerator, model, adam(model, SETTINGS), loss_of(model, SETTINGS))
-    together, alone = throughput(training.update, batches_of(accelerator, images)), 0.0
-    # Alone, and then each process's own share, without a word to the others.
-    optimizer, loss = adam(own, SETTINGS), loss_of(own, SETTINGS)
-
-    def update_alone(batch: Batch) -> None:
-        optimizer.zero_grad()
-        (loss(own, batch) / batch.size).backward()
-        optimizer.step()
-
-    if accelerator.is_main_process:
-        alone = throughput(update_alone, GlobalBatches(images.tensors, SETTINGS.batch_size, seed=SETTINGS.seed))
-    alone = broadcast(alone)
-    index = torch.arange(SETTINGS.batch_size, device=device)
-    times = gather_object([statistics.median(seconds(lambda: mean_loss(own, images, index).backward(), 100, device))])
-    measurements = {
-        "samples_per_second": together,
-        "samples_per_second_alone": alone,
-        "efficiency": together / alone / world,
-    }
-    if world > 1:
-        small, large = torch.ones(1, device=device), torch.ones(BANDWIDTH_BYTES // 4, device=device)
-        latency = statistics.median(seconds(lambda: dist.all_reduce(small), 200, device))
-        duration = statistics.median(seconds(lambda: dist.all_reduce(large), 5, device))
-        measurements |= {
-            "all_reduce_seconds": max(gather_object([latency])),
-            "all_reduce_bytes_per_second": BANDWIDTH_BYTES / max(gather_object([duration])),
-        }
-    slowest = max(range(world), key=times.__getitem__)
-    typical = statistics.median_low(times)
-    where = f"process {slowest} on {processes[slowest].node}"
-    return Check(
-        "speed of each process",
-        times[slowest] <= SLOW * typical,
-        f"the slowest, {where}, takes {times[slowest] / typical:.2f} times the median, {1e6 * typical:,.0f} us a batch",
-        f"all wait for the slowest: look what else runs beside {where}, and at its clock, threads and cooling",
-    ), measurements
