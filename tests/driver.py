@@ -33,7 +33,7 @@ from torch.optim.swa_utils import AveragedModel
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train
-from mnist_dist.core import GlobalBatches, Training, checkpoints, gradients, stopping, stream
+from mnist_dist.core import GlobalBatches, Training, checkpoints, gradients, processes, stream
 from mnist_dist.core.batches import Batch
 from mnist_dist.run import launch, tracking
 from mnist_dist.run.command_line import parse
@@ -385,7 +385,7 @@ def resume_skips_a_batch():
 
 def stop_seen_by_one_process():
     """Each process asks itself alone."""
-    return patch.object(stopping.StopRequest, "agreed", lambda self: self.received is not None)
+    return patch.object(processes.StopRequest, "agreed", lambda self: self.received is not None)
 
 
 def slow_link():

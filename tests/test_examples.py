@@ -23,8 +23,8 @@ from accelerate.utils import gather_object
 from conftest import REPOSITORY, read_lines, torchrun
 from PIL import Image
 
-from mnist_dist.core import Batch, Checkpoints, GlobalBatches, Stopped, Training, UserError, stopping, stream
-from mnist_dist.core.errors import explain
+from mnist_dist.core import Batch, Checkpoints, GlobalBatches, Stopped, Training, UserError, stream
+from mnist_dist.core.processes import explain
 from mnist_dist.run import folder, launch
 
 sys.path.insert(0, str(REPOSITORY / "examples"))
@@ -96,7 +96,7 @@ def drive(run: dict) -> None:
         FAULTS[run["fault"]]() if run.get("fault") else nullcontext(),
         patch.object(Checkpoints, "after_update", stopped),
         patch.object(Training, "update", watched),
-        patch.object(stopping, "OFTEN", 0),  # ask after every update
+        patch("mnist_dist.core.processes.OFTEN", 0),  # ask after every update
         patch.object(folder, "lock", lambda _: None),  # which lasts as long as the process
     ):
         try:

@@ -1,19 +1,11 @@
 """The exact part: the same training at any number of processes, for any data, model and loss.
 
-It imports torch, accelerate and tqdm and nothing else of the package: copy the folder into your own project. Read
-
-    batches      which process sees which sample when, and random numbers that ignore sharing
-    training     the update, and the loop over an epoch of them
-    evaluation   every sample counted once
-    checkpoints  stop anywhere, lose nothing
-    stopping     how all processes leave after the same update
-    processes    how they agree
+Copy the folder into your own project: it imports torch, accelerate and tqdm alone. Read `batches` (which process sees
+which sample when), `gradients` (their sum), `training` (the update, the loop over an epoch of them, exact evaluation),
+`checkpoints` (stop anywhere, lose nothing) and `processes` (how they agree).
 """
 
 from .batches import Batch, GlobalBatches, stream
 from .checkpoints import Checkpoints
-from .errors import UserError
-from .evaluation import evaluate
-from .processes import all_or_none, announce, same_everywhere
-from .stopping import Stopped
-from .training import Progress, Training
+from .processes import Stopped, UserError, all_or_none, announce, same_everywhere
+from .training import Progress, Training, evaluate

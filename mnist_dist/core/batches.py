@@ -1,11 +1,9 @@
 """Which process sees which sample when, and random numbers that do not depend on it.
 
 Let P be the epoch's order, B the size of a global batch and V the number of shares. Global batch k is P[kB:(k+1)B], and
-position p of P is in share p mod V. So the shares of a batch differ by at most one sample, together they are the batch,
-and the batch is the same for any V: no padding, no repeats, no drop.
-
-There is a share for each process. Or there are V, and each process works through some of them, one after the other:
-then no shape of a tensor depends on the number of processes, `gradients` adds in one order, and all bits are equal.
+position p of P is in share p mod V. So shares differ by at most one sample, and together they are the batch, which is
+the same for any V: no padding, no repeats, no drop. Each process has one share. Or V is fixed, and a process works
+through some shares one by one: then no shape of a tensor depends on the number of processes, and all bits are equal.
 """
 
 import hashlib
@@ -19,7 +17,7 @@ import torch
 from accelerate.utils import recursively_apply
 from torch import Tensor
 
-from .errors import UserError
+from .processes import UserError
 
 
 def stream(*words: str | int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -61,10 +59,8 @@ class Batch:
         return recursively_apply(lambda tensor: tensor.index_select(0, self.index), self.source)
 
     def rand(self, purpose: str, *shape: int, normal: bool = False) -> Tensor:
-        """(n, *shape) float32 random numbers for a purpose, uniform in [0, 1) or normal, on the samples' device.
-
-        They are drawn for the whole global batch, so they do not depend on its sharing, as those of `torch.rand` do.
-        """
+        """(n, *shape) float32 random numbers for a purpose, uniform in [0, 1) or normal, on the samples' device, drawn
+        for the whole global batch, so that they do not depend on its sharing, as those of `torch.rand` do."""
         device, draw, key = self.index.device, torch.randn if normal else torch.rand, (purpose, shape, normal)
         if key not in self.drawn:
             generator = stream(purpose, *self.words, device=device)
@@ -79,9 +75,8 @@ class Batch:
 
 
 class GlobalBatches:
-    """Deals out the global batches of each epoch, to every process its share of data that each holds whole.
-
-    Not for `accelerator.prepare`, which would deal the samples out a second time (accelerate #3520).
+    """Deals out the global batches of each epoch, to every process its share of data that each holds whole. It is not
+    for `accelerator.prepare`, which would deal the samples out a second time (accelerate #3520).
 
     Args:
         data: a tensor, or a tuple or dict of tensors, each with a row for every one of the N samples, of any dtype.
@@ -89,13 +84,10 @@ class GlobalBatches:
         accelerator: the processes that share, as an `Accelerator` or a `PartialState`; None for one alone.
         seed: decides the order of each epoch; None for the order of the data.
         terms: (N,) integers, the terms that each sample adds to the loss, such as its tokens; None for 1 each.
-        virtual: V, for the same bits on 1 to V processes; 0 for a share for each process.
-    """
+        virtual: V, for the same bits on 1 to V processes; 0 for a share for each process."""
 
-    def __init__(
-        self, data: Any, batch_size: int, accelerator: Any = None, *, seed: int | None = None,
-        terms: Tensor | None = None, virtual: int = 0,
-    ) -> None:  # fmt: skip
+    def __init__(self, data: Any, batch_size: int, accelerator: Any = None, *, seed: int | None = None,
+                 terms: Tensor | None = None, virtual: int = 0) -> None:  # fmt: skip
         tensors = [] if terms is None else [terms]
         recursively_apply(tensors.append, data)
         rows = [str(len(tensor)) for tensor in tensors]
@@ -105,19 +97,18 @@ class GlobalBatches:
         self.samples, self.device = len(tensors[-1]), tensors[-1].device
         world, rank = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
         self.sharing = Sharing(virtual or world, world, rank)
-        for count, what in ((self.samples, "samples"), (self.sharing.shares, "virtual processes")):
-            if world > count:
-                raise UserError(f"{world} processes are more than the {count} {what} they share: start fewer")
+        fewest, what = min((self.samples, "samples"), (self.sharing.shares, "virtual processes"))
+        if world > fewest:
+            raise UserError(f"{world} processes are more than the {fewest} {what} they share: start fewer")
 
     def __len__(self) -> int:
         """Batches in an epoch, which are its updates."""
         return math.ceil(self.samples / self.batch_size)
 
     def order(self, epoch: int) -> Tensor:
-        """P: (N,) int64, the numbers of the samples in the order of an epoch."""
+        """P: (N,) int64, the numbers of the samples in the order of an epoch, the same whatever the device."""
         if self.seed is None:
             return torch.arange(self.samples, device=self.device)
-        # Drawn on the CPU, so that it is the same whatever the device.
         return torch.randperm(self.samples, generator=stream("order", self.seed, epoch)).to(self.device)
 
     def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
@@ -130,5 +121,5 @@ class GlobalBatches:
             dealt = [places[(share - start) % V :: V] for share in sharing.of(sharing.rank)]
             positions, lengths = torch.cat(dealt), [len(part) for part in dealt]
             terms = len(whole) if self.terms is None else self.terms.index_select(0, whole).sum()
-            words = (self.seed or 0, epoch, number)
-            yield Batch(self.data, whole[positions], positions, lengths, len(whole), terms, words, sharing)
+            index, words = whole[positions], (self.seed or 0, epoch, number)
+            yield Batch(self.data, index, positions, lengths, len(whole), terms, words, sharing)

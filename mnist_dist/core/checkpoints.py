@@ -11,9 +11,7 @@ from typing import Any
 
 import torch
 
-from .errors import UserError
-from .processes import all_or_none, announce, broadcast
-from .stopping import Stopped, StopRequest
+from .processes import Stopped, StopRequest, UserError, all_or_none, announce, broadcast
 from .training import Training
 
 FOLDER, NAMES, STATE, MANIFEST = "checkpoints", f"step-{10 * '[0-9]'}", "state.pt", "manifest.json"
@@ -30,8 +28,7 @@ class Checkpoints:
         parts: what else must survive a stop, by name: whatever has `state_dict` and `load_state_dict`. Plain values
             (numbers, strings, tensors, lists and dicts of these) do so in the attribute `values`.
         fixed: plain values that may not differ when the run goes on, by the name that messages give them.
-        every: updates between two checkpoints; 0 for none within an epoch.
-    """
+        every: updates between two checkpoints; 0 for none within an epoch."""
 
     def __init__(self, run: Path, training: Training, parts: dict[str, Any], fixed: dict[str, Any], every: int = 0):
         self.run, self.training, self.fixed, self.every = run, training, fixed, every
@@ -47,8 +44,7 @@ class Checkpoints:
 
     def save(self, last: bool = False) -> None:
         """Write a checkpoint, and leave by `Stopped` if a process was asked to stop, unless the run is complete."""
-        # Every process asks the parts, for some of them ask the others.
-        states = {name: part.state_dict() for name, part in self.parts.items()}
+        states = {name: part.state_dict() for name, part in self.parts.items()}  # on all: some ask the others
         step = self.training.progress.global_step
         with all_or_none():
             if self.training.accelerator.is_main_process:
@@ -73,10 +69,9 @@ class Checkpoints:
             return False
         try:
             for name in {**self.fixed, **payload["fixed"]}:
-                now, then = self.fixed.get(name), payload["fixed"].get(name)
-                if now != then:
-                    but = f"but the run in {self.run} was trained with {then}"
-                    raise UserError(f"{name} is {now}, {but}: resume with that, or start another run")
+                if (now := self.fixed.get(name)) != (then := payload["fixed"].get(name)):
+                    what = f"{name} is {now}, but the run in {self.run} was trained with {then}"
+                    raise UserError(f"{what}: resume with that, or start another run")
             for name in {**self.parts, **payload["parts"]}:
                 self.parts[name].load_state_dict(payload["parts"][name])
             self.values = payload["values"]
@@ -90,10 +85,8 @@ class Checkpoints:
 
 
 def write_checkpoint(run: Path, payload: dict[str, Any], step: int) -> Path:
-    """Write what `torch.load(weights_only=True)` can read, remove all but the newest `KEPT`, and return its folder.
-
-    It is written aside, flushed to the disk and then renamed: a crash or `OSError` leaves the one before as it was.
-    """
+    """Write what `torch.load(weights_only=True)` can read, remove all but the newest `KEPT`, and return its folder. It
+    is written aside, flushed to the disk and then renamed: a crash or `OSError` leaves the one before as it was."""
     folder, place = run / FOLDER, run / FOLDER / f"step-{step:010d}"
     aside = place.with_name(f".{place.name}")
     try:
@@ -113,9 +106,8 @@ def write_checkpoint(run: Path, payload: dict[str, Any], step: int) -> Path:
         shutil.rmtree(aside, ignore_errors=True)
         error.filename = str(place)  # the name that the user knows, or any: a full disk gives none
         raise
-    older = sorted((other for other in folder.glob(NAMES) if other < place), reverse=True)
-    # Newer ones are damaged, or the run would have gone on from there.
-    for other in {*folder.glob(NAMES), *folder.glob(f".{NAMES}")} - {place, *older[: KEPT - 1]}:
+    older = sorted(other for other in folder.glob(NAMES) if other <= place)  # newer ones are damaged
+    for other in {*folder.glob(NAMES), *folder.glob(f".{NAMES}")} - {*older[-KEPT:]}:
         try:
             shutil.rmtree(other)
         except OSError as error:  # a mount, or what NFS keeps of a file that is open: no reason to end a training
@@ -134,17 +126,15 @@ def flush(path: Path) -> None:
 def read_checkpoint(place: Path) -> dict[str, Any]:
     """Read a checkpoint as data: nothing in it can run. A `UserError` if it is damaged or of another format."""
     try:
-        manifest = json.loads((place / MANIFEST).read_text())
-        content = (place / STATE).read_bytes()
+        manifest, content = json.loads((place / MANIFEST).read_text()), (place / STATE).read_bytes()
+        what = f"is damaged: {STATE} does not have the digest in {MANIFEST}"
         if manifest["format"] != FORMAT:
-            raise UserError(f"the checkpoint {place} has format {manifest['format']}, this version reads {FORMAT}")
-        if hashlib.sha256(content).hexdigest() != manifest["sha256"][STATE]:
-            raise UserError(f"the checkpoint {place} is damaged: {STATE} does not have the digest in {MANIFEST}")
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except UserError:
-        raise
+            what = f"has format {manifest['format']}, this version reads {FORMAT}"
+        elif hashlib.sha256(content).hexdigest() == manifest["sha256"][STATE]:
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the parsers trip over, it is a damaged checkpoint
-        raise UserError(f"the checkpoint {place} is damaged: {type(error).__name__}") from error
+        what = f"is damaged: {type(error).__name__}"
+    raise UserError(f"the checkpoint {place} {what}")
 
 
 def newest_checkpoint(run: Path) -> tuple[dict[str, Any] | None, list[str]]:

@@ -1,8 +1,7 @@
 """The sum of all shares' gradients, with the same bits on every process and, for V virtual ones, at any number of them.
 
-The sum over the shares from first to stop is that of their first half and that of their second half, and so on down to
-single shares. A process adds the halves that it has whole, sends the few sums that remain to the others, and adds
-theirs: who has which share changes no sum.
+The sum over some shares is that of their first half plus that of their second half, and so on. A process adds what it
+has whole, sends the few sums left to the others, and adds theirs: who has which share changes no sum.
 """
 
 import torch
@@ -38,9 +37,9 @@ class GradientSum:
     def __init__(self, parameters: list[nn.Parameter], sharing: Sharing) -> None:
         self.parameters, self.sharing, self.vectors = parameters, sharing, dict[tuple[int, int], Tensor]()
         self.stretches = [whole_within(sharing.of(rank), 0, sharing.shares) for rank in range(sharing.world)]
-        few = 1 < sharing.world <= FEW and dist.get_backend() == "gloo"
         small = sum(parameter.numel() * parameter.element_size() for parameter in parameters) <= SMALL
-        self.by_exchange = sharing.shares > sharing.world or (few and small)
+        few = small and 1 < sharing.world <= FEW and dist.get_backend() == "gloo"
+        self.by_exchange = few or sharing.shares > sharing.world
 
     def take(self, share: int) -> None:
         """Take the parameters' gradients as those of a share; that of one which took no part is 0."""

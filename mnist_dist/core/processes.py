@@ -1,13 +1,37 @@
-"""How processes agree: all or none, one value for all."""
+"""How processes agree: all or none, one value for all, when to stop; and what goes wrong, said in one sentence."""
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from types import FrameType
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from .errors import UserError, explain
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+OFTEN, RARELY = 0.1, 10  # seconds and updates between two questions: the shorter; one costs half a millisecond on gloo
+STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+class UserError(Exception):
+    """A request that cannot be met: a sentence that names the value, the reason and the way out; an exit status."""
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def explain(error: Exception) -> str:
+    """The sentence for an error; an `OSError` becomes its reason and its file, without the errno."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f" {str(error.filename)!r}" if error.filename else ""
+        return f"the system refused{where}: {error.strerror}; check the path, its permissions and the free space"
+    return str(error)
 
 
 @contextmanager
@@ -46,3 +70,49 @@ def announce(text: str) -> None:
     """Print a line once; `accelerator.print` would do so once a node."""
     if PartialState().is_main_process:
         print(text, flush=True)
+
+
+class Stopped(UserError):
+    """The run was asked to stop and can go on: with the folder `run`, or as the message says."""
+
+    def __init__(self, message: str, run: Path | None = None) -> None:
+        super().__init__(message, STATUS)
+        self.run = run
+
+
+class StopRequest:
+    """Notes a signal, and lets all processes learn of it after the same update. They ask each other with every tenth
+    update, or more often if updates are slow, and have the answer with the next: through a gloo group on the CPU, so
+    that neither the update nor a GPU waits for it."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self.group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self.asked, self.gap, self.left = perf_counter(), 1, 1  # when; updates between two questions, and to the next
+        self.question: tuple[Any, torch.Tensor] | None = None
+        for number in SIGNALS:
+            signal.signal(number, self.note)
+
+    def note(self, number: int, _: FrameType | None) -> None:
+        """Remember a signal; a second SIGINT ends the process at once, as Ctrl-C does elsewhere."""
+        if number == signal.SIGINT and self.received == "SIGINT":
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+    def agreed(self) -> bool:
+        """Whether a process had been asked to stop when the question was put; to be called once after every update."""
+        if self.group is None:
+            return self.received is not None
+        answer = False
+        if self.question:
+            work, asked = self.question
+            work.wait()
+            stop, pace = asked.tolist()  # the slowest process's, so all choose the same gap
+            answer, self.question, self.gap = bool(stop), None, max(1, min(RARELY, int(OFTEN / pace)))
+        self.left -= 1
+        if self.left <= 0:
+            now = perf_counter()
+            values = torch.tensor([float(self.received is not None), (now - self.asked) / self.gap])
+            self.question = (dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group, async_op=True), values)
+            self.asked, self.left = now, self.gap
+        return answer

@@ -1,4 +1,4 @@
-"""The update that is the same at any number of processes, and the loop over an epoch of them."""
+"""The update that is the same at any number of processes, the loop over an epoch of them, and exact evaluation."""
 
 import functools
 import math
@@ -15,9 +15,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from tqdm import tqdm
 
 from .batches import Batch, GlobalBatches, Sharing
-from .errors import UserError
 from .gradients import GradientSum
-from .processes import all_or_none, same_everywhere
+from .processes import UserError, all_or_none, same_everywhere
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 
@@ -47,8 +46,7 @@ class Training:
         loss: the model and a batch to a scalar, the *sum* over the terms (samples, tokens, pixels) of the batch's rows.
 
     `figures` of the last epoch: `train_loss` (mean over its terms at the time of their updates), `learning_rate` (last
-    update, first group), `samples_per_second` (all processes).
-    """
+    update, first group), `samples_per_second` (all processes)."""
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss):
         refuse_layers_that_depend_on_sharing(model)
@@ -66,9 +64,8 @@ class Training:
         self.begin = perf_counter()  # when the epoch in progress would have begun without a stop
         self.checked = self.epoch_is_complete = False
         self.last_checkpoint: Any = None  # its folder, for messages
-        self.stateful: dict[str, Any] = {"model": model, "optimizer": self.optimizer}
-        if accelerator.scaler:
-            self.stateful["scaler"] = accelerator.scaler
+        parts = {"model": model, "optimizer": self.optimizer, "scaler": accelerator.scaler}
+        self.stateful: dict[str, Any] = {name: part for name, part in parts.items() if part}
 
     def epoch(self, batches: GlobalBatches, title: str = "training") -> Iterator[Batch]:
         """The batches of the epoch in progress, from where it stands, under a progress bar; each is for one update."""
@@ -110,9 +107,8 @@ class Training:
             of_pieces = list[Tensor]()
             for part in share.split(pieces):
                 loss = self.loss(self.model, part)
-                # The sum over the share divided by the terms of the *global* batch: then the sum over all shares is the
-                # mean over the global batch, however it is shared (DDP would weigh processes alike, pytorch #67253).
-                # The weight has the dtype of the loss, not of the inputs, and no GPU waits for it to be copied.
+                # The share's sum over the *global* batch's terms: summed over all shares this is the mean, however they
+                # are shared (DDP weighs processes alike, pytorch #67253). In the dtype of the loss, not of the inputs.
                 terms = part.terms  # which the loss may have set
                 (scaler.scale(loss) if scaler else loss).backward(gradient=loss.new_ones(()) / terms)
                 of_pieces.append(loss.detach())
@@ -139,19 +135,18 @@ class Training:
         if not self.latest:
             return
         losses, terms = zip(*self.latest, strict=True)
-        # 0, or not a number if a weight is not finite: one sum a tensor is all this costs.
-        weights = 0 * torch.stack([parameter.detach().sum() for parameter in self.bare.parameters()]).sum()
+        weights = 0 * torch.stack([each.detach().sum() for each in self.bare.parameters()]).sum()  # 0 if all are finite
         mine, sharing = torch.stack([torch.stack(of_update) for of_update in losses]), self.gradients.sharing
         table, held = mine.new_zeros(len(losses) + 1, sharing.shares), sharing.of(sharing.rank)
         table[:-1, held.start : held.stop], table[-1, held.start] = mine, weights  # the sum over processes fills it
         *sums, unfit = self.accelerator.reduce(table, "sum").cpu().double().sum(dim=1).tolist()
         at, broken = self.progress, [number for number, loss in enumerate(sums) if not math.isfinite(loss)]
-        # If only the weights show it, it was the last update: else the loss of the next one would.
-        what = f"the gradient of update {at.global_step} is not finite"
-        if broken:
-            update = at.global_step - len(sums) + 1 + broken[0]
-            what = f"the loss of update {update} is {sums[broken[0]]}, by itself or by the gradient before it"
         if broken or not math.isfinite(unfit):
+            # If only the weights show it, it was the last update: else the loss of the next one would.
+            what = f"the gradient of update {at.global_step} is not finite"
+            for number in broken[:1]:
+                update = at.global_step - len(sums) + 1 + number
+                what = f"the loss of update {update} is {sums[number]}, by itself or by the gradient before it"
             what += f"; the last good checkpoint is {self.last_checkpoint or 'none'}"
             raise UserError(f"{what}: try a lower learning rate, clipping, or another precision")
         at.terms, at.recent_terms = at.terms + int(sum(terms)), at.recent_terms + int(sum(terms))
@@ -176,10 +171,8 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """All that must survive a stop; for every process to ask, for the losses are those of all."""
         self.gather_losses()
-        if self.progress.step:
-            self.progress.epoch_seconds = perf_counter() - self.begin
-        state = {name: part.state_dict() for name, part in self.stateful.items()}
-        return state | {"progress": asdict(self.progress)}
+        self.progress.epoch_seconds = perf_counter() - self.begin if self.progress.step else 0.0
+        return {name: part.state_dict() for name, part in self.stateful.items()} | {"progress": asdict(self.progress)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was asked for."""
@@ -190,11 +183,38 @@ class Training:
 
 def refuse_layers_that_depend_on_sharing(model: nn.Module) -> None:
     """Refuse layers that compute over, or draw random numbers for, just the samples that a process holds."""
+    so = "a process's samples alone, so each number of processes would train another model"
     for name, layer in model.named_modules():
-        so = "a process's samples alone, so each number of processes would train another model"
         kind = f"{type(layer).__name__} {name}"
         if isinstance(layer, _BatchNorm) or getattr(layer, "track_running_stats", False):
             raise UserError(f"{kind} computes over {so}: use GroupNorm or LayerNorm")
         rate = layer.p if isinstance(layer, _DropoutNd) else 0.0
         if rate > 0 or (isinstance(layer, nn.RNNBase | nn.MultiheadAttention) and layer.dropout > 0):
             raise UserError(f"{kind} draws for {so}: set it to 0, and use a mask from batch.rand")
+
+
+@torch.no_grad()
+def evaluate(
+    accelerator: Accelerator, model: nn.Module, batches: GlobalBatches, output: Callable[[nn.Module, Batch], Tensor]
+) -> Tensor:
+    """Ask a model about each of N samples once, every process about its shares, and gather the answers on all: (N, ...)
+    in the order of the data, whatever that of the batches, on the CPU, in the dtype of the output.
+
+    Args:
+        model: the bare network; in eval mode meanwhile, and then as it was.
+        output: the model and a batch of n samples to (n, ...), such as logits, or losses and counts, of any dtype."""
+    modes = [(layer, layer.training) for layer in model.modules()]
+    model.eval()
+    answers, seen = None, torch.zeros(batches.samples, dtype=torch.int64, device=batches.device)
+    for share in (share for batch in batches.epoch() for share in batch.split(batch.lengths)):
+        found = output(model, share)
+        answers = found.new_zeros(batches.samples, *found.shape[1:]) if answers is None else answers
+        answers[share.index] = found
+        seen.index_add_(0, share.index, torch.ones_like(share.index))
+    for layer, mode in modes:
+        layer.training = mode
+    # Every process fills in the rows of its own samples and leaves the others 0, so the sum is the gathered whole.
+    answers, seen = accelerator.reduce(answers, "sum"), accelerator.reduce(seen, "sum")
+    if not bool((seen == 1).all()):
+        raise RuntimeError(f"{int((seen != 1).sum())} of {len(seen)} samples were not counted exactly once")
+    return answers.cpu()

@@ -18,8 +18,7 @@ from accelerate.utils import gather_object
 from filelock import lock_descriptor
 
 from mnist_dist.core.checkpoints import FOLDER as CHECKPOINTS
-from mnist_dist.core.errors import UserError
-from mnist_dist.core.processes import all_or_none, broadcast
+from mnist_dist.core.processes import UserError, all_or_none, broadcast
 from mnist_dist.run.files import write_json
 
 CONFIG, METRICS, SUMMARY, WEIGHTS, EVALUATION = (

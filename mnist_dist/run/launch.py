@@ -25,8 +25,7 @@ from accelerate.utils import (
     TorchDynamoPlugin,
 )
 
-from mnist_dist.core.errors import UserError, explain
-from mnist_dist.core.stopping import STATUS
+from mnist_dist.core.processes import STATUS, UserError, explain
 from mnist_dist.run import rendezvous
 
 GRACE = 5  # seconds in which the first process of a node can say why all leave

@@ -19,8 +19,7 @@ from accelerate import Accelerator
 from accelerate.tracking import filter_trackers
 from tqdm import tqdm
 
-from mnist_dist.core.processes import all_or_none
-from mnist_dist.core.stopping import Stopped
+from mnist_dist.core.processes import Stopped, all_or_none
 from mnist_dist.run.files import append_json, write_json, write_json_lines
 from mnist_dist.run.folder import CONFIG, ENDED, METRICS, SUMMARY, WEIGHTS
 from mnist_dist.task.data import DataSet

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mnist_dist.core.errors import UserError
+from mnist_dist.core.processes import UserError
 from mnist_dist.run.files import write_file
 from mnist_dist.run.folder import CONFIG, WEIGHTS
 from mnist_dist.task import datasets

@@ -11,8 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from mnist_dist.core.errors import UserError
-from mnist_dist.core.processes import all_or_none, same_everywhere
+from mnist_dist.core.processes import UserError, all_or_none, same_everywhere
 from mnist_dist.task import datasets
 
 

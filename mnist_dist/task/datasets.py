@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from mnist_dist.core.errors import UserError
+from mnist_dist.core.processes import UserError
 
 Published = Literal["mnist", "fashion-mnist", "kmnist"]
 Name = Literal["auto", Published, "mnist-5k"]

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mnist_dist.core.batches import Batch, GlobalBatches
-from mnist_dist.core.errors import UserError
-from mnist_dist.core.evaluation import evaluate
+from mnist_dist.core.processes import UserError
+from mnist_dist.core.training import evaluate
 from mnist_dist.task.data import Split
 
 BATCH = 1000  # samples in a global batch of an evaluation

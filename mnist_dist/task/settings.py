@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 import tyro
 
-from mnist_dist.core.errors import UserError
+from mnist_dist.core.processes import UserError
 from mnist_dist.task import datasets, networks
 
 MAX_AFFINE, MAX_ELASTIC = 4, 8  # strengths at which nobody could tell the digits

@@ -17,7 +17,7 @@ import tyro
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from mnist_dist.core.errors import UserError
+from mnist_dist.core.processes import UserError
 from mnist_dist.run import weights
 from mnist_dist.task import networks
 from mnist_dist.task.settings import require

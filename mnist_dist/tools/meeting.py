@@ -29,7 +29,7 @@ ALONE = 3.0  # seconds in which all fail alike, or one has failed alone
 END = 15.0  # seconds for the first process to say why all leave
 ENDING = (signal.SIGTERM, signal.SIGINT)
 LIBRARIES = ("/torch/", "/accelerate/", "/lib/python")
-WAITING = ("torch/distributed/", "accelerate/utils/operations", "core/processes", "core/gradients", "core/stopping")
+WAITING = ("torch/distributed/", "accelerate/utils/operations", "core/processes", "core/gradients")
 
 
 class Meeting:

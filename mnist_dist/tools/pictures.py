@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
-from mnist_dist.core.errors import UserError
+from mnist_dist.core.processes import UserError
 
 BOX, SIDE = 20, 28  # MNIST's digits are scaled to fit 20x20 and centred by mass in 28x28 (LeCun et al. 1998)
 LARGE = 2000  # pixels a side beyond which a picture is shrunk before it is looked at

@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 from tqdm import tqdm
 
-from mnist_dist.core.errors import UserError
+from mnist_dist.core.processes import UserError
 
 JOURNAL, LOCKS = "journal.jsonl", "locks"  # in the study's folder
 WRITING, CLAIMING, TRIALS = 0, 1, 2  # which byte of the locks' file stands for what; trial n has byte TRIALS + n

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from tqdm import tqdm
 
 from mnist_dist.core import GlobalBatches, Stopped, Training, UserError
-from mnist_dist.core.stopping import SIGNALS
+from mnist_dist.core.processes import SIGNALS
 from mnist_dist.run import launch, plots
 from mnist_dist.run.command_line import as_flags, as_json, flag
 from mnist_dist.run.settings import TrainConfig

@@ -25,7 +25,7 @@ import tyro
 from accelerate import Accelerator
 
 from mnist_dist.core import Batch, GlobalBatches, Training, UserError
-from mnist_dist.core.errors import explain
+from mnist_dist.core.processes import explain
 from mnist_dist.run import launch, weights
 from mnist_dist.run.command_line import as_flags, parse
 from mnist_dist.run.files import write_json
@@ -65,7 +65,7 @@ ALL_OPTIONS = TrainConfig(
     gradient_accumulation_steps=3,
 )
 CNN = replace(ALL_OPTIONS, model="cnn", channels=(4, 8, 8), hidden=(32,), schedule="cosine", warmup=0.2)
-AGREE = "all must learn of a request after the same update, and then save: core/stopping.py, Checkpoints.after_update"
+AGREE = "all must learn of a request after the same update, and then save: core/processes.py, Checkpoints.after_update"
 OPTIONS = {  # those that change the gradient: what to look at if it is wrong with one alone
     "label_smoothing": "the loss must spread that share of the target over all classes (task/objective.py)",
     "dropout": "draw it for the whole global batch and take this process's rows: batch.rand (task/distortions.py)",

@@ -22,7 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mnist_dist.core import Batch, Checkpoints, Stopped, Training, UserError
 from mnist_dist.core.checkpoints import newest_checkpoint
-from mnist_dist.core.errors import explain
+from mnist_dist.core.processes import explain
 from mnist_dist.run import launch, plots
 from mnist_dist.run.command_line import as_flags
 from mnist_dist.run.settings import TrainConfig
