@@ -14,7 +14,7 @@ from mnist_dist.run import launch, origin, plots
 from mnist_dist.run.command_line import as_json, parse
 from mnist_dist.run.files import write_json
 from mnist_dist.run.folder import PLOTS, SUMMARY, WEIGHTS, next_steps, open_run
-from mnist_dist.run.settings import TrainConfig
+from mnist_dist.run.settings import TrainConfig, check_progress
 from mnist_dist.run.tracking import Tracker
 from mnist_dist.run.weights import save_weights
 from mnist_dist.task import data, networks
@@ -51,10 +51,8 @@ def main() -> None:
     about = {
         "data_digest": samples.digest,
         "normalization": {"mean": samples.mean, "std": samples.std},
-        "wandb_id": run.wandb_id,
-        "job": run.job,
     } | origin.about(accelerator)
-    tracker = Tracker(accelerator, run.folder, values | about)
+    tracker = Tracker(accelerator, run, values | about)
     parts = {"tracker": tracker} | ({"averaged": averaged} if averaged else {})
     fixed = config.fixed(values) | {"the data's digest": samples.digest} | bits
     checkpoints = Checkpoints(run.folder, training, parts, fixed, config.checkpoint_every)
@@ -65,7 +63,7 @@ def main() -> None:
     if run.resume:
         checkpoints.resume()
     progress, results = training.progress, dict[str, Evaluation]()
-    config.check_progress(progress, run.folder)
+    check_progress(config.epochs, progress, run.folder)
 
     def evaluate() -> dict[str, Evaluation]:
         return {name: classify(accelerator, trained, split, virtual=virtual) for name, split in splits.items()}

@@ -11,40 +11,26 @@ of them a process has.
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mnist_dist import core
-from mnist_dist.run import command_line, folder, launch, tracking, weights
-from mnist_dist.task.settings import UsageError, require
+from mnist_dist.run import command_line, folder, launch, settings, tracking, weights
 
 LONGEST, LAYERS, HEADS, WIDTH = 64, 2, 4, 64  # characters of a line, after which it is cut; the transformer
 NONE = -1  # what follows a line's end
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(settings.OwnConfig):
     text: Path | None = None  # default: 4,000 lines of Python's help
     dropout: float = 0.0  # share of what each half of a layer adds that is dropped
-    output_dir: Path | None = None  # default: runs/<time>-characters
-    epochs: int = 5
-    batch_size: int = 32  # lines in the global batch, which all processes share
-    seed: int = 0
-    dtype: Literal["float32", "float64"] = "float32"
-    cpu: bool = False
-    resume: bool = False
-    checkpoint_every: int = 0  # updates; 0: at the ends of epochs only
-    wandb: Literal["auto", "online", "offline", "disabled"] = "disabled"
 
     def check(self) -> None:
-        for name, least in {"epochs": 1, "batch_size": 1, "seed": 0, "checkpoint_every": 0}.items():
-            value, most = getattr(self, name), 2**32 - 1
-            require(least <= value <= most, command_line.flag(name), value, f"a number from {least} to {most:,}")
-        require(0 <= self.dropout < 1, "--dropout", self.dropout, "a share from 0 to below 1")
-        require(not self.resume or bool(self.output_dir), "--resume", "alone", "the run's folder as --output-dir, too")
+        super().check()
+        settings.require(0 <= self.dropout < 1, "--dropout", self.dropout, "a share from 0 to below 1")
 
 
 def read(path: Path | None) -> tuple[Tensor, Tensor, str]:
@@ -53,10 +39,10 @@ def read(path: Path | None) -> tuple[Tensor, Tensor, str]:
     try:
         text = path.read_text("utf-8") if path else "\n".join("\n".join(topics.values()).splitlines()[:4000])
     except UnicodeDecodeError as error:
-        raise UsageError(f"--text {path} cannot be read ({error}): give a text in UTF-8") from error
+        raise settings.UsageError(f"--text {path} cannot be read ({error}): give a text in UTF-8") from error
     lines = [line.strip()[i : i + LONGEST] for line in text.splitlines() for i in range(0, len(line), LONGEST)]
     lines = list(dict.fromkeys(filter(None, lines)))
-    require(len(lines) >= 6, "--text", path, "a text of 6 different lines, or more")
+    settings.require(len(lines) >= 6, "--text", path, "a text of 6 different lines, or more")
     alphabet = "\n" + "".join(sorted(set("".join(lines))))
     numbers = {character: number for number, character in enumerate(alphabet)}
     rows = torch.full((len(lines), LONGEST + 2), NONE)
@@ -98,17 +84,17 @@ class Transformer(nn.Module):
 def main() -> None:
     # The settings, the processes, and the text, of which a sixth of the lines is held out.
     config: Config = command_line.parse(Config)
-    dtype = getattr(torch, config.dtype)
-    accelerator = launch.start(config.cpu, dtype=dtype)
+    dtype, virtual = getattr(torch, config.dtype), config.virtual_processes
+    accelerator, bits = launch.start(config.cpu, dtype=dtype), launch.fix_bits(virtual)
     with core.all_or_none():
         lines, lengths, alphabet = read(config.text)
     about = command_line.as_json(config) | {"alphabet": alphabet, "digest": weights.fingerprint({"lines": lines})}
     core.same_everywhere("the settings or texts", about)
     order, held = torch.randperm(len(lines), generator=core.stream("held out", config.seed)), len(lines) // 6
     lines, lengths = lines[order].to(accelerator.device), lengths[order].to(accelerator.device)
-    options = {"seed": config.seed, "terms": lengths[held:]}
+    options = {"seed": config.seed, "terms": lengths[held:], "virtual": virtual}
     train = core.GlobalBatches(lines[held:], config.batch_size, accelerator, **options)
-    test = core.GlobalBatches(lines[:held], 100, accelerator)
+    test = core.GlobalBatches(lines[:held], 100, accelerator, virtual=virtual)
 
     # The model, and its loss: the sum over the characters that a process has.
     torch.manual_seed(config.seed)
@@ -132,15 +118,14 @@ def main() -> None:
 
     # The run's folder, and where a stopped run left off.
     run = folder.open_run(config.output_dir, "characters", config.resume, weights="model.pth")
-    about |= {"wandb_id": run.wandb_id, "wandb_project": "characters", "job": run.job}
-    tracker = tracking.Tracker(accelerator, run.folder, about)
-    fixed = {name: about[name] for name in ("batch_size", "seed", "dtype", "dropout", "digest")}
+    tracker = tracking.Tracker(accelerator, run, about)
+    names = "batch_size", "virtual_processes", "seed", "dtype", "dropout", "digest"
+    fixed = {name: about[name] for name in names} | bits
     checkpoints = core.Checkpoints(run.folder, training, {"tracker": tracker}, fixed, config.checkpoint_every)
     if run.resume:
         checkpoints.resume()
     at, total = training.progress, int(lengths[:held].sum())
-    require((at.epoch, at.step) <= (config.epochs, 0), "--epochs", config.epochs, f"more: {at.epoch} are done")
-
+    settings.check_progress(config.epochs, at, run.folder)
     with tracker:
         while at.epoch < config.epochs:
             for batch in training.epoch(train, f"epoch {at.epoch + 1}/{config.epochs}"):

@@ -20,7 +20,7 @@ from conftest import ACCELERATE, PYTHON, REPOSITORY, call, clean_environment, dr
 from mnist_dist.core import UserError, checkpoints
 from mnist_dist.run.command_line import as_json
 from mnist_dist.run.files import write_file
-from mnist_dist.run.folder import lock
+from mnist_dist.run.folder import Run, lock
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.run.tracking import Tracker
 
@@ -251,7 +251,7 @@ def test_a_finished_run_keeps_its_summary_until_it_goes_on(tmp_path, accelerator
     """Resumed with nothing left to do, or when nothing can be written, it stays a finished run."""
     summary, config = tmp_path / "summary.json", tmp_path / "config.json"
     summary.touch()
-    tracker = Tracker(accelerator, tmp_path, {"epochs": 2})
+    tracker = Tracker(accelerator, Run(tmp_path, False, "", {}), {"epochs": 2})
     tracker.load_state_dict({"history": [{"epoch": 1, "global_step": 5}, {"epoch": 2, "global_step": 10}]})
     with tracker:
         assert summary.exists()
@@ -280,7 +280,7 @@ def test_a_folder_that_is_deleted_in_mid_run_is_noticed_at_the_next_epoch(tmp_pa
     """Also if a checkpoint within the epoch has made it anew: the run would have gone on without its record."""
     run = tmp_path / "run"
     run.mkdir()
-    with Tracker(accelerator, run, {}) as tracker:
+    with Tracker(accelerator, Run(run, False, "", {}), {}) as tracker:
         tracker.epoch({"epoch": 1, "global_step": 5})
         shutil.rmtree(run)
         checkpoints.write_checkpoint(run, {"step": 7}, 7)

@@ -18,7 +18,7 @@ from mnist_dist.core import Stopped, UserError
 from mnist_dist.run import folder as run_folder
 from mnist_dist.run import launch, origin
 from mnist_dist.run.command_line import as_json, parse
-from mnist_dist.run.folder import is_running
+from mnist_dist.run.folder import Run, is_running
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.run.tracking import Tracker
 from mnist_dist.tools import runs
@@ -137,7 +137,7 @@ def test_the_state_of_a_run(tmp_path):
         (Stopped("stopped on request"), "stopped", "stopped on request"),
         (UserError("the loss of update 5 is nan"), "failed", "the loss of update 5 is nan"),
     ):
-        with pytest.raises(UserError), Tracker(launch.start(cpu=True), folder, settings):
+        with pytest.raises(UserError), Tracker(launch.start(cpu=True), Run(folder, False, "", {}), settings):
             assert not (folder / "ended.json").exists()  # it goes on
             raise error
         row, _ = runs.read(folder)
@@ -147,7 +147,7 @@ def test_the_state_of_a_run(tmp_path):
     assert is_running(folder) and runs.read(folder)[0]["state"] == "running"
     os.close(holder)
     assert not is_running(folder)
-    with Tracker(launch.start(cpu=True), folder, settings):
+    with Tracker(launch.start(cpu=True), Run(folder, False, "", {}), settings):
         pass
     (folder / "summary.json").write_text('{"epoch": 1}')
     assert runs.read(folder)[0]["state"] == "done" and not (folder / "ended.json").exists()

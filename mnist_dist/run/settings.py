@@ -12,7 +12,41 @@ from mnist_dist.task.settings import GROUPS, MAY_CHANGE, Settings, UsageError, r
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Settings):
+class RunFlags:
+    """Where a run goes and how it is recorded: the flags of any training, those in examples/ too."""
+
+    output_dir: Annotated[Path | None, unset("runs/<timestamp>-<what is trained>")] = field(
+        default=None, metadata=MAY_CHANGE
+    )
+    """The run's folder."""
+    resume: bool = field(default=False, metadata=MAY_CHANGE)
+    """Go on from the newest intact checkpoint in --output-dir; from scratch, saying so, if there is none."""
+    checkpoint_every: int = field(default=0, metadata=MAY_CHANGE)
+    """Updates between two checkpoints; 0: at the ends of epochs only."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = field(default="auto", metadata=MAY_CHANGE)
+    """Weights & Biases; auto: online if a key is configured, else offline."""
+    wandb_project: str = field(default="mnist-dist", metadata=MAY_CHANGE)
+    """Project that the run appears under in Weights & Biases."""
+
+    def check_run(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UsageError: names the flag, its value and what to give instead.
+        """
+        require(self.checkpoint_every >= 0, "--checkpoint-every", self.checkpoint_every, "a number of updates, or 0")
+        if self.resume and self.output_dir is None:
+            raise UsageError("--resume needs --output-dir: name the folder of the run to go on with")
+        require(
+            bool(re.fullmatch(r"[\w.-]{1,128}", self.wandb_project)),
+            "--wandb-project",
+            repr(self.wandb_project),
+            "a name of letters, digits, '.', '_' and '-'",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunFlags, Settings):
     """Train a digit classifier. The defaults are those of the original single-file script."""
 
     GROUPS: ClassVar[dict[str, str]] = GROUPS | {
@@ -28,20 +62,8 @@ class TrainConfig(Settings):
         Literal["original", "fast", "fast-cnn", "best", "best-cnn"] | None, unset("none, which is like original")
     ] = field(default=None, metadata=MAY_CHANGE)
     """Named settings; explicit flags win over them."""
-    output_dir: Annotated[Path | None, unset("runs/<timestamp>-<dataset>-<model>")] = field(
-        default=None, metadata=MAY_CHANGE
-    )
-    """The run's folder."""
-    resume: bool = field(default=False, metadata=MAY_CHANGE)
-    """Go on from the newest intact checkpoint in --output-dir; from scratch, saying so, if there is none."""
-    checkpoint_every: int = field(default=0, metadata=MAY_CHANGE)
-    """Updates between two checkpoints; 0: at the ends of epochs only."""
     log_every: int = field(default=50, metadata=MAY_CHANGE)
     """Updates between two points of the loss curve."""
-    wandb: Literal["auto", "online", "offline", "disabled"] = field(default="auto", metadata=MAY_CHANGE)
-    """Weights & Biases; auto: online if a key is configured, else offline."""
-    wandb_project: str = field(default="mnist-dist", metadata=MAY_CHANGE)
-    """Project that the run appears under in Weights & Biases."""
     wandb_model: bool = field(default=False, metadata=MAY_CHANGE)
     """Store the trained model in Weights & Biases as an artifact."""
 
@@ -52,22 +74,14 @@ class TrainConfig(Settings):
             UsageError: names the flag, its value and what to give instead.
         """
         super().check()
+        self.check_run()
         require(
             1 <= self.gradient_accumulation_steps <= self.batch_size,
             "--gradient-accumulation-steps",
             self.gradient_accumulation_steps,
             f"a number from 1 to the batch size, {self.batch_size}",
         )
-        require(self.checkpoint_every >= 0, "--checkpoint-every", self.checkpoint_every, "a number of updates, or 0")
-        if self.resume and self.output_dir is None:
-            raise UsageError("--resume needs --output-dir: name the folder of the run to go on with")
         require(self.log_every >= 1, "--log-every", self.log_every, "at least 1 update")
-        require(
-            bool(re.fullmatch(r"[\w.-]{1,128}", self.wandb_project)),
-            "--wandb-project",
-            repr(self.wandb_project),
-            "a name of letters, digits, '.', '_' and '-'",
-        )
 
     @property
     def compile_mode(self) -> str | None:
@@ -77,17 +91,6 @@ class TrainConfig(Settings):
         # On CUDA reduce-overhead makes graphs, without launches to wait for; but the next replay writes over the
         # gradients of the one before, which accumulation adds up (pytorch #169545).
         return "reduce-overhead" if self.gradient_accumulation_steps == 1 else "default"
-
-    def check_progress(self, progress: Progress, folder: Path) -> None:
-        """Refuse fewer epochs than a run has done.
-
-        Raises:
-            UserError: names what it has done.
-        """
-        if (progress.epoch, progress.step) > (self.epochs, 0):
-            raise UserError(
-                f"--epochs {self.epochs} is less than what {folder} has done: it is in epoch {progress.epoch + 1}"
-            )
 
     def fixed(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What may not differ when a run goes on, by flag.
@@ -103,3 +106,42 @@ class TrainConfig(Settings):
             for field in fields(self)
             if not field.metadata.get("may_change") and (field.name != "epochs" or moving)
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnConfig(RunFlags):
+    """The flags of a training of your own, as in examples/: add what else it has."""
+
+    epochs: int = 10
+    """Passes over the training set."""
+    batch_size: int = 32
+    """Samples an update, over all processes together."""
+    seed: int = 0
+    """Decides the first weights, the order of the samples and those held out."""
+    virtual_processes: int = 0
+    """Shares of a batch, for the same bits on 1 to so many processes, a thread each; 0: a share for each process."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Arithmetic."""
+    cpu: bool = field(default=False, metadata=MAY_CHANGE)
+    """Force the CPU."""
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            UsageError: names the flag, its value and what to give instead.
+        """
+        self.check_run()
+        for name, least in {"epochs": 1, "batch_size": 1, "seed": 0, "virtual_processes": 0}.items():
+            value = getattr(self, name)
+            require(least <= value < 2**32, flag(name), value, f"a number from {least} to {2**32 - 1:,}")
+
+
+def check_progress(epochs: int, progress: Progress, folder: Path) -> None:
+    """Refuse fewer epochs than a run has done.
+
+    Raises:
+        UserError: names what it has done.
+    """
+    if (progress.epoch, progress.step) > (epochs, 0):
+        raise UserError(f"--epochs {epochs} is less than what {folder} has done: it is in epoch {progress.epoch + 1}")

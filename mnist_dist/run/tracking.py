@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from mnist_dist.core.processes import Stopped, all_or_none
 from mnist_dist.run.files import append_json, write_json, write_json_lines
-from mnist_dist.run.folder import CONFIG, ENDED, METRICS, SUMMARY, WEIGHTS
+from mnist_dist.run.folder import CONFIG, ENDED, METRICS, SUMMARY, WEIGHTS, Run
 from mnist_dist.task.data import DataSet
 from mnist_dist.task.evaluation import Evaluation
 
@@ -37,16 +37,17 @@ class Tracker:
 
     Args:
         accelerator: the processes.
-        folder: the run's.
-        settings: JSON values, written to config.json and W&B; `wandb`, `wandb_id`, `wandb_project` and `wandb_model`
-            say what W&B is to do, which without `wandb` is nothing.
+        run: where it is, and what it is known by.
+        settings: JSON values, written to config.json and W&B; `wandb`, `wandb_project` and `wandb_model` say what W&B
+            is to do, which without `wandb` is nothing.
 
     Attributes:
         history: all figures so far, in order: points of the curves and epochs, each with its `global_step`.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, settings: dict[str, Any]) -> None:
-        self.accelerator, self.folder, self.settings = accelerator, folder, settings
+    def __init__(self, accelerator: Accelerator, run: Run, settings: dict[str, Any]) -> None:
+        self.accelerator, self.folder = accelerator, run.folder
+        self.settings = settings | {"wandb_id": run.wandb_id, "job": run.job}
         self.history: list[dict[str, Any]] = []
         self.wandb: WandB | None = None
 
