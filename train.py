@@ -13,8 +13,8 @@ from mnist_dist.core import Checkpoints, GlobalBatches, Training, all_or_none, a
 from mnist_dist.run import launch, origin, plots
 from mnist_dist.run.command_line import as_json, parse
 from mnist_dist.run.files import write_json
-from mnist_dist.run.folder import PLOTS, SUMMARY, WEIGHTS, next_steps, open_run
-from mnist_dist.run.settings import TrainConfig, check_progress
+from mnist_dist.run.folder import PLOTS, SUMMARY, WEIGHTS, go_on, next_steps, open_run
+from mnist_dist.run.settings import TrainConfig
 from mnist_dist.run.tracking import Tracker
 from mnist_dist.run.weights import save_weights
 from mnist_dist.task import data, networks
@@ -60,10 +60,7 @@ def main() -> None:
         f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples\n"
         f"{config.model} with {networks.parameter_count(network):,} parameters; writing to {run.folder}"
     )
-    if run.resume:
-        checkpoints.resume()
-    progress, results = training.progress, dict[str, Evaluation]()
-    check_progress(config.epochs, progress, run.folder)
+    progress, results = go_on(run, checkpoints, config.epochs), dict[str, Evaluation]()
 
     def evaluate() -> dict[str, Evaluation]:
         return {name: classify(accelerator, trained, split, virtual=virtual) for name, split in splits.items()}
@@ -91,9 +88,9 @@ def main() -> None:
 
         # What remains of it: the weights, the pictures, and the summary. It is written last: a run with it succeeded.
         test = (results or evaluate())["test"]  # none yet if a run is resumed that had only this left to do
+        save_weights(run.folder / WEIGHTS, trained)
         with all_or_none():
             if accelerator.is_main_process:
-                save_weights(run.folder / WEIGHTS, trained)
                 title, place = f"{config.model} of {run.folder.resolve().name}", run.folder / PLOTS
                 plots.learning_curves(place / "learning_curves.png", tracker.lines, f"{samples.name}: {title}")
                 plots.evaluation(place, test, samples, "test", title)

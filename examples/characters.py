@@ -26,7 +26,7 @@ NONE = -1  # what follows a line's end
 @dataclass(frozen=True, kw_only=True)
 class Config(settings.OwnConfig):
     text: Path | None = None  # default: 4,000 lines of Python's help
-    dropout: float = 0.0  # share of what each half of a layer adds that is dropped
+    dropout: float = 0.0  # share of what the layers take and give that is dropped
 
     def check(self) -> None:
         super().check()
@@ -51,34 +51,21 @@ def read(path: Path | None) -> tuple[Tensor, Tensor, str]:
     return rows, torch.tensor([len(line) + 1 for line in lines]), alphabet
 
 
-class Layer(nn.Module):
-    """Attention to the characters up to here, then a perceptron for each; what they add is multiplied by `kept`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm1, self.qkv, self.out = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.norm2, self.fc1, self.fc2 = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
-
-    def forward(self, x: Tensor, kept: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(seen.transpose(1, 2).flatten(2)) * kept[:, 0]
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x)))) * kept[:, 1]
-
-
 class Transformer(nn.Module):
     def __init__(self, characters: int) -> None:
         super().__init__()
         self.character, self.place = nn.Embedding(characters, WIDTH), nn.Embedding(LONGEST + 1, WIDTH)
-        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
-        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, characters)
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
+        self.head = nn.Linear(WIDTH, characters)
 
     def forward(self, lines: Tensor, kept: Tensor) -> Tensor:
-        """Logits (N, characters, T - 1) of what follows each character of the lines (N, T)."""
-        x = self.character(lines[:, :-1].clamp(min=0)) + self.place.weight
-        for number, layer in enumerate(self.layers):
-            x = layer(x, kept[:, 2 * number : 2 * number + 2])
-        return self.head(self.norm(x)).transpose(1, 2)
+        """Logits (N, characters, T - 1) of what follows each character of the lines (N, T); what the layers take and
+        give is multiplied by `kept` (N, 2, T - 1, WIDTH)."""
+        x = self.character(lines[:, :-1].clamp(min=0)) + self.place.weight[: lines.shape[1] - 1]
+        causal = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device, dtype=x.dtype)
+        x = self.layers(x * kept[:, 0], mask=causal, is_causal=True)
+        return self.head(x * kept[:, 1]).transpose(1, 2)
 
 
 def main() -> None:
@@ -99,12 +86,12 @@ def main() -> None:
     # The model, and its loss: the sum over the characters that a process has.
     torch.manual_seed(config.seed)
     model = Transformer(len(alphabet)).to(accelerator.device, dtype)
-    whole = torch.ones(1, 2 * LAYERS, 1, 1, dtype=dtype, device=accelerator.device)
+    whole = torch.ones(1, 2, 1, 1, dtype=dtype, device=accelerator.device)
 
     def loss(model: nn.Module, batch: core.Batch) -> Tensor:
         kept = whole
         if config.dropout:
-            drawn = batch.rand("dropout", 2 * LAYERS, LONGEST + 1, WIDTH)
+            drawn = batch.rand("dropout", 2, LONGEST + 1, WIDTH)
             kept = (drawn >= config.dropout).to(dtype) / (1 - config.dropout)
         return F.cross_entropy(model(batch.data, kept), batch.data[:, 1:], reduction="sum", ignore_index=NONE)
 
@@ -122,10 +109,7 @@ def main() -> None:
     names = "batch_size", "virtual_processes", "seed", "dtype", "dropout", "digest"
     fixed = {name: about[name] for name in names} | bits
     checkpoints = core.Checkpoints(run.folder, training, {"tracker": tracker}, fixed, config.checkpoint_every)
-    if run.resume:
-        checkpoints.resume()
-    at, total = training.progress, int(lengths[:held].sum())
-    settings.check_progress(config.epochs, at, run.folder)
+    at, total = folder.go_on(run, checkpoints, config.epochs), int(lengths[:held].sum())
     with tracker:
         while at.epoch < config.epochs:
             for batch in training.epoch(train, f"epoch {at.epoch + 1}/{config.epochs}"):
@@ -137,9 +121,7 @@ def main() -> None:
             result = f"{nats / total:.4f} nats a character, {right:.0f} of {total} right"
             core.announce(f"epoch {at.epoch}/{config.epochs}  loss {line['train_loss']:.4f}  held out: {result}")
             checkpoints.save(last=at.epoch == config.epochs)
-        with core.all_or_none():
-            if accelerator.is_main_process:
-                weights.save_weights(run.folder / "model.pth", model)
+        weights.save_weights(run.folder / "model.pth", model)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """Train a small convolutional network on pictures, the same on any number of processes.
 
-python examples/pictures.py                         600 striped pictures, drawn here
-python examples/pictures.py --data FOLDER_OR_NPZ    a folder for each class; or `images`, uint8, and `labels`
-torchrun --nproc-per-node 2 examples/pictures.py --cpu
+python examples/pictures.py [--data FOLDER_OR_NPZ]    of a folder for each class, or with uint8 `images` and `labels`
 """
 
 from dataclasses import dataclass
@@ -43,8 +41,8 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
         classes, labels = np.unique(file["labels"] if file else ImageFolder(path).targets, return_inverse=True)
     except Exception as error:  # whatever the parsers trip over, these are no pictures
         raise settings.UsageError(f"--data {path} cannot be read ({error}): give what `--help` says") from error
-    settings.require(labels.shape == (len(small),), "--data", path, f"one label for each of its {len(small)} images")
-    settings.require(len(small) >= 6 and len(classes) > 1, "--data", path, "6 pictures of 2 classes, or more")
+    right = labels.shape == (len(small),) and len(small) >= 6 and len(classes) > 1
+    settings.require(right, "--data", path, "6 pictures of 2 classes or more, and one label for each")
     return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels)
 
 
@@ -64,35 +62,28 @@ def main() -> None:
     x, y = pictures[order].to(accelerator.device, dtype) / 255, labels[order].to(accelerator.device)
     train = core.GlobalBatches((x[held:], y[held:]), config.batch_size, accelerator, seed=config.seed, virtual=virtual)
     test, truth = core.GlobalBatches(x[:held], 1000, accelerator, virtual=virtual), y[:held].cpu()
-
     torch.manual_seed(config.seed)
     layers = nn.Conv2d(3, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2)
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * (SIDE // 4 - 2) ** 2, len(labels.unique())))
     optimizer = torch.optim.AdamW(model.to(accelerator.device, dtype).parameters(), lr=0.003)
     training = core.Training(accelerator, model, optimizer, loss)
-
     run = folder.open_run(config.output_dir, "pictures", config.resume, weights="model.pth")
     tracker = tracking.Tracker(accelerator, run, about)
     fixed = {name: about[name] for name in ("batch_size", "virtual_processes", "seed", "dtype", "digest")} | bits
     checkpoints = core.Checkpoints(run.folder, training, {"tracker": tracker}, fixed, config.checkpoint_every)
-    if run.resume:
-        checkpoints.resume()
-    at = training.progress
-    settings.check_progress(config.epochs, at, run.folder)
+    at = folder.go_on(run, checkpoints, config.epochs)
     with tracker:
         while at.epoch < config.epochs:
             for batch in training.epoch(train, f"epoch {at.epoch + 1}/{config.epochs}"):
                 training.update(batch)
                 checkpoints.after_update()
             scores = core.evaluate(accelerator, model, test, lambda model, batch: model(batch.data)).double()
-            right, loss_held = int((scores.argmax(dim=1) == truth).sum()), F.cross_entropy(scores, truth).item()
-            line = {"epoch": at.epoch, "global_step": at.global_step} | training.figures | {"test_loss": loss_held}
+            right, error = int((scores.argmax(dim=1) == truth).sum()), F.cross_entropy(scores, truth).item()
+            line = {"epoch": at.epoch, "global_step": at.global_step} | training.figures | {"test_loss": error}
             tracker.epoch(line | {"test_accuracy": right / held, "test_correct": right, "test_total": held})
             core.announce(f"epoch {at.epoch}/{config.epochs}  loss {line['train_loss']:.4f}  right {right} of {held}")
             checkpoints.save(last=at.epoch == config.epochs)
-        with core.all_or_none():
-            if accelerator.is_main_process:
-                weights.save_weights(run.folder / "model.pth", model)
+        weights.save_weights(run.folder / "model.pth", model)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from filelock import lock_descriptor
 
+from mnist_dist.core import Checkpoints, Progress
 from mnist_dist.core.checkpoints import FOLDER as CHECKPOINTS
 from mnist_dist.core.processes import UserError, all_or_none, broadcast
 from mnist_dist.run.files import write_json
@@ -164,6 +165,23 @@ def find_or_make(folder: Path | None, begun: bool, job: dict[str, Any], name: st
         # other's until its checkpoint has been read.
         write_json(folder / CONFIG, settings_of(folder) | {"wandb_id": wandb_id, "job": job})
     return Run(folder, resume, wandb_id, job)
+
+
+def go_on(run: Run, checkpoints: Checkpoints, epochs: int) -> Progress:
+    """Put a run that is to go on back to where it was left off, and say how far the training is.
+
+    Args:
+        epochs: how many it is to have in the end.
+
+    Raises:
+        UserError: it has done more than that, or its checkpoints cannot be gone on from.
+    """
+    if run.resume:
+        checkpoints.resume()
+    at = checkpoints.training.progress
+    if (at.epoch, at.step) > (epochs, 0):
+        raise UserError(f"--epochs {epochs} is less than what {run.folder} has done: it is in epoch {at.epoch + 1}")
+    return at
 
 
 def take_over(folder: Path) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from mnist_dist.core import Progress, UserError
 from mnist_dist.run.command_line import flag
 from mnist_dist.task.settings import GROUPS, MAY_CHANGE, Settings, UsageError, require, unset
 
@@ -135,13 +134,3 @@ class OwnConfig(RunFlags):
         for name, least in {"epochs": 1, "batch_size": 1, "seed": 0, "virtual_processes": 0}.items():
             value = getattr(self, name)
             require(least <= value < 2**32, flag(name), value, f"a number from {least} to {2**32 - 1:,}")
-
-
-def check_progress(epochs: int, progress: Progress, folder: Path) -> None:
-    """Refuse fewer epochs than a run has done.
-
-    Raises:
-        UserError: names what it has done.
-    """
-    if (progress.epoch, progress.step) > (epochs, 0):
-        raise UserError(f"--epochs {epochs} is less than what {folder} has done: it is in epoch {progress.epoch + 1}")

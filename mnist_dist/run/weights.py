@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mnist_dist.core.processes import UserError
+from mnist_dist.core.processes import UserError, all_or_none
 from mnist_dist.run.files import write_file
 from mnist_dist.run.folder import CONFIG, WEIGHTS
 from mnist_dist.task import datasets
@@ -81,10 +82,19 @@ def locate(path: Path) -> Trained:
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
-    """Write a bare model's `state_dict`, on the CPU, as plain `torch.load(path, weights_only=True)` reads it."""
+    """Write a bare model's `state_dict`, on the CPU, as plain `torch.load(path, weights_only=True)` reads it.
+
+    Every process calls it and the first one writes.
+
+    Raises:
+        UserError: on every process, if the file could not be written.
+    """
     buffer = io.BytesIO()
-    torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, buffer)
-    write_file(path, buffer.getvalue())
+    with all_or_none():
+        if PartialState().is_main_process:
+            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+            torch.save(weights, buffer)
+            write_file(path, buffer.getvalue())
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
