@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import train
 from mnist_dist.core import GlobalBatches, Training, checkpoints, gradients, processes, stream
 from mnist_dist.core.batches import Batch
-from mnist_dist.run import launch, tracking
+from mnist_dist.run import launch, plots, tracking
 from mnist_dist.run.command_line import parse
 from mnist_dist.run.files import write_json
 from mnist_dist.task import data, datasets, networks, objective
@@ -596,7 +596,9 @@ def main() -> None:
         (Path(spec["record"]) / f"left-{RANK}.json").write_text(json.dumps(left))
         leave(status)
 
-    with patch.object(os, "_exit", recorded) if spec.get("record") else nullcontext():
+    # Pictures take six times as long as the small trainings here.
+    undrawn = patch.multiple(plots, learning_curves=lambda *_: None, evaluation=lambda *_: None)
+    with undrawn, patch.object(os, "_exit", recorded) if spec.get("record") else nullcontext():
         launch.run(train_all, "train.py")
 
 

@@ -133,7 +133,8 @@ def results(tmp_path_factory):
     return on
 
 
-several = pytest.mark.parametrize("processes", [2, 3, pytest.param(7, marks=pytest.mark.slow)])
+slow = pytest.mark.slow
+several = pytest.mark.parametrize("processes", [pytest.param(2, marks=slow), 3, pytest.param(7, marks=slow)])
 
 
 # The folder.

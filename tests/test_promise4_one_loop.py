@@ -20,7 +20,7 @@ from mnist_dist.core import UserError, checkpoints
 from mnist_dist.run import launch
 from mnist_dist.run.launch import check_environment
 
-FLAGS = "--dataset mnist-5k --epochs 1 --dtype float64 --wandb disabled --output-dir".split()
+FLAGS = "--dataset mnist-5k --val-size 3000 --epochs 1 --dtype float64 --wandb disabled --output-dir".split()
 
 
 def test_every_launcher_trains_the_same_model(tmp_path):

@@ -296,6 +296,7 @@ def verify_program(program, *flags):
     return call(PYTHON, "-m", "mnist_dist", "verify", "--cpu", "--program", program, *flags)
 
 
+@pytest.mark.slow
 def test_the_documented_loop_of_accelerate_is_caught_by_how_much(tmp_path):
     program = tmp_path / "documented.py"
     program.write_text(DOCUMENTED)
