@@ -151,7 +151,7 @@ TRAPS = {
     "token_mean_of_each_share": ("pictures", "characters"),
     "dropout_drawn_by_every_process": ("dropout",),
 }
-COMMON = "--epochs 2 --dtype float64 --cpu --checkpoint-every 3".split()
+COMMON = "--epochs 2 --dtype float64 --cpu --checkpoint-every 3 --wandb disabled".split()
 STOPS = {3: 4, 2: 8, 1: None}  # the update at which so many processes stop what the next ones go on with
 several = pytest.mark.parametrize("processes", [2, 3])
 

@@ -14,9 +14,7 @@ from mnist_dist.task.settings import GROUPS, MAY_CHANGE, Settings, UsageError, r
 class RunFlags:
     """Where a run goes and how it is recorded: the flags of any training, those in examples/ too."""
 
-    output_dir: Annotated[Path | None, unset("runs/<timestamp>-<what is trained>")] = field(
-        default=None, metadata=MAY_CHANGE
-    )
+    output_dir: Annotated[Path | None, unset("a new folder in runs")] = field(default=None, metadata=MAY_CHANGE)
     """The run's folder."""
     resume: bool = field(default=False, metadata=MAY_CHANGE)
     """Go on from the newest intact checkpoint in --output-dir; from scratch, saying so, if there is none."""
@@ -61,6 +59,10 @@ class TrainConfig(RunFlags, Settings):
         Literal["original", "fast", "fast-cnn", "best", "best-cnn"] | None, unset("none, which is like original")
     ] = field(default=None, metadata=MAY_CHANGE)
     """Named settings; explicit flags win over them."""
+    output_dir: Annotated[Path | None, unset("runs/<timestamp>-<dataset>-<model>")] = field(
+        default=None, metadata=MAY_CHANGE
+    )
+    """The run's folder."""
     log_every: int = field(default=50, metadata=MAY_CHANGE)
     """Updates between two points of the loss curve."""
     wandb_model: bool = field(default=False, metadata=MAY_CHANGE)
