@@ -180,6 +180,17 @@ def processes_with_different_seeds():
     return patch.object(GlobalBatches, "order", seeded_by_rank)
 
 
+def another_kind_of_processor():
+    """The last process rounds float32 otherwise than the others do."""
+    forward = networks.MNISTNet.forward
+
+    def rounded(self, *inputs):
+        logits = forward(self, *inputs)
+        return logits * (1 + 2e-7) if RANK == WORLD - 1 and logits.dtype == torch.float32 else logits
+
+    return patch.object(networks.MNISTNet, "forward", rounded)
+
+
 def slow_process():
     """The last process takes longer for every batch, as beside another program or on a hot GPU."""
     forward = networks.MNISTNet.forward
@@ -531,6 +542,7 @@ FAULTS = {
         threads_of_the_machine,
         processes_with_different_seeds,
         slow_process,
+        another_kind_of_processor,
         checkpoint_reads_other_weights,
         mixed_precision_breaks,
         clipped_before_the_reduction,

@@ -53,8 +53,10 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
     "mixed_precision_breaks": ("mixed precision", "losses in bf16 are not finite", "--mixed-precision no"),
     "slow_process": ("speed of each process", "process 2 on ", "all wait for it"),
     "slow_link": ("links", "to 2 on ", "network interface"),
+    "another_kind_of_processor": ("same bits", "process 2 on ", "one kind of CPU or GPU"),
 }
-SLOW = {"speed of each process", "links"}  # lines that warn, on a busy machine without a fault
+SLOW = {"speed of each process", "links", "same bits"}  # lines that warn
+WARNED = ("slow_process", "slow_link", "another_kind_of_processor")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def answers(tmp_path_factory):
     """What three processes answer without a fault and with those about speed, and two with each of the others."""
     folder = tmp_path_factory.mktemp("verify")
     flags = ["--dataset", "mnist-5k", "--cpu", "--output-dir", str(folder / "runs")]
-    three = {None: flags} | {fault: [*flags, "--", *OPTIONS] for fault in ("slow_process", "slow_link")}
+    three = {None: flags} | {fault: [*flags, "--", *OPTIONS] for fault in WARNED}
     two = {fault: [*flags, "--", *OPTIONS] for fault in FAULTS if fault not in three}
     for world, asked in {3: three, 2: two}.items():
         runs = [{"flags": it, "fault": fault, "verify": str(folder / f"{fault}.json")} for fault, it in asked.items()]
@@ -102,7 +104,7 @@ def test_the_answer_for_machines_has_processes_and_measurements(answers):
     names = (
         "processes,versions,code,data,shared folder,initial weights,samples,gradient,update,schedule,moving average,"
     )
-    names += "evaluation,test count,checkpoint,resume,stop,mixed precision,links,speed of each process"
+    names += "evaluation,test count,checkpoint,resume,stop,mixed precision,same bits,links,speed of each process"
     assert [check["name"] for check in answer["checks"]] == names.split(",")
 
 

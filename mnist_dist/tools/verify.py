@@ -672,11 +672,13 @@ class Verify:
     # ------------------------------------------------------------------------------------------------- what it costs
 
     def costs(self) -> None:
-        """Precisions that the device offers, links and speed."""
+        """Precisions that the device offers, bits, links and speed."""
         self.meeting.begin("mixed precision")
         train = cut(self.samples, 20 * PLAIN.batch_size, 1).train
         self.result.add(self.check_mixed_precision(train))
         if self.meeting.world > 1:
+            self.meeting.begin("same bits", "comparing bits")
+            self.result.add(self.check_bits(train))
             self.meeting.begin("links", "measuring links")
             found = links.measure(self.accelerator, lambda: self.meeting.gather(0))
             passed, detail = links.judge(self.meeting.gather(found)[0], [it.node for it in self.result.processes])
@@ -723,6 +725,30 @@ class Verify:
             "; ".join(problems) or f"finite losses in {' and '.join(offered)} on {device}",
             "use --mixed-precision no there",
         )
+
+    def check_bits(self, train: Split) -> Check:
+        """Whether float32 updates have the same bits on all processes together and on each of them alone."""
+        threads, found = torch.get_num_threads(), []
+        torch.set_num_threads(1)
+        for who in (None, self.accelerator):
+            torch.manual_seed(0)
+            model = networks.build("mlp").to(self.accelerator.device)
+            training = Training(self.accelerator, model, adam(model, PLAIN), loss_of(model, PLAIN))
+            samples = train.images.float(), train.labels
+            for batch in GlobalBatches(samples, PLAIN.batch_size, who, seed=0, virtual=self.meeting.world).epoch():
+                training.update(batch)
+            found.append(weights.fingerprint(model.state_dict()))
+        torch.set_num_threads(threads)
+        alone, together = zip(*self.meeting.gather(found), strict=True)
+        common = Counter(alone).most_common(1)[0][0]
+        odd = [self.on(rank) for rank, bits in enumerate(alone) if bits != common]
+        detail = f"--virtual-processes {self.meeting.world}: float32 weights have the same bits together and alone"
+        if odd:
+            detail = f"{', '.join(odd)}: even alone it has other bits than the others"
+        elif set(together) != {common}:
+            detail = "float32 weights have other bits together than alone"
+        advice = "with --virtual-processes use one kind of CPU or GPU, and look at what differs in versions and threads"
+        return Check("same bits", True, detail, advice, slow=bool(odd) or set(together) != {common})
 
     def measure(self, train: Split) -> Check:
         """Throughput together and alone, the all-reduce, and which process is the slowest."""
