@@ -158,6 +158,7 @@ def test_it_has_at_most_700_lines():
     assert sum(path.read_text().count("\n") for path in CORE.rglob("*.py")) <= 700
 
 
+@pytest.mark.slow
 def test_copied_alone_into_another_project_it_is_the_same_training_and_resumes(tmp_path):
     shutil.copytree(CORE, tmp_path / "exact", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "train.py").write_text(SCRIPT)

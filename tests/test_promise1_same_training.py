@@ -56,7 +56,6 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize(
     ("processes", "names"),
     [
-        (2, ["undivided-accumulation", "cnn"]),
         pytest.param(2, list(VARIANTS), marks=pytest.mark.slow),
         pytest.param(7, ["undivided-accumulation", "distorted", "dropout"], marks=pytest.mark.slow),
     ],

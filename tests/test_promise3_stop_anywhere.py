@@ -369,7 +369,7 @@ EVERYTHING += "--val-size 100 --epochs 2 --batch-size 130".split()
     ("processes", "fault"),
     [
         pytest.param(1, None, marks=pytest.mark.slow),
-        (2, None),
+        pytest.param(2, None, marks=pytest.mark.slow),
         pytest.param(1, "fp16_scaler", marks=pytest.mark.slow),
         pytest.param(2, "fp16_scaler", marks=pytest.mark.slow),
     ],

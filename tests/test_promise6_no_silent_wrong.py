@@ -268,6 +268,7 @@ def test_a_process_that_waits_for_others_says_so_and_goes_on_when_they_come(tmp_
     assert "waiting" not in "".join(errors)
 
 
+@pytest.mark.slow
 def test_a_process_that_finds_nobody_is_refused(tmp_path):
     impatient = "import runpy, sys, datetime; from mnist_dist.run import rendezvous; sys.argv[0] = 'train.py'; "
     impatient += "rendezvous.TIMEOUT = datetime.timedelta(seconds=1); runpy.run_path('train.py', run_name='__main__')"

@@ -30,7 +30,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("options", [DEFAULTS, OPTIONS])
+@pytest.mark.parametrize("options", [pytest.param(DEFAULTS, marks=pytest.mark.slow), OPTIONS])
 def test_an_epoch_is_that_of_a_hand_written_loop(options, tmp_path):
     common = "--dataset mnist-5k --epochs 1 --seed 3 --dtype float64 --cpu --wandb disabled --output-dir".split()
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]

@@ -92,6 +92,7 @@ def states(trials: list[optuna.trial.FrozenTrial]) -> list[str]:
     return [trial.state.name for trial in trials]
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_study_and_each_trial_is_made_once(tmp_path):
     locks = study.Locks(tmp_path)
     with locks.claiming():  # until both are there
