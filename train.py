@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 
 from mnist_dist.core import Checkpoints, GlobalBatches, Training, all_or_none, announce, same_everywhere
 from mnist_dist.run import launch, origin, plots
-from mnist_dist.run.command_line import as_json, parse
+from mnist_dist.run.command_line import as_json, flag, parse
 from mnist_dist.run.files import write_json
 from mnist_dist.run.folder import PLOTS, SUMMARY, WEIGHTS, go_on, next_steps, open_run
 from mnist_dist.run.settings import TrainConfig
@@ -27,7 +27,8 @@ def main() -> None:
     config: TrainConfig = parse(TrainConfig)
     dtype, virtual = getattr(torch, config.dtype), config.virtual_processes
     accelerator = launch.start(config.cpu, config.mixed_precision, dtype, config.compile_mode)
-    same_everywhere("the settings", as_json(config))
+    for name, value in as_json(config).items():
+        same_everywhere("the settings", f"{flag(name)} {value}")
     announce(launch.describe(accelerator))
     bits = launch.fix_bits(virtual)
 

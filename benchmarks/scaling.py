@@ -31,7 +31,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mnist_dist.core import GlobalBatches, Training
-from mnist_dist.core.processes import mean_over_few
+from mnist_dist.core.batches import Sharing
+from mnist_dist.core.gradients import GradientSum
 from mnist_dist.run.launch import run, start
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.task import networks
@@ -64,10 +65,14 @@ def worker(path: Path) -> None:
                 times.append(time.perf_counter() - begin)
         found[f"step-{size}"] = statistics.median(times[10:])
     if accelerator.num_processes > 1:
-        gradient, times = torch.ones(PARAMETERS), []
+        world, rank = accelerator.num_processes, accelerator.process_index
+        parameter, times = torch.nn.Parameter(torch.ones(PARAMETERS)), []
+        gradients = GradientSum([parameter], Sharing(world, world, rank))
         for _ in range(200):
+            parameter.grad = torch.ones(PARAMETERS)
             begin = time.perf_counter()
-            mean_over_few(gradient)
+            gradients.take(rank)
+            gradients.finish()
             times.append(time.perf_counter() - begin)
         found["average"] = statistics.median(times)
     if accelerator.is_main_process:
