@@ -68,7 +68,7 @@ class Checkpoints:
             announce(f"no checkpoint in {self.run / FOLDER}: starting from scratch")
             return False
         try:
-            for name in {**self.fixed, **payload["fixed"]}:
+            for name in {**payload["fixed"], **self.fixed}:
                 if (now := self.fixed.get(name)) != (then := payload["fixed"].get(name)):
                     what = f"{name} is {now}, but the run in {self.run} was trained with {then}"
                     raise UserError(f"{what}: resume with that, or start another run")
