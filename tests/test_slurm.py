@@ -199,9 +199,10 @@ def test_two_nodes_train_and_evaluate_the_model_of_one_process(cluster, alone, r
     assert evaluated["total"] == 1000 and evaluated["correct"] == summary["test_correct"]
     # One readable log: one rank speaks, and the last lines say how to send what W&B has offline.
     log = cluster.log(training).splitlines()
-    assert len(log) == 5, log
+    assert len(log) == 10, log
     assert log[-1].startswith("Test Accuracy: ")
-    place = re.fullmatch(r"Weights & Biases has this run offline; send it with: wandb sync (\S+)", log[-2])
+    assert log[-6] == "Weights & Biases has this run offline; send it with:"
+    place = re.fullmatch(r"wandb sync (\S+)", log[-5])
     assert place and list((cluster.folder / place[1]).glob("run-*.wandb"))
 
 

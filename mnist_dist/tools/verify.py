@@ -26,7 +26,7 @@ from accelerate import Accelerator
 
 from mnist_dist.core import Batch, GlobalBatches, Training, UserError
 from mnist_dist.core.processes import explain
-from mnist_dist.run import launch, weights
+from mnist_dist.run import launch, origin, weights
 from mnist_dist.run.command_line import as_flags, parse
 from mnist_dist.run.files import write_json
 from mnist_dist.run.settings import TrainConfig
@@ -814,9 +814,6 @@ def introduce(accelerator: Accelerator) -> Process:
     """What this process says of itself."""
     device = accelerator.device
     properties: Any = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    package, source = Path(__file__).parents[1], hashlib.sha256()
-    for path in [*sorted(package.rglob("*.py")), *(package.parent / name for name in ("train.py", "evaluate.py"))]:
-        source.update(path.read_bytes() if path.exists() else b"missing")
     return Process(
         rank=accelerator.process_index,
         node=platform.node(),
@@ -826,7 +823,7 @@ def introduce(accelerator: Accelerator) -> Process:
         backend=dist.get_backend() if dist.is_initialized() else "none",
         threads=torch.get_num_threads(),
         versions=", ".join(f"{name} {version}" for name, version in launch.versions().items()),
-        code=source.hexdigest(),
+        code=origin.code_digest(),
         data="",
     )
 
