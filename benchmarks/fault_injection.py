@@ -7,8 +7,8 @@
     python benchmarks/fault_injection.py --elastic --faults 20
     python benchmarks/fault_injection.py --elastic --faults 20 -- --model mlp --dtype float32 --virtual-processes 2
 
-Each fault comes at an instant uniform over the time that the undisturbed run took from its first line to its end, so
-also inside the writing of checkpoints and files. KILL goes to all processes; TERM, INT and USR1 to one of them, chosen
+Each fault comes at an instant uniform over the time that the undisturbed run took from the line with its folder to its
+end, so also inside the writing of checkpoints and files. KILL goes to all processes; TERM, INT and USR1 to one of them, chosen
 at random, which must make all leave with a checkpoint. The weights, metrics.jsonl and summary.json (times aside) must
 be those of the undisturbed run. The exit status is 0 only if all were.
 
@@ -63,6 +63,14 @@ def start(folder: Path, processes: int, launcher: str, *more: str) -> subprocess
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def begun(running: subprocess.Popen) -> None:
+    """Wait until a training has said where it writes: from then on it answers a request to stop with a checkpoint."""
+    assert running.stdout
+    while "writing to" not in (line := running.stdout.readline()):
+        if not line:
+            sys.exit(f"a training ended before it began: {running.stderr.read() if running.stderr else ''}")
+
+
 def ranks(launched: subprocess.Popen, processes: int) -> list[psutil.Process]:
     """The processes that train."""
     parent = psutil.Process(launched.pid)
@@ -83,8 +91,7 @@ def result(folder: Path) -> tuple[bytes, list, dict]:
 def disturb(folder: Path, processes: int, launcher: str, name: str, duration: float, dice: random.Random) -> str:
     """One run with one fault, resumed until it is done. Returns what happened, for the log."""
     running = start(folder, processes, launcher)
-    assert running.stdout
-    running.stdout.readline()  # it has begun
+    begun(running)
     instant = dice.uniform(0, duration)
     time.sleep(instant)
     number = getattr(signal, f"SIG{name}")
@@ -192,8 +199,7 @@ def main() -> None:
     dice, same = random.Random(args.seed), 0
     with tempfile.TemporaryDirectory() as root:
         reference = start(Path(root) / "reference", args.processes, args.launcher)
-        assert reference.stdout
-        reference.stdout.readline()
+        begun(reference)
         begin = time.perf_counter()
         _, errors = reference.communicate(timeout=300)
         duration = time.perf_counter() - begin

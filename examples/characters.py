@@ -60,12 +60,12 @@ class Transformer(nn.Module):
         self.head = nn.Linear(WIDTH, characters)
 
     def forward(self, lines: Tensor, kept: Tensor) -> Tensor:
-        """Logits (N, characters, T - 1) of what follows each character of the lines (N, T); what the layers take and
+        """Logits (N, T - 1, characters) of what follows each character of the lines (N, T); what the layers take and
         give is multiplied by `kept` (N, 2, T - 1, WIDTH)."""
         x = self.character(lines[:, :-1].clamp(min=0)) + self.place.weight[: lines.shape[1] - 1]
         causal = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device, dtype=x.dtype)
         x = self.layers(x * kept[:, 0], mask=causal, is_causal=True)
-        return self.head(x * kept[:, 1]).transpose(1, 2)
+        return self.head(x * kept[:, 1])
 
 
 def main() -> None:
@@ -93,13 +93,15 @@ def main() -> None:
         if config.dropout:
             drawn = batch.rand("dropout", 2, LONGEST + 1, WIDTH)
             kept = (drawn >= config.dropout).to(dtype) / (1 - config.dropout)
-        return F.cross_entropy(model(batch.data, kept), batch.data[:, 1:], reduction="sum", ignore_index=NONE)
+        logits, wanted = model(batch.data, kept).flatten(0, 1), batch.data[:, 1:].flatten()
+        return F.cross_entropy(logits, wanted, reduction="sum", ignore_index=NONE)
 
     def score(model: nn.Module, batch: core.Batch) -> Tensor:
         """(n, 2): the loss of each line, summed over its characters, and how many of them are guessed right."""
-        logits, wanted = model(batch.data, whole), batch.data[:, 1:]
+        logits, wanted = model(batch.data, whole).flatten(0, 1), batch.data[:, 1:].flatten()
         losses = F.cross_entropy(logits, wanted, reduction="none", ignore_index=NONE)
-        return torch.stack([losses, (logits.argmax(dim=1) == wanted).to(losses)]).sum(dim=2).T
+        right = (logits.argmax(dim=1) == wanted).to(losses)
+        return torch.stack([losses, right], dim=1).unflatten(0, (-1, LONGEST + 1)).sum(dim=1)
 
     training = core.Training(accelerator, model, torch.optim.AdamW(model.parameters(), lr=0.003), loss)
 

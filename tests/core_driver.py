@@ -325,11 +325,11 @@ def processes_weighed_equally(accelerator: Accelerator, checked: bool) -> dict[s
     return train(accelerator, replace(case, loss=loss), checked)
 
 
-FAULTS = {
-    mean_per_share: "sentences",
-    share_of_the_terms: "sentences",
-    dropout_drawn_by_every_process: "dropout",
-    processes_weighed_equally: "tokens",
+FAULTS = {  # the case that shows each, and what is said of it: the loss that is divided by other terms is a sum
+    mean_per_share: ("sentences", "is no sum over samples"),
+    share_of_the_terms: ("sentences", ""),
+    dropout_drawn_by_every_process: ("dropout", "draws at random"),
+    processes_weighed_equally: ("tokens", "is no sum over samples"),
 }
 
 
@@ -379,8 +379,13 @@ REFUSED: dict[str, tuple[Callable[[Accelerator], object], str]] = {
     "dropout": (lambda a: first_update(a, network(nn.Dropout(0.1))), "Dropout"),
     "dropout in an encoder": (lambda a: first_update(a, network(encoder(0.1))), "1.self_attn"),
     "dropout between GRUs": (lambda a: first_update(a, network(nn.GRU(6, 6, 2, dropout=0.1))), "GRU"),
-    "dropout in the forward": (lambda a: first_update(a, Drops()), "is no sum over samples"),
+    "dropout in the forward": (lambda a: first_update(a, Drops()), "draws at random"),
     "attention between samples": (lambda a: first_update(a, network(encoder())), "is no sum over samples"),
+    "noise in the forward": (lambda a: first_update(a, network(nn.RReLU())), "draws at random"),
+    "a state in the forward": (
+        lambda a: first_update(a, nn.utils.parametrizations.spectral_norm(nn.Linear(6, 3).double())),
+        "changes its buffers",
+    ),
     "a mean": (lambda a: first_update(a, network(), "mean"), "reduction='sum'"),
     "a loss for each": (lambda a: first_update(a, network(), "none"), "give its sum"),
     "700 and 640 rows": (lambda a: GlobalBatches((torch.zeros(700, 2), torch.zeros(640)), 10, a), "700 and 640 rows"),
@@ -430,6 +435,29 @@ def evaluations(accelerator: Accelerator) -> tuple[nn.Module, Tensor, dict[str, 
             for name, form in OUTPUTS.items()
         },
     )
+
+
+def thawed(accelerator: Accelerator) -> dict[str, Tensor]:
+    """A layer that is frozen when training begins, and then is not; and one that is added to the optimizer later."""
+    torch.manual_seed(SEED)
+    case, model = tokens(), tokens().network()
+    model[2].weight.requires_grad_(False)
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
+    training = Training(accelerator, model, optimizer, case.loss)
+    for epoch, batches in enumerate(3 * [GlobalBatches(case.data, BATCH, accelerator, seed=SEED)]):
+        if epoch == 1:
+            model[2].weight.requires_grad_()
+        if epoch == 2:
+            optimizer.add_param_group({"params": model[0].parameters(), "lr": 0.2})
+        for batch in batches.epoch(epoch):
+            training.update(batch)
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def other_buffers(accelerator: Accelerator) -> None:
+    model = mlp(6, 8, 3)
+    model.register_buffer("projection", torch.full((3,), float(accelerator.process_index)))
+    Training(accelerator, model, torch.optim.SGD(model.parameters(), lr=0.1), tokens().loss)
 
 
 # Checkpoints: asked to stop, and gone on from a checkpoint within an epoch.
@@ -494,9 +522,10 @@ def main() -> None:
     results["faults"] = {fault.__name__: fault(accelerator, True) for fault in FAULTS}
     results["faults seen"] = {fault.__name__: answer(partial(fault, checked=False), accelerator) for fault in FAULTS}
     asked = {name: ask for name, (ask, _) in REFUSED.items()}
-    few = {"few samples": lambda a: GlobalBatches(torch.zeros(a.num_processes - 1), 1, a)}
+    few = {"few samples": lambda a: GlobalBatches(torch.zeros(a.num_processes - 1), 1, a), "buffers": other_buffers}
     results["refused"] = {name: gather_object([answer(ask, accelerator)]) for name, ask in {**asked, **few}.items()}
     results["accepted"] = {name: gather_object([answer(ask, accelerator)]) for name, ask in ACCEPTED.items()}
+    results["thawed"] = thawed(accelerator)
     results["evaluations"] = evaluations(accelerator)[2]
     results["resumed"] = stop_and_resume(accelerator, folder)
     if accelerator.is_main_process:

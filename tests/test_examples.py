@@ -291,7 +291,7 @@ def test_every_held_out_character_is_counted_once(processes, runs, data):
     nats, right, total = 0.0, 0, 0
     for line in held:
         text = torch.tensor([[alphabet.index(character) for character in f"\n{line}\n"]])
-        scores = model(text, torch.ones(1, 2, 1, 1, dtype=torch.float64))[0].T
+        scores = model(text, torch.ones(1, 2, 1, 1, dtype=torch.float64))[0]
         nats += F.cross_entropy(scores, text[0, 1:], reduction="sum").item()
         right += int((scores.argmax(dim=1) == text[0, 1:]).sum())
         total += len(line) + 1

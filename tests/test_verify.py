@@ -132,7 +132,8 @@ def ends(tmp_path_factory):
 
     with ThreadPoolExecutor() as pool:
         found = dict(zip(ALONE, pool.map(end, ALONE), strict=True))
-    assert list(folder.iterdir()) == []  # nothing is left behind
+    left = [str(path) for path in folder.rglob("*")]  # nothing is
+    assert left == [], "\n".join(f"{each.stdout}\n{each.stderr[-3000:]}" for each in found.values())
     return found
 
 

@@ -1,8 +1,6 @@
 """The exact part: the same training at any number of processes, for any data, model and loss.
 
-Copy the folder into your own project: it imports torch, accelerate and tqdm alone. Read `batches` (which process sees
-which sample when), `gradients` (their sum), `training` (the update, the loop over an epoch of them, exact evaluation),
-`checkpoints` (stop anywhere, lose nothing) and `processes` (how they agree).
+To be copied: it imports torch, accelerate and tqdm alone. Read batches, gradients, training, checkpoints, processes.
 """
 
 from .batches import Batch, GlobalBatches, stream

@@ -33,6 +33,7 @@ class Sharing:
     shares: int
     world: int
     rank: int
+    fixed: bool = False  # their number, for the same bits at any number of processes
 
     def of(self, rank: int) -> range:
         """The shares of a process."""
@@ -48,7 +49,7 @@ class Batch:
     positions: Tensor  # (n,) int64, theirs in the global batch
     lengths: list[int]  # of the process's shares, which make up the n
     size: int  # samples in the global batch
-    terms: int | Tensor  # in the loss of the global batch, by which it is divided; an integer scalar if a tensor
+    terms: int | Tensor  # in the loss of the global batch, by which it is divided, scalar; a loss may set its batch's
     words: tuple[int, int, int]  # seed, epoch and number of the batch, which its random numbers depend on
     sharing: Sharing
     drawn: dict[Any, Tensor] = field(default_factory=dict)  # random numbers of the global batch
@@ -59,8 +60,7 @@ class Batch:
         return recursively_apply(lambda tensor: tensor.index_select(0, self.index), self.source)
 
     def rand(self, purpose: str, *shape: int, normal: bool = False) -> Tensor:
-        """(n, *shape) float32 random numbers for a purpose, uniform in [0, 1) or normal, on the samples' device, drawn
-        for the whole global batch, so that they do not depend on its sharing, as those of `torch.rand` do."""
+        """(n, *shape) float32, uniform in [0, 1) or normal, for a purpose, from those of the whole global batch."""
         device, draw, key = self.index.device, torch.randn if normal else torch.rand, (purpose, shape, normal)
         if key not in self.drawn:
             generator = stream(purpose, *self.words, device=device)
@@ -71,12 +71,11 @@ class Batch:
         """In pieces, so many or of these lengths, each still one of the whole global batch."""
         cut = Tensor.tensor_split if isinstance(pieces, int) else Tensor.split
         parts = zip(cut(self.index, pieces), cut(self.positions, pieces), strict=True)
-        return [replace(self, index=index, positions=places, lengths=[len(index)]) for index, places in parts]
+        return [replace(self, index=i, positions=p, lengths=[len(i)], terms=self.terms + 0) for i, p in parts]
 
 
 class GlobalBatches:
-    """Deals out the global batches of each epoch, to every process its share of data that each holds whole. It is not
-    for `accelerator.prepare`, which would deal the samples out a second time (accelerate #3520).
+    """Deals out each epoch's global batches; not for `accelerator.prepare`, which would deal again (accelerate #3520).
 
     Args:
         data: a tensor, or a tuple or dict of tensors, each with a row for every one of the N samples, of any dtype.
@@ -89,14 +88,14 @@ class GlobalBatches:
     def __init__(self, data: Any, batch_size: int, accelerator: Any = None, *, seed: int | None = None,
                  terms: Tensor | None = None, virtual: int = 0) -> None:  # fmt: skip
         tensors = [] if terms is None else [terms]
-        recursively_apply(tensors.append, data)
+        recursively_apply(tensors.append, data, error_on_other_type=True)
         rows = [str(len(tensor)) for tensor in tensors]
         if len(set(rows)) != 1:
             raise UserError(f"the tensors of the data have {' and '.join(rows)} rows: give each one for every sample")
         self.data, self.terms, self.batch_size, self.seed = data, terms, batch_size, seed
         self.samples, self.device = len(tensors[-1]), tensors[-1].device
         world, rank = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
-        self.sharing = Sharing(virtual or world, world, rank)
+        self.sharing = Sharing(virtual or world, world, rank, fixed=virtual > 0)
         fewest, what = min((self.samples, "samples"), (self.sharing.shares, "virtual processes"))
         if world > fewest:
             raise UserError(f"{world} processes are more than the {fewest} {what} they share: start fewer")

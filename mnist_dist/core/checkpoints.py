@@ -23,8 +23,7 @@ class Checkpoints:
     """The checkpoints of a run; every process holds one and calls it alike.
 
     Args:
-        run: the run's folder.
-        training: the model in training.
+        run, training: the run's folder, and the model in training.
         parts: what else must survive a stop, by name: whatever has `state_dict` and `load_state_dict`. Plain values
             (numbers, strings, tensors, lists and dicts of these) do so in the attribute `values`.
         fixed: plain values that may not differ when the run goes on, by the name that messages give them.
@@ -67,17 +66,18 @@ class Checkpoints:
         if payload is None:
             announce(f"no checkpoint in {self.run / FOLDER}: starting from scratch")
             return False
-        try:
-            for name in {**payload["fixed"], **self.fixed}:
-                if (now := self.fixed.get(name)) != (then := payload["fixed"].get(name)):
-                    what = f"{name} is {now}, but the run in {self.run} was trained with {then}"
-                    raise UserError(f"{what}: resume with that, or start another run")
-            for name in {**self.parts, **payload["parts"]}:
-                self.parts[name].load_state_dict(payload["parts"][name])
-            self.values = payload["values"]
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            what = f"the newest checkpoint in {self.run / FOLDER} holds another training ({type(error).__name__})"
-            raise UserError(f"{what}: delete it, or start another run") from error
+        with all_or_none():
+            try:
+                for name in {**payload["fixed"], **self.fixed}:
+                    if (now := self.fixed.get(name)) != (then := payload["fixed"].get(name)):
+                        what = f"{name} is {now}, but the run in {self.run} was trained with {then}"
+                        raise UserError(f"{what}: resume with that, or start another run")
+                for name in {**self.parts, **payload["parts"]}:
+                    self.parts[name].load_state_dict(payload["parts"][name])
+                self.values = payload["values"]
+            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+                what = f"the newest checkpoint in {self.run / FOLDER} holds another training ({type(error).__name__})"
+                raise UserError(f"{what}: delete it, or start another run") from error
         progress = self.training.progress
         self.training.last_checkpoint = self.run / FOLDER / f"step-{progress.global_step:010d}"
         announce(f"going on from update {progress.global_step} (epoch {progress.epoch + 1})")
@@ -94,6 +94,8 @@ def write_checkpoint(run: Path, payload: dict[str, Any], step: int) -> Path:
         aside.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         torch.save(payload, buffer)
+        if foreign := torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(buffer.getvalue())):
+            raise UserError(f"no checkpoint can be read back that holds {', '.join(foreign)}: give plain values")
         digest = hashlib.sha256(buffer.getvalue()).hexdigest()
         (aside / STATE).write_bytes(buffer.getvalue())
         (aside / MANIFEST).write_text(json.dumps({"format": FORMAT, "step": step, "sha256": {STATE: digest}}))

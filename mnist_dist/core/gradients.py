@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from .batches import Sharing
 
-FEW, SMALL = 4, 1 << 20  # processes and bytes up to which each sends its sums to every other, for want of faster ways
-
 
 def whole_within(held: range, first: int, stop: int) -> list[tuple[int, int]]:
     """The largest stretches (first, stop) that halving leads to of which a process has every share."""
@@ -34,18 +32,20 @@ def total(sums: dict[tuple[int, int], Tensor], first: int, stop: int) -> Tensor:
 class GradientSum:
     """Takes the gradients of one share after the other, and leaves their sum over all shares."""
 
+    FEW, SMALL = 4, 1 << 20  # processes and bytes up to which each sends its sums to every other, as it is faster
+
     def __init__(self, parameters: list[nn.Parameter], sharing: Sharing) -> None:
         self.parameters, self.sharing, self.vectors = parameters, sharing, dict[tuple[int, int], Tensor]()
         self.stretches = [whole_within(sharing.of(rank), 0, sharing.shares) for rank in range(sharing.world)]
-        small = sum(parameter.numel() * parameter.element_size() for parameter in parameters) <= SMALL
-        few = small and 1 < sharing.world <= FEW and dist.get_backend() == "gloo"
-        self.by_exchange = few or sharing.shares > sharing.world
+        small = sum(parameter.numel() * parameter.element_size() for parameter in parameters) <= self.SMALL
+        few = small and 1 < sharing.world <= self.FEW and dist.get_backend() == "gloo"
+        self.by_exchange = few or sharing.fixed
 
     def take(self, share: int) -> None:
         """Take the parameters' gradients as those of a share; that of one which took no part is 0."""
         gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in self.parameters]
         if self.sharing.shares > 1:
-            self.vectors[share, share + 1] = torch.cat([gradient.flatten() for gradient in gradients])
+            self.vectors[share, share + 1] = torch.cat([gradient.to_dense().flatten() for gradient in gradients])
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient if self.sharing.shares == 1 else None
 
@@ -62,8 +62,7 @@ class GradientSum:
         self.vectors.clear()
         parts = summed.split([parameter.numel() for parameter in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):
-            # In the layout of the parameter, which fused optimizers take for granted, and in its dtype.
-            parameter.grad = torch.empty_like(parameter).copy_(part.view_as(parameter))
+            parameter.grad = torch.empty_like(parameter).copy_(part.view_as(parameter))  # in its layout and dtype
 
     def exchange(self) -> None:
         """Send this process's sums to every other: an all-reduce in one message to each."""

@@ -3,7 +3,6 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from time import perf_counter
 from types import FrameType
 from typing import Any
@@ -53,12 +52,11 @@ def all_or_none() -> Iterator[None]:
 
 def same_everywhere(what: str, value: object) -> None:
     """Refuse, by a `UserError` that names them, processes that differ in the `repr` of a value that they must share."""
-    with all_or_none():
-        values = gather_object([repr(value)])
-        for rank, other in enumerate(values):
-            if other != values[0]:
-                differ = f"{what} differ between processes 0 and {rank} ({values[0]} against {other})"
-                raise UserError(f"{differ}: start all of them with the same command on the same files")
+    values = gather_object([repr(value)])
+    for rank, other in enumerate(values):
+        if other != values[0]:
+            differ = f"{what} differ between processes 0 and {rank} ({values[0]} against {other})"
+            raise UserError(f"{differ}: start all of them with the same command on the same files")
 
 
 def broadcast(value: Any) -> Any:
@@ -75,15 +73,14 @@ def announce(text: str) -> None:
 class Stopped(UserError):
     """The run was asked to stop and can go on: with the folder `run`, or as the message says."""
 
-    def __init__(self, message: str, run: Path | None = None) -> None:
+    def __init__(self, message: str, run: Any = None) -> None:
         super().__init__(message, STATUS)
         self.run = run
 
 
 class StopRequest:
-    """Notes a signal, and lets all processes learn of it after the same update. They ask each other with every tenth
-    update, or more often if updates are slow, and have the answer with the next: through a gloo group on the CPU, so
-    that neither the update nor a GPU waits for it."""
+    """Notes a signal, and lets all processes learn of it after the same update. They ask with every tenth, or more
+    often if these are slow, through a gloo group on the CPU, and have the answer with the next: no update waits."""
 
     def __init__(self) -> None:
         self.received: str | None = None

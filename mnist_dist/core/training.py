@@ -1,6 +1,6 @@
 """The update that is the same at any number of processes, the loop over an epoch of them, and exact evaluation."""
 
-import functools
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -37,7 +37,7 @@ class Progress:
 
 
 class Training:
-    """A model in training on all processes. Nothing in it waits for the device but who asks for losses.
+    """A model in training on all processes. Nothing waits for the device but who asks for losses, and fp16's scaler.
 
     Args:
         accelerator: the processes; its own gradient accumulation is to be off, as it is by default.
@@ -45,27 +45,27 @@ class Training:
         optimizer: of its parameters, in one group or several, each with its own rate.
         loss: the model and a batch to a scalar, the *sum* over the terms (samples, tokens, pixels) of the batch's rows.
 
-    `figures` of the last epoch: `train_loss` (mean over its terms at the time of their updates), `learning_rate` (last
-    update, first group), `samples_per_second` (all processes)."""
+    `figures` of the last epoch: `train_loss` (mean over terms), `learning_rate` (first group), `samples_per_second`."""
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss):
         refuse_layers_that_depend_on_sharing(model)
-        weights = hash(tuple(torch.hash_tensor(parameter).item() for parameter in model.parameters()))
-        same_everywhere("the model's weights, which should be drawn from the same seed,", weights)
+        digest = hashlib.sha256()
+        for tensor in (*model.parameters(), *model.buffers()):
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        same_everywhere("the model's weights, which should be drawn from the same seed,", digest.hexdigest())
         self.accelerator, self.bare, self.loss = accelerator, model, loss
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.model = accelerator.prepare_model(model, evaluation_mode=True)  # without DistributedDataParallel
         # Without fp16's scaler Accelerate's optimizer has nothing to add, and costs a fifth of an MLP's update.
         self.optimizer = accelerator.prepare_optimizer(optimizer) if accelerator.scaler else optimizer
-        self.parameters = [each for group in optimizer.param_groups for each in group["params"] if each.requires_grad]
-        self.gradients = GradientSum(self.parameters, Sharing(1, 1, 0))  # until a batch tells who shares
+        self.gradients = GradientSum([], Sharing(1, 1, 0))  # until a batch tells who shares
         self.progress, self.figures = Progress(), dict[str, float]()
         self.latest: list[tuple[list[Tensor], int | Tensor]] = []  # losses of shares, terms of updates; not waited for
         self.begin = perf_counter()  # when the epoch in progress would have begun without a stop
         self.checked = self.epoch_is_complete = False
         self.last_checkpoint: Any = None  # its folder, for messages
-        parts = {"model": model, "optimizer": self.optimizer, "scaler": accelerator.scaler}
-        self.stateful: dict[str, Any] = {name: part for name, part in parts.items() if part}
+        scaler = {"scaler": accelerator.scaler} if accelerator.scaler else {}
+        self.stateful = dict[str, Any](model=model, optimizer=self.optimizer, **scaler)
 
     def epoch(self, batches: GlobalBatches, title: str = "training") -> Iterator[Batch]:
         """The batches of the epoch in progress, from where it stands, under a progress bar; each is for one update."""
@@ -100,23 +100,23 @@ class Training:
         """Update the weights from a global batch, in `pieces` to save memory; limit the gradient's norm unless by 0."""
         if not self.checked:
             self.check_that_the_loss_is_a_sum(batch)
-        if self.gradients.sharing != batch.sharing:
-            self.gradients = GradientSum(self.parameters, batch.sharing)
-        scaler, losses = self.accelerator.scaler, []
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"] if each.requires_grad]
+        if self.gradients.sharing != batch.sharing or [*map(id, parameters)] != [*map(id, self.gradients.parameters)]:
+            self.gradients = GradientSum(parameters, batch.sharing)
+        scaler, losses = self.accelerator.scaler, list[Any]()
         for number, share in zip(batch.sharing.of(batch.sharing.rank), batch.split(batch.lengths), strict=True):
-            of_pieces = list[Tensor]()
+            losses.append(0)
             for part in share.split(pieces):
                 loss = self.loss(self.model, part)
                 # The share's sum over the *global* batch's terms: summed over all shares this is the mean, however they
                 # are shared (DDP weighs processes alike, pytorch #67253). In the dtype of the loss, not of the inputs.
                 terms = part.terms  # which the loss may have set
                 (scaler.scale(loss) if scaler else loss).backward(gradient=loss.new_ones(()) / terms)
-                of_pieces.append(loss.detach())
-            losses.append(functools.reduce(torch.add, of_pieces))
+                losses[-1] += loss.detach()
             self.gradients.take(number)
         self.gradients.finish()
         if clip_norm:
-            self.accelerator.clip_grad_norm_(self.parameters, clip_norm)
+            self.accelerator.clip_grad_norm_(parameters, clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.latest.append((losses, terms))
@@ -135,7 +135,7 @@ class Training:
         if not self.latest:
             return
         losses, terms = zip(*self.latest, strict=True)
-        weights = 0 * torch.stack([each.detach().sum() for each in self.bare.parameters()]).sum()  # 0 if all are finite
+        weights = torch.stack([(0 * each.detach()).sum() for each in self.bare.parameters()]).sum()  # 0 if finite
         mine, sharing = torch.stack([torch.stack(of_update) for of_update in losses]), self.gradients.sharing
         table, held = mine.new_zeros(len(losses) + 1, sharing.shares), sharing.of(sharing.rank)
         table[:-1, held.start : held.stop], table[-1, held.start] = mine, weights  # the sum over processes fills it
@@ -156,15 +156,19 @@ class Training:
 
     @torch.no_grad()
     def check_that_the_loss_is_a_sum(self, batch: Batch) -> None:
-        """Refuse a loss that is not the sum of those of the batch's halves: a mean, or one that draws at random."""
-        self.checked = True
+        """Refuse a loss that is not the sum of those of the batch's halves, or a model that draws or keeps a state."""
+        generators = torch.cuda if self.accelerator.device.type == "cuda" else torch
+        self.checked, kept = True, [generators.get_rng_state(), *(buffer.clone() for buffer in self.bare.buffers())]
         with all_or_none():
-            whole, one, other = (self.loss(self.bare, part) for part in (batch, *batch.split(2)))
+            whole, one, other = (self.loss(self.bare, part) for part in (*batch.split(1), *batch.split(2)))
+            if not all(map(torch.equal, kept, [generators.get_rng_state(), *self.bare.buffers()])):
+                what = "the model or its loss draws at random, or changes its buffers"
+                raise UserError(f"{what}, so processes would part: draw by batch.rand, and leave buffers as they are")
             if whole.ndim:
                 raise UserError(f"the loss has the shape {tuple(whole.shape)}: give its sum, a scalar")
-            coarse = self.accelerator.mixed_precision != "no" or whole.dtype.itemsize < 4
-            far = abs(whole - one - other) > (5e-2 if coarse else 1e-3) * (abs(one) + abs(other))  # not if one is NaN
-            if len(batch.index) > 1 and far:
+            exact = self.accelerator.mixed_precision == "no"
+            rounding = {4: 1e-3, 8: 1e-9}.get(whole.itemsize * exact, 5e-2)
+            if len(batch.index) > 1 and abs(whole - one - other) > rounding * (abs(one) + abs(other)):  # not if NaN
                 what = f"{whole:.6g} for a batch, {one:.6g} + {other:.6g} for its halves"
                 raise UserError(f"the loss is no sum over samples ({what}): use reduction='sum', draw by batch.rand")
 
@@ -176,7 +180,7 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was asked for."""
-        self.progress = Progress(**state["progress"])
+        self.progress, self.latest = Progress(**state["progress"]), []
         for name, part in self.stateful.items():
             part.load_state_dict(state[name])
 
@@ -198,11 +202,8 @@ def evaluate(
     accelerator: Accelerator, model: nn.Module, batches: GlobalBatches, output: Callable[[nn.Module, Batch], Tensor]
 ) -> Tensor:
     """Ask a model about each of N samples once, every process about its shares, and gather the answers on all: (N, ...)
-    in the order of the data, whatever that of the batches, on the CPU, in the dtype of the output.
-
-    Args:
-        model: the bare network; in eval mode meanwhile, and then as it was.
-        output: the model and a batch of n samples to (n, ...), such as logits, or losses and counts, of any dtype."""
+    in the order of the data, whatever that of the batches, on the CPU. The model is the bare network, in eval mode
+    meanwhile; `output` makes of it and a batch of n samples (n, ...), such as logits or losses, of any dtype."""
     modes = [(layer, layer.training) for layer in model.modules()]
     model.eval()
     answers, seen = None, torch.zeros(batches.samples, dtype=torch.int64, device=batches.device)
@@ -213,8 +214,8 @@ def evaluate(
         seen.index_add_(0, share.index, torch.ones_like(share.index))
     for layer, mode in modes:
         layer.training = mode
-    # Every process fills in the rows of its own samples and leaves the others 0, so the sum is the gathered whole.
-    answers, seen = accelerator.reduce(answers, "sum"), accelerator.reduce(seen, "sum")
+    assert answers is not None
+    bits, seen = accelerator.reduce(answers.view(torch.uint8), "sum"), accelerator.reduce(seen, "sum")
     if not bool((seen == 1).all()):
         raise RuntimeError(f"{int((seen != 1).sum())} of {len(seen)} samples were not counted exactly once")
-    return answers.cpu()
+    return bits.view(answers.dtype).cpu()

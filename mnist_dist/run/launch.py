@@ -18,14 +18,13 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import (
-    DistributedDataParallelKwargs,
     DynamoBackend,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     TorchDynamoPlugin,
 )
 
-from mnist_dist.core.processes import STATUS, UserError, explain
+from mnist_dist.core.processes import STATUS, UserError, explain, same_everywhere
 from mnist_dist.run import rendezvous
 
 GRACE = 5  # seconds in which the first process of a node can say why all leave
@@ -140,10 +139,7 @@ def start(
             # The training step weighs and accumulates by sample itself; a number of steps from the environment
             # (ACCELERATE_GRADIENT_ACCUMULATION_STEPS) would divide the loss a second time.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(init_method=rendezvous.METHOD, timeout=rendezvous.TIMEOUT),
-            ],
+            kwargs_handlers=[InitProcessGroupKwargs(init_method=rendezvous.METHOD, timeout=rendezvous.TIMEOUT)],
         )
     except dist.DistError as error:
         reason = str(error).splitlines()[0].rstrip(".")
@@ -178,6 +174,9 @@ def fix_bits(virtual: int) -> dict[str, Any]:
 
     Args:
         virtual: how many there are; 0 for none, which changes nothing.
+
+    Raises:
+        UserError: on every process, if they differ in it.
     """
     if not virtual:
         return {}
@@ -188,6 +187,7 @@ def fix_bits(virtual: int) -> dict[str, Any]:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
         found["GPU"] = torch.cuda.get_device_name()
+    same_everywhere("what decides bits", found)
     return found
 
 
@@ -247,7 +247,7 @@ def run(main: Callable[[], None], name: str) -> None:
         main: does the work.
         name: what the user called, for messages.
     """
-    status, connected, rank = 0, False, os.environ.get("RANK", "0")
+    status, bug, rank = 0, 0, os.environ.get("RANK", "0")
     # Many ranks share one log: all but the first say who they are.
     who = "" if rank == "0" else f"[rank {rank} on {os.environ.get('SLURMD_NODENAME', platform.node())}]: "
     for stream in ("stdout", "stderr"):
@@ -279,7 +279,7 @@ def run(main: Callable[[], None], name: str) -> None:
                 flush=True,
             )
             os._exit(1)  # without the others there is nothing to take down together
-        status = 1
+        status = bug = 1
         message = traceback.format_exc()
         if any(kind.__module__ == "torch._dynamo.exc" for kind in type(error).__mro__):
             reason = str(error).strip().splitlines()[0]
@@ -288,9 +288,8 @@ def run(main: Callable[[], None], name: str) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         os._exit(130)  # the shell's convention for SIGINT; at once, so nothing is finished
-    finally:
-        if connected := dist.is_initialized():
-            dist.destroy_process_group()
+    if (connected := dist.is_initialized()) and not bug:
+        dist.destroy_process_group()  # after a bug it would wait for what the others are in, on NCCL for ever
     sys.stdout.flush()
     sys.stderr.flush()
     if status == STATUS and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
