@@ -346,9 +346,9 @@ class Verify:
         """Whether what one process writes the others can read; from here on there is a folder for trials."""
         root, meeting = self.config.output_dir, self.meeting
         meeting.begin("shared folder")
+        meeting.parents += [] if root.exists() else [root]  # asked before any process makes it
         self.folder = root / f".verify-{meeting.gather(uuid.uuid4().hex)[0]}"
         meeting.folders.append(self.folder)
-        meeting.parents += [] if root.exists() else [root]
         problem, found = "", set[str]()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
