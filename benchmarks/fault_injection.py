@@ -8,18 +8,19 @@
     python benchmarks/fault_injection.py --elastic --faults 20 -- --model mlp --dtype float32 --virtual-processes 2
 
 Each fault comes at an instant uniform over the time that the undisturbed run took from the line with its folder to its
-end, so also inside the writing of checkpoints and files. KILL goes to all processes; TERM, INT and USR1 to one of them, chosen
-at random, which must make all leave with a checkpoint. The weights, metrics.jsonl and summary.json (times aside) must
-be those of the undisturbed run. The exit status is 0 only if all were.
+end, so also inside the writing of checkpoints and files. KILL goes to all processes; TERM, INT and USR1 to one of them,
+chosen at random, which must make all leave with a checkpoint. The weights, metrics.jsonl and summary.json (times aside)
+must be those of the undisturbed run. The exit status is 0 only if all were.
 
 With --elastic one run has all the faults, on one or two torchrun agents that play nodes: an agent is killed with its
 process, the first of them to begin with; one is asked to leave; one joins; a process is killed, or asked to stop. Each
 comes at a random instant once the agents train together, and is survived if all that are left do so again. The run
 must end by itself, with the weights of one process never disturbed: to 1e-9 in float64, to the bit if flags after `--`
-have --virtual-processes.
+have --virtual-processes. --picture FILE draws it.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -28,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -133,8 +135,9 @@ def happen(run: ElasticRun, first: bool, dice: random.Random) -> str:
     return f"{event}: {address} of {', '.join(agents)}"
 
 
-def disturb_elastic_run(faults: int, flags: list[str], dice: random.Random) -> bool:
+def disturb_elastic_run(faults: int, flags: list[str], dice: random.Random, picture: Path | None) -> bool:
     """One run with many faults, compared with one process never disturbed. Returns whether all is as it should be."""
+    events = [("", 0, len(ADDRESSES[:2]))]  # what happened, after which update, and how many processes went on
     with tempfile.TemporaryDirectory() as root:
         folder, reference = Path(root) / "elastic" / "run", Path(root) / "reference"
         command = [sys.executable, str(TRAIN), *flags, "--output-dir", str(reference)]
@@ -154,6 +157,7 @@ def disturb_elastic_run(faults: int, flags: list[str], dice: random.Random) -> b
                 tried, begin = tried + 1, time.perf_counter()
                 alive = run.train_together()
                 survived += alive or (folder / "summary.json").exists()
+                events.append((story.partition(":")[0], int(before[-10:] or 0), len(run.agents)))
                 story += (
                     f"; at {before}, all train after {time.perf_counter() - begin:.0f} s" if alive else "; it ended"
                 )
@@ -172,7 +176,36 @@ def disturb_elastic_run(faults: int, flags: list[str], dice: random.Random) -> b
         difference = weight_difference(folder, reference)
         same = (folder / "mnist_model.pth").read_bytes() == (reference / "mnist_model.pth").read_bytes()
         print(f"weights against one process never disturbed: {'the same bits' if same else f'{difference:.1e} apart'}")
+        if picture:
+            updates = json.loads((folder / "summary.json").read_text())["global_step"]
+            digests = [
+                hashlib.sha256((run / "mnist_model.pth").read_bytes()).hexdigest() for run in (folder, reference)
+            ]
+            draw(picture, events, updates, digests)
         return survived == faults and (same if "--virtual-processes" in flags else difference < 1e-9)
+
+
+def draw(path: Path, events: list[tuple[str, int, int]], updates: int, digests: list[str]) -> None:
+    """The processes of an elastic run over its updates, with what happened to it, and the run never disturbed."""
+    from matplotlib.figure import Figure
+
+    marks = {"agent killed": "X", "agent asked to leave": "v", "agent joins": "^", "process killed": "x"}
+    picture = Figure(figsize=(8.6, 3.0), layout="constrained")
+    axes = picture.subplots()
+    _, at, processes = zip(*events, strict=True)
+    axes.step([*at, updates], [*processes, processes[-1]], where="post", color="#0072B2", label="elastic run")
+    axes.hlines(0, 0, updates, color="0.35", linestyle=":", label="one process, never disturbed")
+    for name, mark in (marks | {"process asked to stop": "s"}).items():
+        places = [(update, before[2]) for before, (event, update, _) in pairwise(events) if event == name]
+        if places:
+            axes.plot(*zip(*places, strict=True), mark, color="#D55E00", markersize=6, label=name)
+    for height, digest in zip((processes[-1], 0), digests, strict=True):
+        axes.annotate(f" sha256 {digest[:12]}", (updates, height), fontsize=8, va="center", family="monospace")
+    labels = ["1, never\ndisturbed", *map(str, range(1, max(processes) + 1))]
+    axes.set(xlabel="updates", ylabel="processes", xlim=(0, 1.22 * updates), ylim=(-0.5, None))
+    axes.set_yticks(range(len(labels)), labels)
+    axes.legend(fontsize=7, ncol=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    picture.savefig(path, dpi=130)
 
 
 def weight_difference(one: Path, other: Path) -> float:
@@ -189,11 +222,13 @@ def main() -> None:
     parser.add_argument("--launcher", choices=list(LAUNCHERS), default="torchrun")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     parser.add_argument("--elastic", action="store_true")
+    parser.add_argument("--picture", type=Path, help="with --elastic: draw what happened to this file")
     parser.add_argument("flags", nargs="*", help="after --: further flags of train.py, with --elastic")
     args = parser.parse_args()
     if args.elastic:
         print(f"{args.faults} events in one elastic run, --seed {args.seed}", flush=True)
-        sys.exit(not disturb_elastic_run(args.faults, [*ELASTIC.split(), *args.flags], random.Random(args.seed)))
+        flags = [*ELASTIC.split(), *args.flags]
+        sys.exit(not disturb_elastic_run(args.faults, flags, random.Random(args.seed), args.picture))
     what = f"{args.faults} faults, {' '.join(args.signal)}, {args.processes} process(es)"
     print(f"{what} under {args.launcher}, --seed {args.seed}" if args.processes > 1 else f"{what}, --seed {args.seed}")
     dice, same = random.Random(args.seed), 0
