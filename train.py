@@ -26,7 +26,7 @@ def main() -> None:
     # The settings, and the processes, which must agree on them.
     config: TrainConfig = parse(TrainConfig)
     dtype, virtual = getattr(torch, config.dtype), config.virtual_processes
-    accelerator = launch.start(config.cpu, config.mixed_precision, dtype, config.compile_mode)
+    accelerator = launch.start(config.cpu, config.mixed_precision, dtype, config.compile_mode, config.tf32)
     for name, value in as_json(config).items():
         same_everywhere("the settings", f"{flag(name)} {value}")
     announce(launch.describe(accelerator))

@@ -103,6 +103,37 @@ def test_a_sound_environment_tells_the_number_of_processes():
     assert check_environment({"ACCELERATE_USE_FSDP": "false"}) == 1
 
 
+def test_a_gpu_that_cannot_be_used_is_no_reason_to_train_on_the_cpu(tmp_path, monkeypatch):
+    (tmp_path / "0000:01:00.0").mkdir()  # as the driver lists a GPU
+    monkeypatch.setattr(launch, "NVIDIA", tmp_path)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(UserError, match=r"there is an NVIDIA GPU that cannot be used \(.+\): .* or give --cpu"):
+        launch.start()
+    assert launch.start(cpu=True).device.type == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden on purpose
+    assert launch.start().device.type == "cpu"
+
+
+def test_float32_is_float32_and_tf32_is_asked_for():
+    launch.start(cpu=True)
+    assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+    with pytest.raises(UserError, match="--tf32 is for NVIDIA GPUs"):
+        launch.start(cpu=True, tf32=True)
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("Connection closed by peer [127.0.0.1]:3\nmore\nof it", "Connection closed by peer [127.0.0.1]:3"),
+        ("NCCL error in: x.cpp:94, unhandled.\nncclSystemError: System call failed.\nLast error:\nno route\n",
+         "NCCL error in: x.cpp:94, unhandled; no route"),
+    ],
+)  # fmt: skip
+def test_the_cause_that_a_library_names_is_told(message, told):
+    assert launch.cause(RuntimeError(message)) == told
+
+
 def test_one_process_in_an_allocation_of_several_tasks_is_told(capsys):
     """As `python train.py` without srun; under srun the step's one task is what Slurm counts."""
     for tasks, told in (("4", 1), ("1", 0)):

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -32,6 +33,7 @@ GRACE = 5  # seconds in which the first process of a node can say why all leave
 # spinning: with one on every core, a single other program that wants a core holds up all of them (docs/speed.md).
 THREADS = max(1, torch.get_num_threads() // 2)
 STAY = 2  # seconds in which every torchrun can notice that its processes are to end; each looks every 0.1
+NVIDIA = Path("/proc/driver/nvidia/gpus")  # the driver's list
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -95,6 +97,7 @@ def start(
     mixed_precision: str | None = None,
     dtype: torch.dtype = torch.float32,
     compile_mode: str | None = None,
+    tf32: bool = False,
 ) -> Accelerator:
     """Connect the processes and choose the device of each.
 
@@ -103,14 +106,20 @@ def start(
         mixed_precision: "no", "fp16", "bf16", or None for what the launcher asked for.
         dtype: the arithmetic of the model, to refuse what contradicts it.
         compile_mode: let torch.compile work on what Accelerate prepares, in this mode of its own; None: do not.
+        tf32: let a GPU multiply float32 numbers in TF32, which by itself PyTorch does in convolutions.
 
     Raises:
         UserError: the environment, the devices or the precision cannot give what was asked for.
     """
     world = check_environment(os.environ)
-    cpu = (
-        cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") or not torch.accelerator.is_available()
-    )
+    cpu = cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    if not cpu and not torch.accelerator.is_available():
+        refuse_a_gpu_that_cannot_be_used(os.environ)
+        cpu = True
+    if tf32 and (cpu or not torch.cuda.is_available()):
+        raise UserError("--tf32 is for NVIDIA GPUs: leave it out")
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
     if not cpu and torch.cuda.is_available():
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if local > torch.cuda.device_count():
@@ -142,10 +151,9 @@ def start(
             kwargs_handlers=[InitProcessGroupKwargs(init_method=rendezvous.METHOD, timeout=rendezvous.TIMEOUT)],
         )
     except dist.DistError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(
-            f"the processes could not be connected ({reason}): start all {world}, with MASTER_ADDR and MASTER_PORT of "
-            "the first one's node, which the others must reach"
+            f"the processes could not be connected ({cause(error)}): start all {world}, with MASTER_ADDR and "
+            "MASTER_PORT of the first one's node, which the others must reach"
         ) from error
     except (ValueError, RuntimeError, ImportError) as error:
         reason, *_ = str(error).split("\n")
@@ -167,6 +175,34 @@ def start(
             file=sys.stderr,
         )
     return accelerator
+
+
+def refuse_a_gpu_that_cannot_be_used(environ: Mapping[str, str]) -> None:
+    """Do not train on the CPU for want of a GPU that is there.
+
+    Raises:
+        UserError: there is an NVIDIA driver with a GPU, PyTorch cannot use it, and nobody has hidden it.
+    """
+    if environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or not any(NVIDIA.glob("*")):
+        return
+    reason = f"this PyTorch, {torch.__version__}, is built without CUDA"
+    if torch.version.cuda:
+        try:
+            torch.cuda.init()
+            reason = "PyTorch sees none"
+        except (RuntimeError, AssertionError) as error:  # such as a driver that is older than its CUDA
+            reason = str(error).splitlines()[0].rstrip(".")
+    raise UserError(
+        f"there is an NVIDIA GPU that cannot be used ({reason}): look at its driver, which CUDA "
+        f"{torch.version.cuda or ''} must find new enough, and at CUDA_VISIBLE_DEVICES, or give --cpu"
+    )
+
+
+def cause(error: Exception) -> str:
+    """What a library says went wrong, in a line: the first of its message, and NCCL's own, which comes last."""
+    first, *others = str(error).strip().splitlines()
+    _, _, last = "\n".join(others).partition("Last error:\n")
+    return f"{first.rstrip('.')}; {last.splitlines()[0]}" if last else first.rstrip(".")
 
 
 def fix_bits(virtual: int) -> dict[str, Any]:
@@ -233,6 +269,9 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed as a package"
+    if torch.cuda.is_available():
+        newer = " (NCCL2)" if os.environ.get("TORCH_DIST_USE_NCCL2") else ""
+        found |= {"cuda": str(torch.version.cuda), "nccl": ".".join(map(str, torch.cuda.nccl.version())) + newer}
     return found
 
 
@@ -273,8 +312,8 @@ def run(main: Callable[[], None], name: str) -> None:
     except Exception as error:
         if isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             print(
-                f"{name}: error: process {rank} lost the connection to another, which has died: its own message says "
-                "why, if it could; a training goes on from its last checkpoint with --resume",
+                f"{name}: error: process {rank} lost the connection to another, or has none ({cause(error)}): if one "
+                "has died its own message says why; a training goes on from its last checkpoint with --resume",
                 file=sys.stderr,
                 flush=True,
             )

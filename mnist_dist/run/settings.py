@@ -47,8 +47,8 @@ class TrainConfig(RunFlags, Settings):
     """Train a digit classifier. The defaults are those of the original single-file script."""
 
     GROUPS: ClassVar[dict[str, str]] = GROUPS | {
-        "run": "output-dir resume checkpoint-every cpu mixed-precision dtype compile log-every wandb wandb-project "
-        "wandb-model help"
+        "run": "output-dir resume checkpoint-every cpu mixed-precision dtype tf32 compile log-every wandb "
+        "wandb-project wandb-model help"
     }
 
     gradient_accumulation_steps: int = 1

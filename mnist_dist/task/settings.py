@@ -76,7 +76,7 @@ class DataConfig:
 class Settings(DataConfig):
     """What is trained, and how. The defaults are those of the original single-file script."""
 
-    GROUPS: ClassVar[dict[str, str]] = GROUPS | {"run": "cpu mixed-precision dtype"}
+    GROUPS: ClassVar[dict[str, str]] = GROUPS | {"run": "cpu mixed-precision dtype tf32"}
 
     val_size: int = 0
     """Samples held out of the training set, stratified by class, for choosing settings."""
@@ -119,6 +119,8 @@ class Settings(DataConfig):
     """Half precision where it is enough, for speed on GPUs."""
     dtype: Literal["float32", "float64"] = "float32"
     """Arithmetic; float64 shows that the number of processes changes nothing but rounding."""
+    tf32: bool = False
+    """Let an NVIDIA GPU multiply float32 numbers with 10 bits of mantissa: faster, and less exact."""
     cpu: bool = field(default=False, metadata=MAY_CHANGE)
     """Force the CPU."""
 

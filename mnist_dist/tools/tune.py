@@ -103,7 +103,7 @@ def search(config: Config) -> None:
             "give each a GPU of its own with CUDA_VISIBLE_DEVICES"
         )
     dtype = getattr(torch, config.dtype)
-    accelerator = launch.start(cpu=config.cpu, mixed_precision=config.mixed_precision, dtype=dtype)
+    accelerator = launch.start(config.cpu, config.mixed_precision, dtype, tf32=config.tf32)
     samples = data.obtain(accelerator, config.dataset, config.data_dir, config.val_size, config.seed, dtype)
     train, val = samples.train, samples.val
     assert val  # the test samples go no further than this
@@ -180,7 +180,7 @@ def train_trial(trial: Trial, config: TrainConfig, train: Split, val: Split) -> 
         UserError: the numbers broke.
     """
     dtype = getattr(torch, config.dtype)
-    accelerator = launch.start(config.cpu, config.mixed_precision, dtype)  # a new scaler
+    accelerator = launch.start(config.cpu, config.mixed_precision, dtype, tf32=config.tf32)  # a new scaler
     set_seed(config.seed)
     network = networks.build(config.model, config.hidden, config.channels).to(accelerator.device, dtype)
     optimizer = adam(network, config)
