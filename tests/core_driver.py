@@ -362,6 +362,17 @@ def first_update(accelerator: Accelerator, network: nn.Module, reduction: str = 
         raise
 
 
+def precise_targets(accelerator: Accelerator) -> None:
+    """A loss in float64 of a network in float32, whose halves differ from the whole as float32 does."""
+    model, data = mlp(6, 64, 1).float(), (numbers(SAMPLES, 6).float(), 1e3 * numbers(SAMPLES, 1))
+
+    def score(model: nn.Module, batch: Batch) -> Tensor:
+        return F.mse_loss(model(batch.data[0]), batch.data[1], reduction="sum")
+
+    training = Training(accelerator, model, torch.optim.SGD(model.parameters(), lr=0.1), score)
+    training.update(next(GlobalBatches(data, SAMPLES, accelerator).epoch()))
+
+
 def network(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 6), *layers, nn.Linear(6, 3)).double()
 
@@ -396,6 +407,7 @@ ACCEPTED: dict[str, Callable[[Accelerator], object]] = {
     "an encoder without dropout": lambda a: first_update(a, network(nn.Unflatten(1, (1, 6)), encoder(), nn.Flatten())),
     "group norm": lambda a: first_update(a, network(nn.GroupNorm(2, 6))),
     "layer norm": lambda a: first_update(a, network(nn.LayerNorm(6))),
+    "float64 targets": precise_targets,
     "label smoothing": lambda a: first_update(a, network(), label_smoothing=0.1),
 }
 
@@ -452,6 +464,15 @@ def thawed(accelerator: Accelerator) -> dict[str, Tensor]:
         for batch in batches.epoch(epoch):
             training.update(batch)
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def other_data(accelerator: Accelerator) -> None:
+    """The same files, listed in another order."""
+    data, model = numbers(SAMPLES, 6).roll(accelerator.process_index, 0), mlp(6, 8, 3)
+    training = Training(
+        accelerator, model, torch.optim.SGD(model.parameters()), lambda model, batch: model(batch.data).sum()
+    )
+    training.update(next(GlobalBatches(data, BATCH, accelerator).epoch()))
 
 
 def other_buffers(accelerator: Accelerator) -> None:
@@ -521,9 +542,10 @@ def main() -> None:
     results: dict[str, Any] = {"cases": {name: train(accelerator, case()) for name, case in CASES.items()}}
     results["faults"] = {fault.__name__: fault(accelerator, True) for fault in FAULTS}
     results["faults seen"] = {fault.__name__: answer(partial(fault, checked=False), accelerator) for fault in FAULTS}
-    asked = {name: ask for name, (ask, _) in REFUSED.items()}
-    few = {"few samples": lambda a: GlobalBatches(torch.zeros(a.num_processes - 1), 1, a), "buffers": other_buffers}
-    results["refused"] = {name: gather_object([answer(ask, accelerator)]) for name, ask in {**asked, **few}.items()}
+    asked: dict[str, Callable[[Accelerator], object]] = {name: ask for name, (ask, _) in REFUSED.items()}
+    asked |= {"buffers": other_buffers, "data": other_data}
+    asked["few samples"] = lambda accelerator: GlobalBatches(torch.zeros(accelerator.num_processes - 1), 1, accelerator)
+    results["refused"] = {name: gather_object([answer(ask, accelerator)]) for name, ask in asked.items()}
     results["accepted"] = {name: gather_object([answer(ask, accelerator)]) for name, ask in ACCEPTED.items()}
     results["thawed"] = thawed(accelerator)
     results["evaluations"] = evaluations(accelerator)[2]

@@ -254,9 +254,29 @@ def test_a_penalty_that_does_not_come_from_samples_is_refused(accelerator):
         training.update(next(GlobalBatches(numbers(20, 6), 7, accelerator).epoch()))
 
 
-def test_only_tensors_are_dealt_out():
-    with pytest.raises(TypeError, match="Unsupported types"):
-        GlobalBatches((torch.zeros(4), [1, 2, 3, 4]), 2)
+def test_a_batch_without_terms_changes_nothing(accelerator):
+    model, targets = mlp(6, 5, 1), numbers(20, 1).masked_fill(torch.arange(20)[:, None] < 7, torch.nan)
+
+    def loss(model, batch):
+        inputs, targets = batch.data
+        return (model(inputs) - targets)[~targets.isnan()].square().sum()
+
+    training = Training(accelerator, model, torch.optim.SGD(model.parameters(), lr=0.1), loss)
+    terms = (~targets.isnan()).sum(dim=1)
+    first, *others = GlobalBatches((numbers(20, 6), targets), 7, accelerator, terms=terms).epoch()
+    before = nn.utils.parameters_to_vector(model.parameters()).clone()
+    training.update(first)
+    assert torch.equal(before, nn.utils.parameters_to_vector(model.parameters()))
+    assert training.recent_loss() == 0.0
+    for batch in others:
+        training.update(batch)
+    assert training.recent_loss() > 0.0 and training.progress.terms == 13
+
+
+@pytest.mark.parametrize("other", [[1, 2, 3, 4], np.zeros(4), "four"])
+def test_only_tensors_are_dealt_out(other):
+    with pytest.raises(UserError, match=r"the data hold (int|ndarray|str): give a tensor, or a tuple or dict"):
+        GlobalBatches({"inputs": torch.zeros(4), "others": other}, 2)
 
 
 def test_each_group_of_parameters_keeps_its_own_rate(accelerator):
@@ -289,6 +309,7 @@ def test_several_processes_refuse_together_and_none_hangs(processes, results):
         own = {
             "few samples": f"{processes} processes are more than the {processes - 1}",
             "buffers": "same seed, differ",
+            "data": "in the same order, differ between processes 0 and 1",
         }
         words = own[name] if name in own else REFUSED[name][1]
         assert len(said) == processes and len(set(said)) == 1 and words in said[0], name
@@ -421,4 +442,8 @@ def test_a_signal_is_noted_and_answered_after_the_update(accelerator, tmp_path):
     os.kill(os.getpid(), signal.SIGUSR1)
     with pytest.raises(UserError, match="stopped on request at update 0") as stop:
         checkpoints.after_update()
+    checkpoints = checkpoints_with(accelerator, tmp_path)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    with pytest.raises(UserError, match="stopped on request at update 0"):
+        checkpoints.save()  # though nobody asked after the updates
     assert stop.value.status == 75 and stop.value.run == tmp_path and list((tmp_path / "checkpoints").glob("step-*"))

@@ -294,7 +294,11 @@ def test_a_checkpoint_of_another_format_or_with_code_in_it_is_refused(written, m
         def __reduce__(self):
             return os.system, (f"touch {written / 'pwned'}",)
 
-    checkpoints.write_checkpoint(written, {"x": Malicious()}, 7)
+    with pytest.raises(UserError, match="no checkpoint can be read back that holds"):
+        checkpoints.write_checkpoint(written, {"x": Malicious()}, 7)
+    with monkeypatch.context() as unwary:
+        unwary.setattr(torch.serialization, "get_unsafe_globals_in_checkpoint", lambda _: [])
+        checkpoints.write_checkpoint(written, {"x": Malicious()}, 7)
     with pytest.raises(UserError, match="is damaged: UnpicklingError"):
         checkpoints.read_checkpoint(written / "checkpoints" / "step-0000000007")
     assert not (written / "pwned").exists()

@@ -88,7 +88,9 @@ class GlobalBatches:
     def __init__(self, data: Any, batch_size: int, accelerator: Any = None, *, seed: int | None = None,
                  terms: Tensor | None = None, virtual: int = 0) -> None:  # fmt: skip
         tensors = [] if terms is None else [terms]
-        recursively_apply(tensors.append, data, error_on_other_type=True)
+        recursively_apply(tensors.append, data, test_type=lambda _: True)
+        if others := {type(each).__name__ for each in tensors if not isinstance(each, Tensor)}:
+            raise UserError(f"the data hold {' and '.join(others)}: give a tensor, or a tuple or dict of tensors")
         rows = [str(len(tensor)) for tensor in tensors]
         if len(set(rows)) != 1:
             raise UserError(f"the tensors of the data have {' and '.join(rows)} rows: give each one for every sample")

@@ -15,8 +15,7 @@ from .processes import Stopped, StopRequest, UserError, all_or_none, announce, b
 from .training import Training
 
 FOLDER, NAMES, STATE, MANIFEST = "checkpoints", f"step-{10 * '[0-9]'}", "state.pt", "manifest.json"
-FORMAT = 6  # raised when a checkpoint of before can no longer be read
-KEPT = 2  # the newest so many stay
+FORMAT, KEPT = 6, 2  # raised when a checkpoint of before can no longer be read; the newest so many stay
 
 
 class Checkpoints:
@@ -43,6 +42,7 @@ class Checkpoints:
 
     def save(self, last: bool = False) -> None:
         """Write a checkpoint, and leave by `Stopped` if a process was asked to stop, unless the run is complete."""
+        self.stopping = self.stopping or self.request.agreed()  # also if nobody asks after the updates
         states = {name: part.state_dict() for name, part in self.parts.items()}  # on all: some ask the others
         step = self.training.progress.global_step
         with all_or_none():
@@ -92,8 +92,7 @@ def write_checkpoint(run: Path, payload: dict[str, Any], step: int) -> Path:
     try:
         shutil.rmtree(aside, ignore_errors=True)  # a crash left it
         aside.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        torch.save(payload, buffer)
+        torch.save(payload, buffer := io.BytesIO())
         if foreign := torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(buffer.getvalue())):
             raise UserError(f"no checkpoint can be read back that holds {', '.join(foreign)}: give plain values")
         digest = hashlib.sha256(buffer.getvalue()).hexdigest()

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import recursively_apply
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 from tqdm import tqdm
 
 from .batches import Batch, GlobalBatches, Sharing
@@ -49,10 +48,9 @@ class Training:
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss):
         refuse_layers_that_depend_on_sharing(model)
-        digest = hashlib.sha256()
-        for tensor in (*model.parameters(), *model.buffers()):
-            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-        same_everywhere("the model's weights, which should be drawn from the same seed,", digest.hexdigest())
+        same_everywhere(
+            "the first weights, drawn without the same seed,", digest([*model.parameters(), *model.buffers()])
+        )
         self.accelerator, self.bare, self.loss = accelerator, model, loss
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.model = accelerator.prepare_model(model, evaluation_mode=True)  # without DistributedDataParallel
@@ -99,7 +97,7 @@ class Training:
     def update(self, batch: Batch, *, pieces: int = 1, clip_norm: float = 0.0) -> None:
         """Update the weights from a global batch, in `pieces` to save memory; limit the gradient's norm unless by 0."""
         if not self.checked:
-            self.check_that_the_loss_is_a_sum(batch)
+            self.check_data_and_loss(batch)
         parameters = [each for group in self.optimizer.param_groups for each in group["params"] if each.requires_grad]
         if self.gradients.sharing != batch.sharing or [*map(id, parameters)] != [*map(id, self.gradients.parameters)]:
             self.gradients = GradientSum(parameters, batch.sharing)
@@ -110,7 +108,7 @@ class Training:
                 loss = self.loss(self.model, part)
                 # The share's sum over the *global* batch's terms: summed over all shares this is the mean, however they
                 # are shared (DDP weighs processes alike, pytorch #67253). In the dtype of the loss, not of the inputs.
-                terms = part.terms  # which the loss may have set
+                terms = part.terms.clamp(min=1) if isinstance(part.terms, Tensor) else max(part.terms, 1)
                 (scaler.scale(loss) if scaler else loss).backward(gradient=loss.new_ones(()) / terms)
                 losses[-1] += loss.detach()
             self.gradients.take(number)
@@ -119,7 +117,7 @@ class Training:
             self.accelerator.clip_grad_norm_(parameters, clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.latest.append((losses, terms))
+        self.latest.append((losses, part.terms))  # which the loss may have set
         self.progress.step += 1
         self.progress.global_step += 1
 
@@ -145,18 +143,19 @@ class Training:
             # If only the weights show it, it was the last update: else the loss of the next one would.
             what = f"the gradient of update {at.global_step} is not finite"
             for number in broken[:1]:
-                update = at.global_step - len(sums) + 1 + number
-                what = f"the loss of update {update} is {sums[number]}, by itself or by the gradient before it"
+                what = f"the loss of update {at.global_step - len(sums) + 1 + number} is {sums[number]}"
             what += f"; the last good checkpoint is {self.last_checkpoint or 'none'}"
-            raise UserError(f"{what}: try a lower learning rate, clipping, or another precision")
+            raise UserError(f"{what}: look for such numbers in the data, or try a lower learning rate or clipping")
         at.terms, at.recent_terms = at.terms + int(sum(terms)), at.recent_terms + int(sum(terms))
         for loss in sums:  # one by one: the same bits however often they are gathered
             at.loss_sum, at.recent_sum = at.loss_sum + loss, at.recent_sum + loss
         self.latest.clear()
 
     @torch.no_grad()
-    def check_that_the_loss_is_a_sum(self, batch: Batch) -> None:
-        """Refuse a loss that is not the sum of those of the batch's halves, or a model that draws or keeps a state."""
+    def check_data_and_loss(self, batch: Batch) -> None:
+        """Refuse data that differ, a loss that is not the sum of those of the batch's halves, a model with a state."""
+        some = recursively_apply(lambda tensor: digest([tensor[:: max(1, len(tensor) // 1000)]])[:12], batch.source)
+        same_everywhere("the data, which every process is to hold whole and in the same order,", some)
         generators = torch.cuda if self.accelerator.device.type == "cuda" else torch
         self.checked, kept = True, [generators.get_rng_state(), *(buffer.clone() for buffer in self.bare.buffers())]
         with all_or_none():
@@ -166,8 +165,8 @@ class Training:
                 raise UserError(f"{what}, so processes would part: draw by batch.rand, and leave buffers as they are")
             if whole.ndim:
                 raise UserError(f"the loss has the shape {tuple(whole.shape)}: give its sum, a scalar")
-            exact = self.accelerator.mixed_precision == "no"
-            rounding = {4: 1e-3, 8: 1e-9}.get(whole.itemsize * exact, 5e-2)
+            coarsest = min(each.itemsize for each in (whole, *self.bare.parameters()))
+            rounding = {4: 1e-3, 8: 1e-9}.get(coarsest * (self.accelerator.mixed_precision == "no"), 5e-2)
             if len(batch.index) > 1 and abs(whole - one - other) > rounding * (abs(one) + abs(other)):  # not if NaN
                 what = f"{whole:.6g} for a batch, {one:.6g} + {other:.6g} for its halves"
                 raise UserError(f"the loss is no sum over samples ({what}): use reduction='sum', draw by batch.rand")
@@ -185,14 +184,20 @@ class Training:
             part.load_state_dict(state[name])
 
 
+def digest(tensors: list[Tensor]) -> str:
+    """Hexadecimal SHA-256 of the bytes of some tensors."""
+    parts = [tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes() for tensor in tensors]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
 def refuse_layers_that_depend_on_sharing(model: nn.Module) -> None:
     """Refuse layers that compute over, or draw random numbers for, just the samples that a process holds."""
     so = "a process's samples alone, so each number of processes would train another model"
     for name, layer in model.named_modules():
         kind = f"{type(layer).__name__} {name}"
-        if isinstance(layer, _BatchNorm) or getattr(layer, "track_running_stats", False):
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) or getattr(layer, "track_running_stats", False):
             raise UserError(f"{kind} computes over {so}: use GroupNorm or LayerNorm")
-        rate = layer.p if isinstance(layer, _DropoutNd) else 0.0
+        rate = layer.p if isinstance(layer, nn.modules.dropout._DropoutNd) else 0.0
         if rate > 0 or (isinstance(layer, nn.RNNBase | nn.MultiheadAttention) and layer.dropout > 0):
             raise UserError(f"{kind} draws for {so}: set it to 0, and use a mask from batch.rand")
 
