@@ -186,7 +186,7 @@ class Training:
 
 def digest(tensors: list[Tensor]) -> str:
     """Hexadecimal SHA-256 of the bytes of some tensors."""
-    parts = [tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes() for tensor in tensors]
+    parts = [each.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for each in tensors]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 

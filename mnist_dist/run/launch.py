@@ -275,7 +275,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def run(main: Callable[[], None], name: str) -> None:
+def run(
+    main: Callable[[], None], name: str, again: str = "run the same command with --output-dir {run} --resume"
+) -> None:
     """Run a script's `main` and end the process with the status that the README promises.
 
     Once the processes are connected, a `UserError` is raised on all of them alike (see `all_or_none`), and the first
@@ -285,6 +287,7 @@ def run(main: Callable[[], None], name: str) -> None:
     Args:
         main: does the work.
         name: what the user called, for messages.
+        again: what goes on with a run that was stopped, for its folder.
     """
     status, bug, rank = 0, 0, os.environ.get("RANK", "0")
     # Many ranks share one log: all but the first say who they are.
@@ -303,7 +306,7 @@ def run(main: Callable[[], None], name: str) -> None:
         if is_first():
             stopped = getattr(error, "run", None)
             folder = shlex.quote(stopped.as_posix()) if stopped else ""
-            way = f": run the same command with --output-dir {folder} --resume to go on" if stopped else ""
+            way = f": {again.format(run=folder)} to go on" if stopped else ""
             print(f"{name}: error: {explain(error)}{way}", file=sys.stderr)
         elif not dist.is_initialized():
             time.sleep(GRACE)  # a launcher that saw this one leave would end the first before it has spoken
