@@ -48,9 +48,7 @@ class Training:
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss):
         refuse_layers_that_depend_on_sharing(model)
-        same_everywhere(
-            "the first weights, drawn without the same seed,", digest([*model.parameters(), *model.buffers()])
-        )
+        same_everywhere("the weights, not drawn from the same seed,", digest([*model.parameters(), *model.buffers()]))
         self.accelerator, self.bare, self.loss = accelerator, model, loss
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.model = accelerator.prepare_model(model, evaluation_mode=True)  # without DistributedDataParallel
