@@ -41,10 +41,7 @@ from mnist_dist.task.objective import adam, loss_of
 PROCESSES, BATCHES, STEPS = (1, 2, 3, 4), (64, 256, 1024, 4096), 60
 PARAMETERS = 109_386
 # Assumed, not measured: there was no GPU.
-GPU_STEP_EAGER, GPU_STEP_CAPTURED = (
-    300e-6,
-    40e-6,
-)  # seconds a step without samples: about 60 kernels at 5 us; as a graph
+GPU_STEP_EAGER, GPU_STEP_CAPTURED = 300e-6, 40e-6  # seconds a step without samples: some 60 kernels at 5 us; a graph
 GPU_SAMPLE = 6 * PARAMETERS / 6e12  # seconds a sample: forward and backward at a tenth of 60 TFLOP/s
 GPU_HOP, GPU_BANDWIDTH = 10e-6, 25e9  # seconds a level of the all-reduce's tree; bytes a second between nodes
 
