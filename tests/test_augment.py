@@ -108,6 +108,12 @@ def test_explore_draws_them(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_explore_makes_no_mistyped_folder(tmp_path):
+    done = call(PYTHON, "-m", "mnist_dist", "explore", "--data-dir", tmp_path / "dta")
+    assert done.returncode == 1 and "dta does not exist: name another" in done.stderr
+    assert not (tmp_path / "dta").exists()
+
+
 def test_explore_writes_over_no_picture_that_it_was_not_told_to(tmp_path):
     for there, free in (("", "a.png"), ("a.png", "a-2.png"), ("a-2-distorted.png", "a-3.png")):
         if there:

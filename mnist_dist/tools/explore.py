@@ -1,15 +1,14 @@
 """A look at the data: sizes, statistics, class balance, and pictures of digits as they are and distorted."""
 
 import itertools
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from mnist_dist.core import GlobalBatches
-from mnist_dist.run import plots
-from mnist_dist.task import data, datasets
+from mnist_dist.run import launch, plots
+from mnist_dist.task import data
 from mnist_dist.task.distortions import distort
 from mnist_dist.task.settings import DataConfig, require, require_strengths
 
@@ -39,10 +38,7 @@ class Config(DataConfig):
 
 def main(config: Config) -> None:
     """Print what a data set is made of, and draw its first digits."""
-    name, warning = datasets.find(config.dataset, config.data_dir)
-    if warning:
-        print(f"warning: {warning}", file=sys.stderr)
-    samples = data.load(name, config.data_dir)
+    samples = data.obtain(launch.start(cpu=True), config.dataset, config.data_dir, 0, 0, torch.float32)
     print(f"{samples.name}, normalised with mean {samples.mean} and std {samples.std} of the full grey range")
     for split, part in (("train", samples.train), ("test", samples.test)):
         pixels = samples.pixels(part.images).double()
