@@ -12,6 +12,7 @@ written to that file. Beside `runs`, the document may hold
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import errno
 import functools
@@ -38,6 +39,7 @@ from mnist_dist.core.batches import Batch
 from mnist_dist.run import launch, plots, tracking
 from mnist_dist.run.command_line import parse
 from mnist_dist.run.files import write_json
+from mnist_dist.run.neighbour import Neighbour
 from mnist_dist.task import data, datasets, networks, objective
 from mnist_dist.tools import verify, watched
 
@@ -437,6 +439,35 @@ def last_process_is_killed():
     return in_update_5_of_the_last_process(lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
+def a_process_is_watched():
+    """Not a fault: what is made on GPUs."""
+    start = launch.start
+
+    def watched(*words, **options):
+        accelerator = start(*words, **options)
+        launch.NEIGHBOURS.append(Neighbour())
+        return accelerator
+
+    return patch.object(launch, "start", watched)
+
+
+def last_process_is_killed_while_the_others_wait_in_c():
+    """As in a CUDA stream that never ends; with what is made on GPUs."""
+    update = Training.update
+
+    def harmed(self, batch, **options):
+        if self.progress.global_step == 5 and RANK == WORLD - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.progress.global_step == 5:
+            ctypes.CDLL(None).sleep(100)
+        update(self, batch, **options)
+
+    both = contextlib.ExitStack()
+    both.enter_context(a_process_is_watched())
+    both.enter_context(patch.object(Training, "update", harmed))
+    return both
+
+
 def last_process_hangs():
     """It never comes to the exchange of gradients."""
     return in_update_5_of_the_last_process(lambda: time.sleep(600))
@@ -530,6 +561,8 @@ def disk_full_at_metrics():
 FAULTS = {
     fault.__name__: fault
     for fault in (
+        a_process_is_watched,
+        last_process_is_killed_while_the_others_wait_in_c,
         loader_sharded_twice,
         order_depends_on_processes,
         schedule_stepped_by_every_process,

@@ -408,6 +408,18 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_update_and_checkp
 
 
 @pytest.mark.slow
+def test_a_process_that_waits_in_c_for_a_dead_one_ends_at_once(tmp_path):
+    """As in CUDA for NCCL, where torchrun's SIGTERM is not heard; and nobody is missed at a regular end."""
+    flags = "--dataset mnist-5k --cpu --wandb disabled --epochs 1 --output-dir".split()
+    fault, begin = "last_process_is_killed_while_the_others_wait_in_c", time.monotonic()
+    done = driver(3, [([*flags, tmp_path / "run"], fault)])
+    assert done.returncode != 0 and time.monotonic() - begin < 25
+    assert "error: process 1 ends, for process 2 has" in done.stderr
+    done = driver(3, [([*flags, tmp_path / "sound"], "a_process_is_watched")])
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+@pytest.mark.slow
 def test_where_one_process_cannot_read_a_file_all_leave_and_it_says_why(tmp_path):
     flags = "--dataset mnist-5k --cpu --wandb disabled --output-dir".split()
     done = driver(2, [([*flags, tmp_path / "run"], "last_process_cannot_read_at_update_30")])

@@ -27,6 +27,7 @@ from accelerate.utils import (
 
 from mnist_dist.core.processes import STATUS, UserError, explain, same_everywhere
 from mnist_dist.run import rendezvous
+from mnist_dist.run.neighbour import Neighbour
 
 GRACE = 5  # seconds in which the first process of a node can say why all leave
 # Of a process on the CPU, unless OMP_NUM_THREADS says otherwise, as torchrun does. Threads wait for each other by
@@ -34,6 +35,8 @@ GRACE = 5  # seconds in which the first process of a node can say why all leave
 THREADS = max(1, torch.get_num_threads() // 2)
 STAY = 2  # seconds in which every torchrun can notice that its processes are to end; each looks every 0.1
 NVIDIA = Path("/proc/driver/nvidia/gpus")  # the driver's list
+NEIGHBOURS: list[Neighbour] = []  # one, on GPUs, if these processes watch each other
+watching = True
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -168,6 +171,8 @@ def start(
         )
     if dtype == torch.float64 and accelerator.device.type == "mps":
         raise UserError("--dtype float64 does not exist on Apple GPUs: add --cpu")
+    if accelerator.device.type == "cuda" and world > 1 and watching and not NEIGHBOURS:
+        NEIGHBOURS.append(Neighbour())
     if accelerator.is_main_process and no_agent_can_join():
         print(
             "warning: torch's agents cannot come back to this run or join it, but fail or wait in vain: start every "
@@ -331,6 +336,8 @@ def run(
         print("interrupted", file=sys.stderr, flush=True)
         os._exit(130)  # the shell's convention for SIGINT; at once, so nothing is finished
     if (connected := dist.is_initialized()) and not bug:
+        for neighbour in NEIGHBOURS:
+            neighbour.farewell()
         dist.destroy_process_group()  # after a bug it would wait for what the others are in, on NCCL for ever
     sys.stdout.flush()
     sys.stderr.flush()

@@ -246,6 +246,7 @@ def answer(config: Config) -> Answer:
         for name, passed, detail, advice in checks:
             result.add(Check(name, passed, detail, advice))
     else:
+        launch.watching = False  # the meeting does, and says what was being checked
         try:
             accelerator = launch.start(config.cpu, mixed_precision="no", dtype=torch.float64)
         except UserError as error:
