@@ -28,8 +28,10 @@ def assert_a_stranger_gets_the_same_accuracy(run):
     model.load_state_dict(torch.load(run / "mnist_model.pth", weights_only=True))
     test = load("mnist-5k", None).test
     with torch.no_grad():
-        correct = (model(test.images).argmax(1) == test.labels).sum().item()
-    assert correct == json.loads((run / "summary.json").read_text())["test_correct"]
+        logits = model(test.images)
+    summary = json.loads((run / "summary.json").read_text())
+    assert (logits.argmax(1) == test.labels).sum().item() == summary["test_correct"]
+    assert torch.nn.functional.cross_entropy(logits.double(), test.labels) == pytest.approx(summary["test_loss"], 1e-6)
 
 
 def test_a_stranger_can_load_the_model(trained):
@@ -45,7 +47,7 @@ def test_also_where_several_processes_in_mixed_precision_trained_it(tmp_path):
     assert "2 processes on CPU (gloo), mixed precision bf16" in done.stdout
     weights = torch.load(tmp_path / "run" / "mnist_model.pth", weights_only=True)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
-    Stranger().load_state_dict(weights)
+    assert_a_stranger_gets_the_same_accuracy(tmp_path / "run")  # the weights are evaluated as they are stored
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["test_accuracy"] > 0.8
 
 

@@ -207,18 +207,17 @@ def evaluate(
     """Ask a model about each of N samples once, every process about its shares, and gather the answers on all: (N, ...)
     in the order of the data, whatever that of the batches, on the CPU. The model is the bare network, in eval mode
     meanwhile; `output` makes of it and a batch of n samples (n, ...), such as logits or losses, of any dtype."""
-    modes = [(layer, layer.training) for layer in model.modules()]
+    # Accelerate's forward is in mixed precision, which is for training: the weights are evaluated as they are stored.
+    modes, autocast = [(layer, layer.training) for layer in model.modules()], model.__dict__.pop("forward", None)
     model.eval()
-    answers, seen = None, torch.zeros(batches.samples, dtype=torch.int64, device=batches.device)
-    for share in (share for batch in batches.epoch() for share in batch.split(batch.lengths)):
-        found = output(model, share)
-        answers = found.new_zeros(batches.samples, *found.shape[1:]) if answers is None else answers
-        answers[share.index] = found
-        seen.index_add_(0, share.index, torch.ones_like(share.index))
+    found = [(share.index, output(model, share)) for batch in batches.epoch() for share in batch.split(batch.lengths)]
     for layer, mode in modes:
         layer.training = mode
-    assert answers is not None
-    bits, seen = accelerator.reduce(answers.view(torch.uint8), "sum"), accelerator.reduce(seen, "sum")
+    model.__dict__.update({"forward": autocast} if autocast else {})
+    index, outputs = (torch.cat(parts) for parts in zip(*found, strict=True))
+    answers = outputs.new_zeros(batches.samples, *outputs.shape[1:]).index_copy(0, index, outputs)
+    seen = accelerator.reduce(torch.bincount(index, minlength=batches.samples), "sum")
+    bits = accelerator.reduce(answers.view(torch.uint8), "sum")
     if not bool((seen == 1).all()):
         raise RuntimeError(f"{int((seen != 1).sum())} of {len(seen)} samples were not counted exactly once")
     return bits.view(answers.dtype).cpu()

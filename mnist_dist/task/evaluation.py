@@ -143,7 +143,7 @@ def classify(
     """Classify every sample of a split once, each process its share, and gather the logits on all processes.
 
     Args:
-        model: the bare network; in mixed precision if it was prepared so.
+        model: the bare network, which is evaluated in the dtype of its weights.
         view: what the network sees of images and their batch, if not the images as they are.
         batch_size: samples in a global batch; the result does not depend on it.
         virtual: for the same bits on 1 to so many processes, as in `GlobalBatches`.
