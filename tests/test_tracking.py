@@ -106,7 +106,7 @@ def test_the_end_says_how_to_send_it(offline):
 @pytest.mark.slow
 def test_a_run_that_was_killed_and_stopped_is_one_run_with_one_history(tmp_path):
     """Killed, resumed and asked to stop, resumed: one offline part, equal to that of a run that was never stopped."""
-    flags = [*FLAGS[:-1], "--epochs", "40", "--checkpoint-every", "11", "--wandb", "offline", "--output-dir"]
+    flags = [*FLAGS[:-1], "--epochs", "20", "--checkpoint-every", "11", "--wandb", "offline", "--output-dir"]
     done = call(PYTHON, "train.py", *flags, tmp_path / "whole")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
