@@ -474,6 +474,11 @@ def before_update_30_of_the_last_process(harm):
     return patch.object(Training, "update", harmed)
 
 
+def stopped_at_update_30():
+    """Asked to stop when the epoch's last update has been done, but for its evaluation."""
+    return before_update_30_of_the_last_process(lambda _: os.kill(os.getpid(), signal.SIGTERM))
+
+
 def gradient_breaks_at_update_30():
     """The loss stays finite and the gradient does not."""
     return before_update_30_of_the_last_process(lambda training: overflow(training.model))
@@ -563,6 +568,7 @@ FAULTS = {
         last_process_is_killed,
         last_process_hangs,
         fp16_scaler,
+        stopped_at_update_30,
         gradient_breaks_at_update_30,
         last_process_raises_at_update_30,
         last_process_cannot_read_at_update_30,

@@ -70,7 +70,7 @@ class Server:
 
     Attributes:
         runs: by id.
-        artifacts: the committed ones by name: what was asked for, and as "files" their contents.
+        artifacts: the committed ones, in order: what was asked for, and as "files" their contents.
         seen: what came, in order: operations of GraphQL, paths of all else.
         fault: what a request meets: None; a status; "hang", no answer until the fault is over; or "close", none at all.
         only: a pattern of those in `seen` that meet it.
@@ -78,7 +78,7 @@ class Server:
 
     def __init__(self) -> None:
         self.runs: dict[str, Run] = defaultdict(Run)
-        self.artifacts: dict[str, dict[str, Any]] = {}
+        self.artifacts: list[dict[str, Any]] = []
         self.begun: dict[str, dict[str, Any]] = {}  # artifacts by id
         self.seen: list[str] = []
         self.fault: int | str | None = None
@@ -159,12 +159,15 @@ class Server:
                 files = [upload(asked["run"], name) for name in asked["files"]]
                 return {"createRunFiles": {"runID": asked["run"], "uploadHeaders": [], "files": files}}
             case "CreateArtifact":
-                name = asked["artifactCollectionName"]
-                number, state = f"artifact-{len(self.begun)}", "PENDING"
-                if self.artifacts.get(name, {}).get("digest") == asked["digest"]:
-                    number, state = self.artifacts[name]["id"], "COMMITTED"
-                else:
+                same = [
+                    artifact["id"]
+                    for artifact in self.artifacts
+                    if all(artifact[key] == asked[key] for key in ("artifactCollectionName", "digest"))
+                ]
+                number = same[0] if same else f"artifact-{len(self.begun)}"
+                if not same:
                     self.begun[number] = asked | {"id": number, "files": {}}
+                state = "COMMITTED" if same else "PENDING"
                 artifact = {"id": number, "state": state, "artifactSequence": {"latestArtifact": None}}
                 return {"createArtifact": {"artifact": artifact}}
             case "CreateArtifactManifest":
@@ -175,7 +178,7 @@ class Server:
                 return {"createArtifactFiles": {"files": {"edges": nodes}}}
             case "CommitArtifact":
                 artifact = self.begun[asked["artifactID"]]
-                self.artifacts[artifact["artifactCollectionName"]] = artifact
+                self.artifacts.append(artifact)
                 return {"commitArtifact": {"artifact": {"id": artifact["id"], "digest": artifact["digest"]}}}
         return {"project": None, "entity": None}
 

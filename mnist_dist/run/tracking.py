@@ -28,7 +28,7 @@ from mnist_dist.task.evaluation import Evaluation
 
 MISTAKES = 50  # most confident mistakes in the table
 START_WAIT, START_TIMEOUT, FINISH_TIMEOUT = 5, 10, 60  # seconds: before the first update, to connect, to finish
-RETRY_WAIT = 5  # seconds at most, not a minute, until W&B asks a server again that may be back before the timeout
+ANSWER_TIMEOUT, RETRY_WAIT = 20, 5  # seconds for an answer, and at most to the next try: several, in FINISH_TIMEOUT
 
 
 class Tracker:
@@ -209,7 +209,9 @@ class WandB:
                 console="off",
                 init_timeout=START_TIMEOUT,
                 x_transaction_log_flush_interval=2.0,  # seconds; a run that is killed keeps all but these
+                x_graphql_timeout_seconds=ANSWER_TIMEOUT,
                 x_graphql_retry_wait_max_seconds=RETRY_WAIT,
+                x_file_stream_timeout_seconds=ANSWER_TIMEOUT,
                 x_file_stream_retry_wait_max_seconds=RETRY_WAIT,
                 x_file_transfer_retry_wait_max_seconds=RETRY_WAIT,
             ),
