@@ -159,10 +159,9 @@ class WandB:
         if not self.failed:
             self.failed = True
             self.accelerator.trackers.clear()
-            tqdm.write(
-                f"warning: Weights & Biases failed and is left out from here on ({reason}): {self.rest}",
-                file=sys.stderr,
-            )
+            warning = f"warning: Weights & Biases failed and is left out from here on ({reason}): {self.rest}"
+            with contextlib.suppress(OSError):  # if nobody reads it, W&B has to be ended all the same
+                tqdm.write(warning, file=sys.stderr)
 
     def start(self) -> None:
         """Begin the run: online if that is wanted and possible, else offline."""
