@@ -474,9 +474,13 @@ def before_update_30_of_the_last_process(harm):
     return patch.object(Training, "update", harmed)
 
 
-def stopped_at_update_30():
-    """Asked to stop when the epoch's last update has been done, but for its evaluation."""
-    return before_update_30_of_the_last_process(lambda _: os.kill(os.getpid(), signal.SIGTERM))
+def evaluation_fails():
+    """That of the first epoch, on a disk that fails, when all its updates have been done."""
+
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "planted")
+
+    return patch.object(train, "classify", fail)
 
 
 def gradient_breaks_at_update_30():
@@ -568,7 +572,7 @@ FAULTS = {
         last_process_is_killed,
         last_process_hangs,
         fp16_scaler,
-        stopped_at_update_30,
+        evaluation_fails,
         gradient_breaks_at_update_30,
         last_process_raises_at_update_30,
         last_process_cannot_read_at_update_30,

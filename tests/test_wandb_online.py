@@ -146,31 +146,30 @@ def test_what_arrives_of_a_run_by_two_processes_equals_its_folder(tmp_path):
         assert_complete(server, folder, [50, 61, 111, 122, 172, 183])
 
 
-def test_a_run_that_is_stopped_killed_and_goes_on_is_one_run_with_one_history(tmp_path):
-    """Stopped between an epoch's last update and its evaluation, in the middle of what is one row."""
+def test_a_run_that_fails_is_killed_and_goes_on_is_one_run_with_one_history(tmp_path):
+    """It fails between an epoch's last update and its evaluation, in the middle of what is one row."""
     folder, flags = tmp_path / "run", ("--batch-size", "134")  # 30 updates an epoch
     with Server() as server:
-        Training(server, run_of(folder, 16, *flags, fault="stopped_at_update_30")).end(75)
-        assert arrived(server, folder).preempted and arrived(server, folder).exit_code == 1
-        killed = Training(server, run_of(folder, 16, *flags, "--resume", fault="slow_process"))
+        Training(server, run_of(folder, 10, *flags, fault="evaluation_fails")).end(1)
+        assert arrived(server, folder).exit_code == 1
+        killed = Training(server, run_of(folder, 10, *flags, "--resume", fault="slow_process"))
         killed.until(lambda: len(arrived(server, folder).lines[HISTORY]) >= 2)
         killed.process.send_signal(signal.SIGKILL)
         killed.end(-signal.SIGKILL)
-        last = Training(server, run_of(folder, 16, *flags, "--resume")).end()
+        last = Training(server, run_of(folder, 10, *flags, "--resume")).end()
         assert not last.warnings, last.text
         assert len(server.runs) == 1
-        assert_complete(server, folder, list(range(30, 481, 30)))
+        assert_complete(server, folder, list(range(30, 301, 30)))
 
 
 UNABLE = {"hang at first": "hang", "key refused at first": 401}  # the fault when a run begins
 LOST = {  # that which comes in its middle and stays, and the requests that meet it
     "hang": ("hang", ""),
-    "key refused": (401, ""),
     "artifacts refused": (403, "/storage/artifact"),
 }
 
 EPOCHS = dict.fromkeys(UNABLE, 2) | dict.fromkeys(LOST, 8) | {"comes back": 20}
-TIMEOUTS = {"START_WAIT": 1, "START_TIMEOUT": 25, "FINISH_TIMEOUT": 8, "ANSWER_TIMEOUT": 1, "RETRY_WAIT": 1}
+TIMEOUTS = {"START_WAIT": 1, "START_TIMEOUT": 15, "FINISH_TIMEOUT": 8, "ANSWER_TIMEOUT": 1, "RETRY_WAIT": 1}
 
 
 ROWS = ("--log-every", "21")  # three rows an epoch of 63 updates
@@ -286,7 +285,7 @@ def test_that_way_sends_what_is_missing_and_no_row_twice(failing):
     with Server() as server:
         for name in LOST:
             server.runs.update(failing[name][0].runs)
-        assert min(count(failing[name][0]) for name in ("hang", "key refused")) > 0, "else there is nothing to double"
+        assert count(failing["hang"][0]) > 0, "else there is nothing to double"
         server.fault = 401
         in_vain = Training(server, again[0]).end()
         assert "and a part of it online; to send what it lacks" in in_vain.text and "wandb sync" not in in_vain.text
