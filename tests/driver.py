@@ -505,6 +505,15 @@ def before_update_30_of_the_last_process(harm):
     return patch.object(Training, "update", harmed)
 
 
+def evaluation_fails():
+    """That of the first epoch, on a disk that fails, when all its updates have been done."""
+
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "planted")
+
+    return patch.object(train, "classify", fail)
+
+
 def gradient_breaks_at_update_30():
     """The loss stays finite and the gradient does not."""
     return before_update_30_of_the_last_process(lambda training: overflow(training.model))
@@ -596,6 +605,7 @@ FAULTS = {
         last_process_is_killed,
         last_process_hangs,
         fp16_scaler,
+        evaluation_fails,
         gradient_breaks_at_update_30,
         last_process_raises_at_update_30,
         last_process_cannot_read_at_update_30,

@@ -1,6 +1,7 @@
 """Where a run's figures go: metrics.jsonl, the record, and through Accelerate to Weights & Biases, the view."""
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -26,7 +27,8 @@ from mnist_dist.task.data import DataSet
 from mnist_dist.task.evaluation import Evaluation
 
 MISTAKES = 50  # most confident mistakes in the table
-START_WAIT, START_TIMEOUT, FINISH_TIMEOUT = 5, 20, 60  # seconds: before the first update, to connect, to finish
+START_WAIT, START_TIMEOUT, FINISH_TIMEOUT = 5, 10, 60  # seconds: before the first update, to connect, to finish
+ANSWER_TIMEOUT, RETRY_WAIT = 20, 5  # seconds for an answer, and at most to the next try: several, in FINISH_TIMEOUT
 
 
 class Tracker:
@@ -117,7 +119,9 @@ class WandB:
 
     A stopped run stays one run with one history. Its id is in config.json. Online, W&B goes on with that id, and is
     given what it lacks. Offline W&B cannot go on (wandb #2423, #4624), so the new part holds the history from the
-    beginning, and the parts before it are removed once it is complete.
+    beginning. Offline parts from before are removed once the run is complete. `wandb sync` adds all rows of a part to
+    those that the server has, so it is for a run that is nowhere but in that part; what an online run lacks is sent by
+    going on with it, even if it is finished.
     """
 
     def __init__(
@@ -125,6 +129,8 @@ class WandB:
     ) -> None:
         self.accelerator, self.folder, self.settings = accelerator, folder, settings
         self.failed = False
+        place = shlex.quote(os.fspath(folder))
+        self.rest = f"to send what it lacks run the same command with --output-dir {place} --resume"
         self.row: dict[str, Any] = {}  # the figures of the latest update, which may not be complete
         self.first = 0  # the first update that W&B has not got
         self.jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -153,7 +159,9 @@ class WandB:
         if not self.failed:
             self.failed = True
             self.accelerator.trackers.clear()
-            tqdm.write(f"warning: Weights & Biases failed and is left out from here on ({reason})", file=sys.stderr)
+            warning = f"warning: Weights & Biases failed and is left out from here on ({reason}): {self.rest}"
+            with contextlib.suppress(OSError):  # if nobody reads it, W&B has to be ended all the same
+                tqdm.write(warning, file=sys.stderr)
 
     def start(self) -> None:
         """Begin the run: online if that is wanted and possible, else offline."""
@@ -166,6 +174,7 @@ class WandB:
         mode = self.settings["wandb"]
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE", "auto")
+        before = self.parts("run")
         try:
             drop_bad_variables()
             if mode == "auto":  # whether a key is configured, in the environment or a file, without asking the network
@@ -175,9 +184,11 @@ class WandB:
             tqdm.write(f"warning: Weights & Biases goes offline for this run ({first_line(error)})", file=sys.stderr)
             self.accelerator.trackers.clear()
             self.close_service()  # else it says that the run is in use
+            for part in self.parts("run") - before:  # empty: W&B knows nothing of it
+                shutil.rmtree(part)
             self.init("offline")
         run = self.accelerator.get_tracker("wandb", unwrap=True)
-        self.first = run.step
+        self.first = run.starting_step  # `run.step` is still 0 here (wandb 0.31)
         for split in ("train", "val", "test"):
             run.define_metric(f"{split}_*", step_metric="epoch")
 
@@ -197,6 +208,11 @@ class WandB:
                 console="off",
                 init_timeout=START_TIMEOUT,
                 x_transaction_log_flush_interval=2.0,  # seconds; a run that is killed keeps all but these
+                x_graphql_timeout_seconds=ANSWER_TIMEOUT,
+                x_graphql_retry_wait_max_seconds=RETRY_WAIT,
+                x_file_stream_timeout_seconds=ANSWER_TIMEOUT,
+                x_file_stream_retry_wait_max_seconds=RETRY_WAIT,
+                x_file_transfer_retry_wait_max_seconds=RETRY_WAIT,
             ),
         }
         self.accelerator.init_trackers(
@@ -233,28 +249,36 @@ class WandB:
 
     def finish(self, failed: bool, to_go_on: bool) -> None:
         """End the run, as finished, failed or preempted, and say where to find it."""
-        self.send()
+        if not failed:  # else the row may not be complete, and one that goes on adds nothing to rows that W&B has
+            self.send()
         run = self.accelerator.get_tracker("wandb", unwrap=True)
         if to_go_on:
             run.mark_preempting()  # with a failure behind it: preempted
         place, url, offline = Path(run.dir).parent, run.url, run.offline
         run.finish(exit_code=int(failed))
-        if offline:
-            for part in place.parent.glob(f"offline-run-*-{self.settings['wandb_id']}"):
-                if part != place:
-                    shutil.rmtree(part)
+        if not offline and (error := upload_error(place)):
+            self.warn(error)
+            return
+        for part in self.parts("offline-run") - {place}:
+            shutil.rmtree(part)
         if url:
             tqdm.write(f"Weights & Biases: {url}")
+        elif self.parts("run"):
+            tqdm.write(f"Weights & Biases has this run offline, and a part of it online; {self.rest}")
         elif offline:
             tqdm.write(
                 f"Weights & Biases has this run offline; send it with:\nwandb sync {shlex.quote(place.as_posix())}"
             )
 
+    def parts(self, kind: str) -> set[Path]:
+        """The folders of this run's parts: "run", those begun online, or "offline-run"."""
+        return set((self.folder / "wandb").glob(f"{kind}-*-{self.settings['wandb_id']}"))
+
     def log_end(self, test: Evaluation, samples: DataSet) -> None:
         """Log the confusion matrix, the table of mistakes and, if asked for, the model."""
         import wandb
 
-        step = self.row["global_step"]
+        step = max(self.row["global_step"], self.first)  # a finished run goes on: it may have the row, but not these
         self.send()
         run = self.accelerator.get_tracker("wandb", unwrap=True)
         names, predictions = list(samples.classes), test.predictions.tolist()
@@ -306,6 +330,19 @@ def drop_bad_variables() -> None:
             bad.append(f"{name}={os.environ.pop(name)!r}")
     if bad:
         raise ValueError(f"it cannot read {', '.join(bad)}")
+
+
+def upload_error(part: Path) -> str | None:
+    """What W&B's own log says of something that it gave up sending, for it raises and returns nothing.
+
+    Args:
+        part: the folder of a part of a run that has ended.
+    """
+    for line in (part / "logs" / "debug-internal.log").read_text().splitlines():
+        entry = json.loads(line)
+        if entry["level"].startswith("ERROR") and not entry["msg"].startswith("api:"):  # whoever asked says what failed
+            return entry["msg"].splitlines()[0]
+    return None
 
 
 def first_line(error: BaseException) -> str:
