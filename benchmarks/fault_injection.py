@@ -37,9 +37,7 @@ import torch
 from elastic_agents import ElasticRun
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-FLAGS = (
-    "--dataset mnist-5k --cpu --wandb disabled --epochs 6 --batch-size 40 --checkpoint-every 9 --schedule one-cycle"
-)
+FLAGS = "--dataset mnist-5k --cpu --wandb disabled --epochs 6 --batch-size 40 --checkpoint-every 9 --schedule one-cycle"
 FLAGS += " --gradient-accumulation-steps 2 --val-size 100 --affine 0.5 --elastic 0.5"
 ELASTIC = "--dataset mnist-5k --cpu --wandb disabled --model cnn --dtype float64 --batch-size 100 --epochs 25"
 ELASTIC += " --checkpoint-every 3"  # few updates that take long

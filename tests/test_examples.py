@@ -54,7 +54,7 @@ def dropout_drawn_by_every_process():
 
     both = ExitStack()
     both.enter_context(patch.object(Batch, "rand", own))
-    both.enter_context(patch.object(Training, "check_that_the_loss_is_a_sum", lambda *_: None))
+    both.enter_context(patch.object(Training, "check_data_and_loss", lambda *_: None))
     return both
 
 
