@@ -115,11 +115,11 @@ class GlobalBatches:
     def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         """What this process has of the batches of an epoch, from batch `first` on; both count from 0."""
         order, sharing, V = self.order(epoch), self.sharing, self.sharing.shares
+        places = torch.arange(self.batch_size, device=self.device)
         for number in range(first, len(self)):
             start = number * self.batch_size
             whole = order[start : start + self.batch_size]
-            places = torch.arange(len(whole), device=self.device)
-            dealt = [places[(share - start) % V :: V] for share in sharing.of(sharing.rank)]
+            dealt = [places[(share - start) % V : len(whole) : V] for share in sharing.of(sharing.rank)]
             positions, lengths = torch.cat(dealt), [len(part) for part in dealt]
             terms = len(whole) if self.terms is None else self.terms.index_select(0, whole).sum()
             index, words = whole[positions], (self.seed or 0, epoch, number)

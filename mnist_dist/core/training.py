@@ -102,7 +102,7 @@ class Training:
         scaler, losses = self.accelerator.scaler, list[Any]()
         for number, share in zip(batch.sharing.of(batch.sharing.rank), batch.split(batch.lengths), strict=True):
             losses.append(0)
-            for part in share.split(pieces):
+            for part in share.split(pieces) if pieces > 1 else [share]:
                 loss = self.loss(self.model, part)
                 # The share's sum over the *global* batch's terms: summed over all shares this is the mean, however they
                 # are shared (DDP weighs processes alike, pytorch #67253). In the dtype of the loss, not of the inputs.
