@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import without
 from filelock import lock_descriptor
 
 from mnist_dist.core import Stopped, UserError
@@ -258,8 +259,10 @@ def test_without_git_there_is_no_commit(tmp_path, monkeypatch):
     assert origin.commit() is None
 
 
-@pytest.mark.skipif(not shutil.which("git"), reason="git is needed")
 def test_the_commit_is_that_of_this_checkout_and_of_no_other(tmp_path, monkeypatch):
+    if not shutil.which("git"):
+        without("there is no git")
+
     def git(*words):
         who = ("-c", "user.name=a", "-c", "user.email=a@b")
         return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout

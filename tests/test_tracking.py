@@ -14,6 +14,8 @@ import psutil
 import pytest
 from conftest import PYTHON, REPOSITORY, call, clean_environment, read_lines, torchrun
 
+from mnist_dist.run import tracking
+
 FLAGS = "--dataset mnist-5k --cpu --epochs 3 --output-dir".split()
 NOWHERE = "http://127.0.0.1:9"  # nothing listens there
 
@@ -197,6 +199,23 @@ def test_no_network_a_bad_key_or_a_bad_mode_cost_a_warning(environment, warning,
     assert 1 <= len(lines) <= 2 and all(line.startswith("warning: Weights & Biases") for line in lines), errors
     assert warning in errors
     assert len(read_offline_run(tmp_path / "run")[1]) > 0
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        (None, None),
+        ("no JSON at all", None),
+        ('{"text": "of another version"}', None),
+        ('{"level": "INFO", "msg": "sent"}\n{"level": "ERROR", "msg": "api: 500"}', None),
+        ('{"level": "INFO", "msg": "sent"}\n{"level": "ERROR", "msg": "artifact refused\\nmore"}', "artifact refused"),
+    ],
+)
+def test_what_its_own_log_says_of_what_it_could_not_send(lines, found, tmp_path):
+    (tmp_path / "logs").mkdir()
+    if lines is not None:
+        (tmp_path / "logs" / "debug-internal.log").write_text(lines)
+    assert tracking.upload_error(tmp_path) == found
 
 
 @pytest.mark.slow

@@ -338,10 +338,11 @@ def upload_error(part: Path) -> str | None:
     Args:
         part: the folder of a part of a run that has ended.
     """
-    for line in (part / "logs" / "debug-internal.log").read_text().splitlines():
-        entry = json.loads(line)
-        if entry["level"].startswith("ERROR") and not entry["msg"].startswith("api:"):  # whoever asked says what failed
-            return entry["msg"].splitlines()[0]
+    with contextlib.suppress(OSError, ValueError, KeyError):  # a log of another version of W&B says nothing
+        for line in (part / "logs" / "debug-internal.log").read_text().splitlines():
+            entry = json.loads(line)
+            if entry["level"].startswith("ERROR") and not entry["msg"].startswith("api:"):  # who asked says what failed
+                return entry["msg"].splitlines()[0]
     return None
 
 
