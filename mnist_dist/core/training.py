@@ -99,16 +99,17 @@ class Training:
         parameters = [each for group in self.optimizer.param_groups for each in group["params"] if each.requires_grad]
         if self.gradients.sharing != batch.sharing or [*map(id, parameters)] != [*map(id, self.gradients.parameters)]:
             self.gradients = GradientSum(parameters, batch.sharing)
-        scaler, losses = self.accelerator.scaler, list[Any]()
+        scaler, losses = self.accelerator.scaler, list[Tensor]()
         for number, share in zip(batch.sharing.of(batch.sharing.rank), batch.split(batch.lengths), strict=True):
-            losses.append(0)
+            of_pieces = list[Tensor]()
             for part in share.split(pieces) if pieces > 1 else [share]:
                 loss = self.loss(self.model, part)
                 # The share's sum over the *global* batch's terms: summed over all shares this is the mean, however they
                 # are shared (DDP weighs processes alike, pytorch #67253). In the dtype of the loss, not of the inputs.
                 terms = part.terms.clamp(min=1) if isinstance(part.terms, Tensor) else max(part.terms, 1)
                 (scaler.scale(loss) if scaler else loss).backward(gradient=loss.new_ones(()) / terms)
-                losses[-1] += loss.detach()
+                of_pieces.append(loss.detach())
+            losses.append(sum(of_pieces[1:], of_pieces[0]))
             self.gradients.take(number)
         self.gradients.finish()
         if clip_norm:
