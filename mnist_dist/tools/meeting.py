@@ -105,13 +105,18 @@ class Meeting:
         self.gather(0)  # nobody reads it any more
         self.over = True
         self.thread.join()
-        self.store.set(f"bye/{self.rank}", "")
-        while self.rank == 0 and not self.store.check([f"bye/{rank}" for rank in range(self.world)]):
+        # Nobody leaves before the first one's thread has ended, which would call it dead; and the store leaves last.
+        awaited = range(1, self.world) if self.rank == 0 else [0]
+        if self.rank == 0:
+            self.store.set("bye/0", "")
+        while not self.store.check([f"bye/{rank}" for rank in awaited]):
             time.sleep(0.01)
+        if self.rank:
+            self.store.set(f"bye/{self.rank}", "")
+        self.clean()
         signal.set_wakeup_fd(self.wakeup)
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        self.clean()
 
     def clean(self) -> None:
         """Leave no files."""
