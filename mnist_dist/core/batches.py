@@ -117,10 +117,10 @@ class GlobalBatches:
         order, sharing, V = self.order(epoch), self.sharing, self.sharing.shares
         places = torch.arange(self.batch_size, device=self.device)
         for number in range(first, len(self)):
-            start = number * self.batch_size
+            start, words = number * self.batch_size, (self.seed or 0, epoch, number)
             whole = order[start : start + self.batch_size]
-            dealt = [places[(share - start) % V : len(whole) : V] for share in sharing.of(sharing.rank)]
-            positions, lengths = torch.cat(dealt), [len(part) for part in dealt]
+            cuts = [slice((share - start) % V, len(whole), V) for share in sharing.of(sharing.rank)]
+            index, positions = (torch.cat([row[cut] for cut in cuts]) for row in (whole, places))
+            lengths = [len(range(len(whole))[cut]) for cut in cuts]
             terms = len(whole) if self.terms is None else self.terms.index_select(0, whole).sum()
-            index, words = whole[positions], (self.seed or 0, epoch, number)
             yield Batch(self.data, index, positions, lengths, len(whole), terms, words, sharing)

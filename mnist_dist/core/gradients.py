@@ -50,9 +50,7 @@ class GradientSum:
             parameter.grad = gradient if self.sharing.shares == 1 else None
 
     def finish(self) -> None:
-        """Let the gradients be the sum over all shares."""
-        if self.sharing.shares == 1:
-            return
+        """Let the gradients be the sum over all shares, of which there are several."""
         if self.by_exchange:
             self.exchange()
             summed = total(self.vectors, 0, self.sharing.shares)
@@ -62,16 +60,18 @@ class GradientSum:
         self.vectors.clear()
         parts = summed.split([parameter.numel() for parameter in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):
-            parameter.grad = torch.empty_like(parameter).copy_(part.view_as(parameter))  # in its layout and dtype
+            gradient, alike = part.view_as(parameter), part.dtype == parameter.dtype and parameter.is_contiguous()
+            parameter.grad = gradient if alike else torch.empty_like(parameter).copy_(gradient)
 
     def exchange(self) -> None:
         """Send this process's sums to every other: an all-reduce in one message to each."""
         rank, stretches = self.sharing.rank, self.stretches
-        mine = torch.stack([total(self.vectors, *stretch) for stretch in stretches[rank]])
-        sums = [mine if other == rank else mine.new_empty(len(s), mine.shape[1]) for other, s in enumerate(stretches)]
+        sums = [total(self.vectors, *stretch) for stretch in stretches[rank]]
+        mine = torch.stack(sums) if len(sums) > 1 else sums[0][None]
+        held = [mine if other == rank else mine.new_empty(len(s), mine.shape[1]) for other, s in enumerate(stretches)]
         others = [other for other in range(self.sharing.world) if other != rank]
         messages = [dist.P2POp(dist.isend, mine, other) for other in others]
-        messages += [dist.P2POp(dist.irecv, sums[other], other) for other in others]
+        messages += [dist.P2POp(dist.irecv, held[other], other) for other in others]
         for message in dist.batch_isend_irecv(messages) if messages else ():
             message.wait()
-        self.vectors = dict(zip(sum(stretches, []), torch.cat(sums), strict=True))
+        self.vectors = dict(zip(sum(stretches, []), (row for rows in held for row in rows), strict=True))

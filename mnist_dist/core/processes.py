@@ -52,8 +52,7 @@ def all_or_none() -> Iterator[None]:
 
 def same_everywhere(what: str, value: object) -> None:
     """Refuse, by a `UserError` that names them, processes that differ in the `repr` of a value that they must share."""
-    values = gather_object([repr(value)])
-    for rank, other in enumerate(values):
+    for rank, other in enumerate(values := gather_object([repr(value)])):
         if other != values[0]:
             differ = f"{what} differ between processes 0 and {rank} ({values[0]} against {other})"
             raise UserError(f"{differ}: start all of them with the same command on the same files")

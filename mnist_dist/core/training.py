@@ -99,8 +99,9 @@ class Training:
         parameters = [each for group in self.optimizer.param_groups for each in group["params"] if each.requires_grad]
         if self.gradients.sharing != batch.sharing or [*map(id, parameters)] != [*map(id, self.gradients.parameters)]:
             self.gradients = GradientSum(parameters, batch.sharing)
-        scaler, losses = self.accelerator.scaler, list[Tensor]()
-        for number, share in zip(batch.sharing.of(batch.sharing.rank), batch.split(batch.lengths), strict=True):
+        at, scaler, losses = self.progress, self.accelerator.scaler, list[Tensor]()
+        shares = batch.split(batch.lengths) if len(batch.lengths) > 1 else [batch]
+        for number, share in zip(batch.sharing.of(batch.sharing.rank), shares, strict=True):
             of_pieces = list[Tensor]()
             for part in share.split(pieces) if pieces > 1 else [share]:
                 loss = self.loss(self.model, part)
@@ -111,14 +112,14 @@ class Training:
                 of_pieces.append(loss.detach())
             losses.append(sum(of_pieces[1:], of_pieces[0]))
             self.gradients.take(number)
-        self.gradients.finish()
+        if batch.sharing.shares > 1:
+            self.gradients.finish()
         if clip_norm:
             self.accelerator.clip_grad_norm_(parameters, clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.latest.append((losses, part.terms))  # which the loss may have set
-        self.progress.step += 1
-        self.progress.global_step += 1
+        at.step, at.global_step = at.step + 1, at.global_step + 1
 
     def recent_loss(self) -> float:
         """The mean loss over the terms of the updates since this was last asked."""
