@@ -3,8 +3,7 @@
 Let P be the epoch's order, B the size of a global batch and V the number of shares. Global batch k is P[kB:(k+1)B], and
 position p of P is in share p mod V. So shares differ by at most one sample, and together they are the batch, which is
 the same for any V: no padding, no repeats, no drop. Each process has one share. Or V is fixed, and a process works
-through some shares one by one: then no shape of a tensor depends on the number of processes, and all bits are equal.
-"""
+through some shares one by one: then no shape of a tensor depends on the number of processes, and all bits are equal."""
 
 import hashlib
 import math
@@ -120,7 +119,8 @@ class GlobalBatches:
             start, words = number * self.batch_size, (self.seed or 0, epoch, number)
             whole = order[start : start + self.batch_size]
             cuts = [slice((share - start) % V, len(whole), V) for share in sharing.of(sharing.rank)]
-            index, positions = (torch.cat([row[cut] for cut in cuts]) for row in (whole, places))
-            lengths = [len(range(len(whole))[cut]) for cut in cuts]
+            of_order, of_places = ([row[cut] for cut in cuts] for row in (whole, places))
+            index, positions = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in (of_order, of_places))
+            lengths = [len(part) for part in of_order]
             terms = len(whole) if self.terms is None else self.terms.index_select(0, whole).sum()
             yield Batch(self.data, index, positions, lengths, len(whole), terms, words, sharing)

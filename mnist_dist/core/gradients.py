@@ -1,8 +1,7 @@
 """The sum of all shares' gradients, with the same bits on every process and, for V virtual ones, at any number of them.
 
 The sum over some shares is that of their first half plus that of their second half, and so on. A process adds what it
-has whole, sends the few sums left to the others, and adds theirs: who has which share changes no sum.
-"""
+has whole, sends the few sums left to the others, and adds theirs: who has which share changes no sum."""
 
 import torch
 import torch.distributed as dist
@@ -38,8 +37,7 @@ class GradientSum:
         self.parameters, self.sharing, self.vectors = parameters, sharing, dict[tuple[int, int], Tensor]()
         self.stretches = [whole_within(sharing.of(rank), 0, sharing.shares) for rank in range(sharing.world)]
         small = sum(parameter.numel() * parameter.element_size() for parameter in parameters) <= self.SMALL
-        few = small and 1 < sharing.world <= self.FEW and dist.get_backend() == "gloo"
-        self.by_exchange = few or sharing.fixed
+        self.by_exchange = sharing.fixed or (small and 1 < sharing.world <= self.FEW and dist.get_backend() == "gloo")
 
     def take(self, share: int) -> None:
         """Take the parameters' gradients as those of a share; that of one which took no part is 0."""
@@ -70,8 +68,8 @@ class GradientSum:
         mine = torch.stack(sums) if len(sums) > 1 else sums[0][None]
         held = [mine if other == rank else mine.new_empty(len(s), mine.shape[1]) for other, s in enumerate(stretches)]
         others = [other for other in range(self.sharing.world) if other != rank]
-        messages = [dist.P2POp(dist.isend, mine, other) for other in others]
-        messages += [dist.P2POp(dist.irecv, held[other], other) for other in others]
+        messages = [dist.P2POp(dist.irecv, held[other], other) for other in others]  # first: gloo sends to who waits
+        messages += [dist.P2POp(dist.isend, mine, other) for other in others]
         for message in dist.batch_isend_irecv(messages) if messages else ():
             message.wait()
         self.vectors = dict(zip(sum(stretches, []), (row for rows in held for row in rows), strict=True))

@@ -134,7 +134,8 @@ class Training:
             return
         losses, terms = zip(*self.latest, strict=True)
         weights = torch.stack([(0 * each.detach()).sum() for each in self.bare.parameters()]).sum()  # 0 if finite
-        mine, sharing = torch.stack([torch.stack(of_update) for of_update in losses]), self.gradients.sharing
+        mine = torch.stack([loss for of_update in losses for loss in of_update]).view(len(losses), -1)
+        sharing = self.gradients.sharing
         table, held = mine.new_zeros(len(losses) + 1, sharing.shares), sharing.of(sharing.rank)
         table[:-1, held.start : held.stop], table[-1, held.start] = mine, weights  # the sum over processes fills it
         *sums, unfit = self.accelerator.reduce(table, "sum").cpu().double().sum(dim=1).tolist()
