@@ -5,15 +5,17 @@ import platform
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import ACCELERATE, PYTHON, REPOSITORY, call, torchrun
 
 from mnist_dist.tools import program
-from mnist_dist.tools.verify import Config, Process, check_equal, check_processes
+from mnist_dist.tools.verify import Config, Process, check_equal, check_processes, throughput
 
 # All options at once, and more than a MiB of gradients.
 OPTIONS = (
@@ -264,6 +266,13 @@ def test_processes_with_other_numbers_of_threads_are_listed():
     assert check.passed and "1 thread(s) on process 0, 4 thread(s) on process 1" in check.detail
 
 
+@pytest.mark.parametrize(("together", "slower"), [(900.0, True), (1100.0, False)])
+def test_it_says_so_if_several_processes_are_slower_than_one(together, slower):
+    speeds = {"samples_per_second": together, "samples_per_second_alone": 1000.0, "efficiency": together / 2000}
+    said = throughput(speeds | {"all_reduce_seconds": 1e-4, "all_reduce_bytes_per_second": 1e9}, 2)
+    assert ("2 processes are slower than one with batches of 61" in said) is slower
+
+
 DOCUMENTED = """
 import argparse, json, os, pathlib, torch
 from accelerate import Accelerator
@@ -340,6 +349,22 @@ def test_a_program_that_fails_is_quoted(tmp_path):
     done = verify_program(broken)
     assert done.returncode == 1 and "FAIL  runs on 1" in done.stdout
     assert "status 1: ValueError: no such flag" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_program_that_hangs_on_several_processes_is_ended_with_all_that_it_started(tmp_path):
+    hanging = tmp_path / "hanging.py"
+    hanging.write_text("import os, time\nif 'RANK' in os.environ:\n    time.sleep(300)")
+    done = verify_program(hanging, "--deadline", "10")
+    assert done.returncode == 1 and "not done after 10 s" in done.stdout, done.stdout + done.stderr
+    assert not [each for each in psutil.process_iter() if str(hanging) in command_line(each)]
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """A process's, if it is still there."""
+    with suppress(psutil.NoSuchProcess):
+        return process.cmdline()
+    return []
 
 
 def test_figures_are_compared_but_for_times():

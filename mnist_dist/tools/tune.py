@@ -4,6 +4,7 @@ import math
 import os
 import shlex
 import signal
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -124,21 +125,21 @@ def search(config: Config) -> None:
     first = parameters(given, space)
 
     config.output_dir.mkdir(parents=True, exist_ok=True)
-    locks = Locks(config.output_dir)
     common = as_json(given)
     fixed = {flag(field.name): common[field.name] for field in fields(Settings) if not field.metadata.get("may_change")}
     fixed |= {"--search": list(space), "the data's digest": samples.digest}
     fixed["the space"] = list(map(distribution_to_json, space.values()))
-    study = open_study(config.output_dir, locks, fixed)
-    for trial in trials_to_do(study, locks, config.trials, space, first, config.seed):
-        try:
-            study.tell(trial, train_trial(trial, replace(given, **settings(trial.params)), train, val))
-        except (optuna.TrialPruned, UserError) as reason:  # the latter if numbers broke
-            trial.set_user_attr("reason", str(reason))
-            study.tell(trial, state=TrialState.PRUNED)
-        tqdm.write(in_words(study.trials[trial.number]))
-    with locks.claiming():  # the pictures are drawn by one process at a time
-        report(study, config.output_dir, given, len(val))
+    with closing(Locks(config.output_dir)) as locks:
+        study = open_study(config.output_dir, locks, fixed)
+        for trial in trials_to_do(study, locks, config.trials, space, first, config.seed):
+            try:
+                study.tell(trial, train_trial(trial, replace(given, **settings(trial.params)), train, val))
+            except (optuna.TrialPruned, UserError) as reason:  # the latter if numbers broke
+                trial.set_user_attr("reason", str(reason))
+                study.tell(trial, state=TrialState.PRUNED)
+            tqdm.write(in_words(study.trials[trial.number]))
+        with locks.claiming():  # the pictures are drawn by one process at a time
+            report(study, config.output_dir, given, len(val))
 
 
 def parameters(given: TrainConfig, space: dict[str, BaseDistribution]) -> dict[str, Any]:
