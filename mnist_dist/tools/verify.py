@@ -34,7 +34,7 @@ from mnist_dist.task import data, datasets, networks
 from mnist_dist.task.data import DataSet, Split
 from mnist_dist.task.evaluation import BATCH, classify
 from mnist_dist.task.objective import adam, loss_of
-from mnist_dist.task.settings import DataConfig, require
+from mnist_dist.task.settings import DataConfig, UsageError, require
 from mnist_dist.tools import links, program, reference
 from mnist_dist.tools.meeting import NOT_ALL, Meeting, lost_another
 from mnist_dist.tools.watched import Seen, Watch, cut, difference, wrong_checkpoint, wrong_figures
@@ -118,7 +118,10 @@ class Config(DataConfig):
     def asked(self) -> TrainConfig | None:
         """The training to come; None if no flags say what it is."""
         about_data = ["--dataset", self.dataset, "--data-dir", str(self.data_dir)]
-        return parse(TrainConfig, [*about_data, *self.training], "verify ... --") if self.training else None
+        asked = parse(TrainConfig, [*about_data, *self.training], "verify ... --") if self.training else None
+        if asked and asked.teacher:
+            raise UsageError("verify does not know teachers, and so cannot check --teacher: leave it out")
+        return asked
 
 
 @dataclass(frozen=True)
