@@ -14,7 +14,7 @@ import pytest
 import torch
 
 REPOSITORY = Path(__file__).parents[1]
-PYTHON = sys.executable
+PYTHON, DRIVER = sys.executable, REPOSITORY / "tests" / "driver.py"
 ACCELERATE = (PYTHON, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "accelerate_config.yaml")
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS")
 
@@ -59,7 +59,15 @@ def torchrun(processes: int, *command: str | Path, **options):
 def driver(processes: int, runs: Sequence[tuple[Sequence[str | Path], str | None]], **spec: Any):
     """Train several times, each with a fault or None, in one set of real processes; see driver.py."""
     spec["runs"] = [{"flags": [str(word) for word in flags], "fault": fault} for flags, fault in runs]
-    return torchrun(processes, REPOSITORY / "tests" / "driver.py", json.dumps(spec))
+    if processes == 1:  # a launcher takes seconds to start
+        return call(PYTHON, DRIVER, json.dumps(spec))
+    return torchrun(processes, DRIVER, json.dumps(spec))
+
+
+def train_py(*flags: str | Path, **environment: str):
+    """Run train.py in a process, but for its pictures, which take longer than small trainings."""
+    spec = {"runs": [{"flags": [str(word) for word in flags]}]}
+    return call(PYTHON, DRIVER, json.dumps(spec), **environment)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -413,6 +413,14 @@ def slow_link():
     return patch.object(dist, "send", slowly)
 
 
+def slow_and_of_another_kind():
+    """What is wrong with a last process that is right: three things of which none is seen in another's line."""
+    all_three = contextlib.ExitStack()
+    for fault in (slow_process, slow_link, another_kind_of_processor):
+        all_three.enter_context(fault())
+    return all_three
+
+
 def in_update_5_of_the_last_process(harm):
     """Something that happens to one process alone."""
     update = Training.update
@@ -601,6 +609,7 @@ FAULTS = {
         resume_skips_a_batch,
         stop_seen_by_one_process,
         slow_link,
+        slow_and_of_another_kind,
         last_process_has_a_bug,
         last_process_is_killed,
         last_process_hangs,

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PYTHON, call, driver, read_lines, rewind, weight_difference, weights_of
+from conftest import driver, read_lines, rewind, train_py, weight_difference, weights_of
 
 from mnist_dist.core import UserError
 from mnist_dist.run.command_line import parse
@@ -98,10 +98,10 @@ def test_stopped_and_resumed_it_has_the_same_bits_and_needs_the_same_teachers(te
     flags = [*COMMON.split(), *VARIANTS["all"].split(), "--output-dir", tmp_path / "run", "--resume"]
     moved = [shutil.copy(path, tmp_path) for path in teachers]
     for others in ([], ["--teacher", moved[1], moved[0]]):
-        done = call(PYTHON, "train.py", *flags, *others)
+        done = train_py(*flags, *others)
         assert done.returncode == 1 and "is " in done.stderr and "but the run in " in done.stderr, done.stderr
     assert "error: the teachers' digest is " in done.stderr
-    done = call(PYTHON, "train.py", *flags, "--teacher", *moved)
+    done = train_py(*flags, "--teacher", *moved)
     assert done.returncode == 0 and "going on from update 10" in done.stdout, done.stderr
     assert weight_difference(tmp_path / "run", alone / "all") == 0
     runs = (tmp_path / "run", alone / "plain")
