@@ -18,6 +18,16 @@ PYTHON, DRIVER = sys.executable, REPOSITORY / "tests" / "driver.py"
 ACCELERATE = (PYTHON, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "accelerate_config.yaml")
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS")
 
+# Files, those that take longest first: dealt out in this order, the last ones leave no worker alone with a long file.
+LONGEST = """verify promise3_stop_anywhere slurm promise1_same_training compile same_bits tune promise6_no_silent_wrong
+promise2_every_sample_once examples wandb_online elastic core tracking promise4_one_loop distillation training""".split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests into the order in which they are dealt out."""
+    order = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
 
 def clean_environment(**changes: str) -> dict[str, str]:
     """This process's environment without what a launcher, Accelerate or W&B user configured, plus the changes."""
