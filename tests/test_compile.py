@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from conftest import PYTHON, call, driver, rewind, train_py, weight_difference, weights_of
+from conftest import PYTHON, call, forked, rewind, train_py, weight_difference, weights_of
 
 from mnist_dist.task.networks import from_state_dict
 
@@ -18,10 +18,10 @@ COMMON = "--dataset mnist-5k --cpu --wandb disabled".split()
 def test_the_training_is_that_of_the_network_as_it_is_on_one_process_and_on_two(network, several, tmp_path):
     flags = [*COMMON, "--model", *network.split()]
     flags += "--dtype float64 --epochs 1 --gradient-accumulation-steps 2 --dropout 0.1 --output-dir".split()
-    plain = driver(1, [([*flags, tmp_path / "plain"], None)])
+    plain = forked(1, [([*flags, tmp_path / "plain"], None)])
     assert plain.returncode == 0, plain.stderr
     for processes in several:
-        done = driver(processes, [(["--compile", *flags, tmp_path / str(processes)], None)])
+        done = forked(processes, [(["--compile", *flags, tmp_path / str(processes)], None)])
         assert done.returncode == 0, done.stderr
         assert weight_difference(tmp_path / "plain", tmp_path / str(processes)) <= 1e-9
     loaded = from_state_dict(weights_of(tmp_path / "2"))  # refuses names with wrappers' prefixes

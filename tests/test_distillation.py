@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import driver, read_lines, rewind, train_py, weight_difference, weights_of
+from conftest import forked, read_lines, rewind, train_py, weight_difference, weights_of
 
 from mnist_dist.core import UserError
 from mnist_dist.run.command_line import parse
@@ -44,7 +44,7 @@ def train_all(folder: Path, processes: int, teachers: list[Path]) -> Path:
         ([*COMMON.split(), "--teacher", *teachers, *flags.split(), "--output-dir", folder / name], None)
         for name, flags in VARIANTS.items()
     ]
-    done = driver(processes, runs)
+    done = forked(processes, runs)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("a.pth may have seen samples that are held out here") == len(VARIANTS)
     return folder

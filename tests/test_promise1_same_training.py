@@ -4,7 +4,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from conftest import driver, read_lines, weight_difference
+from conftest import forked, read_lines, weight_difference
 
 VARIANTS = {
     "original": [],
@@ -27,7 +27,7 @@ COUNTS = ("epoch", "global_step", "test_correct", "test_total", "val_correct", "
 def train_all(folder: Path, processes: int, data: list[str], variants: dict[str, list[str]] = VARIANTS) -> Path:
     """Every variant, one epoch in float64, on so many real processes."""
     runs = [([*flags, *data, *COMMON, folder / name], None) for name, flags in variants.items()]
-    done = driver(processes, runs)
+    done = forked(processes, runs)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -83,7 +83,7 @@ def test_on_three_processes_it_holds_and_fails_where_a_trap_is_let_back_in(alone
     }
     planned = [(name, None, name) for name in VARIANTS] + [(fault, fault, name) for fault, name in traps.items()]
     runs = [([*VARIANTS[name], *EMBEDDED, *COMMON, tmp_path / folder], fault) for folder, fault, name in planned]
-    done = driver(3, runs)
+    done = forked(3, runs)
     assert done.returncode == 0, done.stderr
     for folder, fault, name in planned:
         with pytest.raises(AssertionError) if fault else nullcontext():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import driver, read_lines, torchrun
+from conftest import forked, read_lines, torchrun
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -68,7 +68,7 @@ def test_real_processes_count_each_test_sample_once(trained, tmp_path):
 
 def test_real_processes_train_on_each_sample_once_in_the_order_of_one_process(tmp_path):
     flags = "--dataset mnist-5k --epochs 2 --batch-size 50 --cpu --wandb disabled --output-dir".split()
-    done = driver(
+    done = forked(
         3,
         [([*flags, tmp_path / "run"], None), ([*flags, tmp_path / "padded"], "padding_counted")],
         record=str(tmp_path),

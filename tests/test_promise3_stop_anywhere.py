@@ -22,6 +22,7 @@ from conftest import (
     call,
     clean_environment,
     driver,
+    forked,
     rewind,
     train_py,
     weight_difference,
@@ -175,7 +176,7 @@ def test_only_settings_that_are_used_must_stay():
 def test_other_data_under_the_same_name_are_refused(stopped):
     _, run, _, _ = stopped
     before = sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file())
-    done = driver(1, [([*FLAGS, "--epochs", "10", "--output-dir", run, "--resume"], "other_data")])
+    done = forked(1, [([*FLAGS, "--epochs", "10", "--output-dir", run, "--resume"], "other_data")])
     assert done.returncode != 0 and "train.py: error: the data's digest is other, but the run in " in done.stderr
     assert sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file()) == before
 
@@ -359,7 +360,7 @@ def test_another_number_of_processes_goes_on_with_the_same_batches(tmp_path):
 @pytest.mark.slow
 def test_where_a_rank_dies_the_others_leave_and_the_run_goes_on_from_the_last_checkpoint(tmp_path):
     flags = [*FLAGS, "--epochs", "12", "--output-dir"]
-    done = driver(2, [([*flags, tmp_path / "whole"], None)])
+    done = forked(2, [([*flags, tmp_path / "whole"], None)])
     assert done.returncode == 0, done.stderr
     running = begin_on_two(flags, tmp_path / "run")
     psutil.Process(running.pid).children()[1].kill()
@@ -391,11 +392,11 @@ EVERYTHING += "--val-size 100 --epochs 2 --batch-size 130".split()
 def test_resumed_in_mid_epoch_with_everything_that_has_a_state_the_bits_are_the_same(processes, fault, tmp_path):
     """`EVERYTHING`, and fp16's scaler (here on the CPU, where scales change often)."""
     flags = [*FLAGS, *EVERYTHING, "--output-dir"]
-    done = driver(processes, [([*flags, tmp_path / "whole"], fault)])
+    done = forked(processes, [([*flags, tmp_path / "whole"], fault)])
     assert done.returncode == 0, done.stderr
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
     rewind(tmp_path / "run")
-    done = driver(processes, [([*flags, tmp_path / "run", "--resume"], fault)])
+    done = forked(processes, [([*flags, tmp_path / "run", "--resume"], fault)])
     assert done.returncode == 0, done.stderr
     assert "going on from update 56 (epoch 2)" in done.stdout
     assert result(tmp_path / "run") == result(tmp_path / "whole")
@@ -530,7 +531,7 @@ def test_a_full_disk_at_the_model_leaves_no_half_of_it(stopped, small_disk):
 def test_a_full_disk_at_the_metrics_leaves_only_whole_lines(small_disk):
     disk, _ = small_disk
     flags = [*FLAGS, "--output-dir", disk / "run"]
-    done = driver(1, [(flags, "disk_full_at_metrics")])
+    done = forked(1, [(flags, "disk_full_at_metrics")])
     errors = [line for line in done.stderr.splitlines() if line.startswith("train.py: error")]
     assert done.returncode == 1 and len(errors) == 1 and "No space left on device" in errors[0], done.stderr
     assert (disk / "run" / "metrics.jsonl").read_bytes() == b""
@@ -547,7 +548,7 @@ def test_a_launcher_that_restarts_makes_the_run_go_on_by_itself(launcher, tmp_pa
     }[launcher]
     launch = [str(REPOSITORY / word) if word == "accelerate_config.yaml" else word for word in launch]
     flags = [*FLAGS, "--epochs", "12"]
-    done = driver(2, [([*flags, "--output-dir", tmp_path / "whole"], None)])
+    done = forked(2, [([*flags, "--output-dir", tmp_path / "whole"], None)])
     assert done.returncode == 0, done.stderr
     command = [*launch, REPOSITORY / "train.py", *flags]
     running = subprocess.Popen(

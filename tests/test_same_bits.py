@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import driver, read_lines, rewind, torchrun, train_py, weights_of
+from conftest import forked, read_lines, rewind, torchrun, train_py, weights_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,7 +42,7 @@ def train_all(folder: Path, processes: int, names=VARIANTS, faults=(), resume=No
     runs = [([*VARIANTS[name], *COMMON, folder / name], None) for name in names]
     runs += [([*VARIANTS[FAULTS[fault]], *COMMON, folder / fault], fault) for fault in faults]
     runs += [([*VARIANTS[resume.name], *COMMON, resume, "--resume"], None)] if resume else []
-    done = driver(processes, runs)
+    done = forked(processes, runs)
     assert done.returncode == 0, done.stderr
 
 
@@ -108,7 +108,7 @@ def test_bits_are_those_of_one_process_unless_a_fault_is_planted(processes, name
 def test_bf16_has_the_same_bits_on_1_and_3_processes(tmp_path):
     for processes in (1, 3):
         flags = [*VARIANTS["cnn"], *COMMON, tmp_path / str(processes), "--mixed-precision", "bf16"]
-        done = driver(processes, [(flags, None)])
+        done = forked(processes, [(flags, None)])
         assert done.returncode == 0, done.stderr
     assert_same_bits(tmp_path / "3", tmp_path / "1")
 
@@ -117,7 +117,7 @@ def test_bf16_has_the_same_bits_on_1_and_3_processes(tmp_path):
 def test_an_epoch_of_mnist_has_the_same_bits_on_1_2_and_3_processes(mnist, tmp_path):
     flags = ["--data-dir", str(mnist), "--epochs", "1", "--virtual-processes", "4", "--cpu", "--wandb", "disabled"]
     for processes in (1, 2, 3):
-        done = driver(processes, [([*flags, "--output-dir", tmp_path / str(processes)], None)])
+        done = forked(processes, [([*flags, "--output-dir", tmp_path / str(processes)], None)])
         assert done.returncode == 0, done.stderr
         assert_same_bits(tmp_path / str(processes), tmp_path / "1")
 

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import ACCELERATE, PYTHON, REPOSITORY, call, torchrun
+from conftest import ACCELERATE, DRIVER, PYTHON, REPOSITORY, call, torchrun
 
 from mnist_dist.tools import program
 from mnist_dist.tools.verify import Config, Process, check_equal, check_processes, throughput
@@ -70,8 +70,7 @@ def answers(tmp_path_factory):
     two = {fault: [*flags, "--", *OPTIONS] for fault in FAULTS if fault not in WARNED}
     for world, asked in {3: three, 2: two}.items():
         runs = [{"flags": it, "fault": fault, "verify": str(folder / f"{fault}.json")} for fault, it in asked.items()]
-        driver = REPOSITORY / "tests" / "driver.py"
-        done = torchrun(world, driver, json.dumps({"runs": runs, "updates": 10}), timeout=500)
+        done = call(PYTHON, DRIVER, json.dumps({"runs": runs, "updates": 10, "forked": world}), timeout=500)
         assert done.returncode == 0, done.stdout + done.stderr
     assert not (folder / "runs").exists()  # nothing is left behind
     found = {fault: json.loads((folder / f"{fault}.json").read_text()) for fault in (*three, *two)}
