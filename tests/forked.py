@@ -1,11 +1,14 @@
 """Several processes for what takes seconds to import: it is imported once, and then they part."""
 
+import ctypes
 import os
 import signal
 import socket
+import sys
 import time
 
 LEAVE = 60  # seconds for the others after one has failed
+PR_SET_PDEATHSIG = 1  # of Linux
 
 
 def fork(processes: int) -> None:
@@ -18,6 +21,8 @@ def fork(processes: int) -> None:
     running = set()
     for rank in range(processes):
         if (child := os.fork()) == 0:
+            if sys.platform == "linux":  # none stays when the one that waits is killed
+                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             os.environ.update({name: str(value) for name, value in place.items()})
