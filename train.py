@@ -16,7 +16,7 @@ from mnist_dist.run.files import write_json
 from mnist_dist.run.folder import PLOTS, SUMMARY, WEIGHTS, go_on, next_steps, open_run
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.run.tracking import Tracker
-from mnist_dist.run.weights import save_weights
+from mnist_dist.run.weights import load_teachers, save_weights, teachers_digest
 from mnist_dist.task import data, networks
 from mnist_dist.task.evaluation import Evaluation, classify
 from mnist_dist.task.objective import adam, average, loss_of, schedule
@@ -43,7 +43,8 @@ def main() -> None:
     network = networks.build(config.model, config.hidden, config.channels).to(accelerator.device, dtype)
     optimizer = adam(network, config)
     averaged = average(network, optimizer, config.ema) if config.ema else None
-    training = Training(accelerator, network, optimizer, loss_of(network, config))
+    teachers = load_teachers(config, samples, accelerator.device)
+    training = Training(accelerator, network, optimizer, loss_of(network, config, teachers))
     trained, rate = averaged.module if averaged else network, schedule(config, config.epochs * len(train))
 
     # The run's folder, and where a stopped run left off.
@@ -51,11 +52,13 @@ def main() -> None:
     values = as_json(config) | {"dataset": samples.name, "mixed_precision": accelerator.mixed_precision}
     about = {
         "data_digest": samples.digest,
+        "teachers_digest": teachers_digest(teachers),
         "normalization": {"mean": samples.mean, "std": samples.std},
     } | origin.about(accelerator)
     tracker = Tracker(accelerator, run, values | about)
     parts = {"tracker": tracker} | ({"averaged": averaged} if averaged else {})
-    fixed = config.fixed(values) | {"the data's digest": samples.digest} | bits
+    digests = {"the data's digest": samples.digest, "the teachers' digest": about["teachers_digest"]}
+    fixed = config.fixed(values) | digests | bits
     checkpoints = Checkpoints(run.folder, training, parts, fixed, config.checkpoint_every)
     announce(
         f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples\n"

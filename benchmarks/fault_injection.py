@@ -9,8 +9,8 @@
 
 Each fault comes at an instant uniform over the time that the undisturbed run took from the line with its folder to its
 end, so also inside the writing of checkpoints and files. KILL goes to all processes; TERM, INT and USR1 to one of them,
-chosen at random, which must make all leave with a checkpoint. The weights, metrics.jsonl and summary.json (times aside)
-must be those of the undisturbed run. The exit status is 0 only if all were.
+chosen at random, which must make all leave with a checkpoint; several signals come in turn. The weights, metrics.jsonl
+and summary.json (times aside) must be those of the undisturbed run. The exit status is 0 only if all were.
 
 With --elastic one run has all the faults, on one or two torchrun agents that play nodes: an agent is killed with its
 process, the first of them to begin with; one is asked to leave; one joins; a process is killed, or asked to stop. Each
@@ -241,7 +241,7 @@ def main() -> None:
         expected = result(Path(root) / "reference")
         for number in range(args.faults):
             folder = Path(root) / f"run-{number}"
-            name = dice.choice(args.signal)
+            name = args.signal[number % len(args.signal)]
             story = disturb(folder, args.processes, args.launcher, name, duration, dice)
             equal = (folder / "summary.json").exists() and result(folder) == expected
             same += equal

@@ -1,6 +1,7 @@
 """Trainings with nothing but the core, each with the same in plain PyTorch beside it; see test_core.py.
 
     torchrun --nproc-per-node W tests/core_driver.py FOLDER
+    python tests/core_driver.py FOLDER W
 
 trains every case in the processes it finds itself in, plants the faults, asks for what must be refused, stops and
 resumes in FOLDER/run, and writes what came out to FOLDER/results.pt.
@@ -23,6 +24,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from forked import fork
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.optim.swa_utils import AveragedModel
@@ -556,4 +558,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        fork(int(sys.argv[2]))
     main()

@@ -7,7 +7,8 @@ written to that file. Beside `runs`, the document may hold
     record: a folder for what each process saw: batches-<rank>.pt (the sample numbers of every update, in order) and
         left-<rank>.json (how it left);
     timeouts: values for the constants of `mnist_dist.run.tracking`, in seconds;
-    updates: the most in an epoch of a training that `verify` is given.
+    updates: the most in an epoch of a training that `verify` is given;
+    forked: so many processes to go on as, instead of those that a launcher has started.
 `fault` is one of the traps of this stack, let back in for that run; see `FAULTS`.
 """
 
@@ -33,6 +34,8 @@ from torch.optim.swa_utils import AveragedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from forked import fork
+
 import train
 from mnist_dist.core import GlobalBatches, Training, checkpoints, gradients, processes, stream
 from mnist_dist.core.batches import Batch
@@ -43,6 +46,10 @@ from mnist_dist.run.neighbour import Neighbour
 from mnist_dist.task import data, datasets, networks, objective
 from mnist_dist.tools import verify, watched
 
+if forked := json.loads(sys.argv[1]).get("forked"):
+    import torch._dynamo  # as every optimizer does
+
+    fork(forked)
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -413,6 +420,14 @@ def slow_link():
     return patch.object(dist, "send", slowly)
 
 
+def slow_and_of_another_kind():
+    """What is wrong with a last process that is right: three things of which none is seen in another's line."""
+    all_three = contextlib.ExitStack()
+    for fault in (slow_process, slow_link, another_kind_of_processor):
+        all_three.enter_context(fault())
+    return all_three
+
+
 def in_update_5_of_the_last_process(harm):
     """Something that happens to one process alone."""
     update = Training.update
@@ -601,6 +616,7 @@ FAULTS = {
         resume_skips_a_batch,
         stop_seen_by_one_process,
         slow_link,
+        slow_and_of_another_kind,
         last_process_has_a_bug,
         last_process_is_killed,
         last_process_hangs,

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from conftest import PYTHON, call, driver, rewind, weight_difference, weights_of
+from conftest import PYTHON, call, forked, rewind, train_py, weight_difference, weights_of
 
 from mnist_dist.task.networks import from_state_dict
 
@@ -12,15 +12,16 @@ COMMON = "--dataset mnist-5k --cpu --wandb disabled".split()
 
 
 @pytest.mark.parametrize(
-    ("network", "several"), [("mlp", (1, 2)), ("cnn --channels 2 3 --hidden 5 --batch-size 512", (2,))]
+    ("network", "several"),
+    [("mlp --val-size 160", (1, 2)), ("cnn --channels 2 3 --hidden 5 --batch-size 512", (2,))],  # in one size, in two
 )
 def test_the_training_is_that_of_the_network_as_it_is_on_one_process_and_on_two(network, several, tmp_path):
     flags = [*COMMON, "--model", *network.split()]
     flags += "--dtype float64 --epochs 1 --gradient-accumulation-steps 2 --dropout 0.1 --output-dir".split()
-    plain = driver(1, [([*flags, tmp_path / "plain"], None)])
+    plain = forked(1, [([*flags, tmp_path / "plain"], None)])
     assert plain.returncode == 0, plain.stderr
     for processes in several:
-        done = driver(processes, [(["--compile", *flags, tmp_path / str(processes)], None)])
+        done = forked(processes, [(["--compile", *flags, tmp_path / str(processes)], None)])
         assert done.returncode == 0, done.stderr
         assert weight_difference(tmp_path / "plain", tmp_path / str(processes)) <= 1e-9
     loaded = from_state_dict(weights_of(tmp_path / "2"))  # refuses names with wrappers' prefixes
@@ -28,12 +29,23 @@ def test_the_training_is_that_of_the_network_as_it_is_on_one_process_and_on_two(
 
 
 def test_resumed_it_ends_with_the_bits_of_the_run_that_was_never_stopped(tmp_path):
-    flags = ["--compile", *COMMON, "--epochs", "2", "--checkpoint-every", "50", "--resume", "--output-dir"]
-    done = call(PYTHON, "train.py", *flags, tmp_path / "whole")
+    flags = [
+        "--compile",
+        *COMMON,
+        "--val-size",
+        "160",
+        "--epochs",
+        "2",
+        "--checkpoint-every",
+        "50",
+        "--resume",
+        "--output-dir",
+    ]
+    done = train_py(*flags, tmp_path / "whole")
     assert done.returncode == 0, done.stderr
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
     rewind(tmp_path / "run")
-    done = call(PYTHON, "train.py", *flags, tmp_path / "run")
+    done = train_py(*flags, tmp_path / "run")
     assert done.returncode == 0 and "going on from update 100 (epoch 2)" in done.stdout, done.stdout + done.stderr
     assert weight_difference(tmp_path / "whole", tmp_path / "run") == 0
 

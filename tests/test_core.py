@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import PYTHON, REPOSITORY, clean_environment, torchrun
+from conftest import PYTHON, REPOSITORY, call, clean_environment
 from core_driver import (
     ACCEPTED,
     CASES,
@@ -127,7 +127,7 @@ def results(tmp_path_factory):
     def on(processes: int) -> dict:
         if processes not in found:
             folder = tmp_path_factory.mktemp(str(processes))
-            done = torchrun(processes, REPOSITORY / "tests" / "core_driver.py", folder)
+            done = call(PYTHON, REPOSITORY / "tests" / "core_driver.py", folder, str(processes))
             assert done.returncode == 0, done.stderr
             found[processes] = torch.load(folder / "results.pt", weights_only=True)
         return found[processes]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import PYTHON, call, driver, read_lines, torchrun
+from conftest import forked, read_lines, torchrun
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -68,7 +68,7 @@ def test_real_processes_count_each_test_sample_once(trained, tmp_path):
 
 def test_real_processes_train_on_each_sample_once_in_the_order_of_one_process(tmp_path):
     flags = "--dataset mnist-5k --epochs 2 --batch-size 50 --cpu --wandb disabled --output-dir".split()
-    done = driver(
+    done = forked(
         3,
         [([*flags, tmp_path / "run"], None), ([*flags, tmp_path / "padded"], "padding_counted")],
         record=str(tmp_path),
@@ -90,14 +90,12 @@ def test_real_processes_train_on_each_sample_once_in_the_order_of_one_process(tm
 
 
 @pytest.mark.slow
-def test_total_is_10000_on_the_full_test_set(mnist, tmp_path):
-    data = ["--data-dir", mnist]
-    done = call(PYTHON, "train.py", *data, "--epochs", "1", "--wandb", "disabled", "--output-dir", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+def test_total_is_10000_on_the_full_test_set(mnist, trained, tmp_path):
+    data = ["--dataset", "mnist", "--data-dir", mnist]
     counts = set()
     for processes in (1, 2, 3, 7):
         out = tmp_path / str(processes)
-        done = torchrun(processes, "evaluate.py", tmp_path / "run", *data, "--cpu", "--output-dir", out)
+        done = torchrun(processes, "evaluate.py", trained, *data, "--cpu", "--output-dir", out)
         assert done.returncode == 0, done.stderr
         result = json.loads((out / "evaluation.json").read_text())
         assert result["total"] == 10_000

@@ -15,7 +15,18 @@ import psutil
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ACCELERATE, PYTHON, REPOSITORY, call, clean_environment, driver, rewind, weight_difference
+from conftest import (
+    ACCELERATE,
+    PYTHON,
+    REPOSITORY,
+    call,
+    clean_environment,
+    driver,
+    forked,
+    rewind,
+    train_py,
+    weight_difference,
+)
 
 from mnist_dist.core import UserError, checkpoints
 from mnist_dist.run.command_line import as_json
@@ -39,7 +50,7 @@ def accelerator():
 def stopped(tmp_path_factory):
     """A run of ten epochs, and the same stopped by SIGTERM in mid-epoch, with how it left."""
     root = tmp_path_factory.mktemp("stopped")
-    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "10", "--output-dir", root / "whole")
+    done = train_py(*FLAGS, "--epochs", "10", "--output-dir", root / "whole")
     assert done.returncode == 0, done.stderr
     command = [PYTHON, "train.py", *FLAGS, "--epochs", "10", "--output-dir", root / "stopped"]
     running = subprocess.Popen(command, cwd=REPOSITORY, env=clean_environment(), stderr=subprocess.PIPE, text=True)
@@ -64,7 +75,7 @@ def test_asked_to_stop_it_leaves_with_a_checkpoint_and_status_75(stopped):
 def test_resumed_it_ends_with_the_bits_of_the_run_that_was_never_stopped(stopped, tmp_path):
     whole, run, _, _ = stopped
     shutil.copytree(run, tmp_path / "run")
-    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "10", "--output-dir", tmp_path / "run", "--resume")
+    done = train_py(*FLAGS, "--epochs", "10", "--output-dir", tmp_path / "run", "--resume")
     assert done.returncode == 0, done.stderr
     assert "going on from update " in done.stdout and not (tmp_path / "run" / "ended.json").exists()
     assert result(tmp_path / "run") == result(whole)
@@ -76,7 +87,7 @@ def test_killed_after_the_last_epoch_only_the_end_is_done_again(stopped, tmp_pat
     shutil.copytree(whole, tmp_path / "run")
     for name in ("summary.json", "mnist_model.pth"):
         (tmp_path / "run" / name).unlink()
-    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "10", "--output-dir", tmp_path / "run", "--resume")
+    done = train_py(*FLAGS, "--epochs", "10", "--output-dir", tmp_path / "run", "--resume")
     assert done.returncode == 0, done.stderr
     assert result(tmp_path / "run") == result(whole)
 
@@ -85,7 +96,7 @@ def test_killed_after_the_last_epoch_only_the_end_is_done_again(stopped, tmp_pat
 def test_a_trained_model_without_checkpoints_is_not_overwritten(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    done = call(PYTHON, "train.py", *FLAGS, "--output-dir", tmp_path / "run", "--resume")
+    done = train_py(*FLAGS, "--output-dir", tmp_path / "run", "--resume")
     assert done.returncode == 1 and "holds a run but no intact checkpoint" in done.stderr
     assert (tmp_path / "run" / "mnist_model.pth").read_bytes() == (trained / "mnist_model.pth").read_bytes()
 
@@ -97,7 +108,7 @@ def test_where_no_checkpoint_is_intact_the_run_is_left_as_it_is(stopped, tmp_pat
     for state in (tmp_path / "run" / "checkpoints").glob("*/state.pt"):
         state.write_bytes(state.read_bytes()[:-100])
     before = sorted((path, path.read_bytes()) for path in (tmp_path / "run").rglob("*") if path.is_file())
-    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "10", "--output-dir", tmp_path / "run", "--resume")
+    done = train_py(*FLAGS, "--epochs", "10", "--output-dir", tmp_path / "run", "--resume")
     assert done.returncode == 1 and "holds a run but no intact checkpoint" in done.stderr
     assert sorted((path, path.read_bytes()) for path in (tmp_path / "run").rglob("*") if path.is_file()) == before
 
@@ -113,14 +124,14 @@ def test_a_finished_run_that_goes_on_is_not_finished_and_has_one_writer(stopped,
     while (run / "metrics.jsonl").read_text().count("\n") < 12:
         assert running.poll() is None
         time.sleep(0.01)
-    second = call(PYTHON, "train.py", *flags, "--epochs", "20")
+    second = train_py(*flags, "--epochs", "20")
     assert second.returncode == 1 and f"another process is writing the run in {run}" in second.stderr
     running.send_signal(signal.SIGTERM)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 75 and f"with --output-dir {run} --resume to go on" in errors
     assert not (run / "summary.json").exists()
     epoch = checkpoints.newest_checkpoint(run)[0]["parts"]["training"]["progress"]["epoch"]
-    less = call(PYTHON, "train.py", *flags, "--epochs", str(epoch - 1))
+    less = train_py(*flags, "--epochs", str(epoch - 1))
     assert less.returncode == 1 and f"--epochs {epoch - 1} is less than what {run} has done" in less.stderr
 
 
@@ -131,7 +142,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_name_and_the_end_is_the_same(sto
     newest = max((tmp_path / "run" / "checkpoints").iterdir())
     state = newest / "state.pt"
     state.write_bytes(state.read_bytes()[:-100])
-    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "10", "--output-dir", tmp_path / "run", "--resume")
+    done = train_py(*FLAGS, "--epochs", "10", "--output-dir", tmp_path / "run", "--resume")
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith(f"warning: the checkpoint {newest} is damaged") and done.stderr.count("\n") == 1
     assert result(tmp_path / "run") == result(whole)
@@ -149,7 +160,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_name_and_the_end_is_the_same(sto
 def test_other_mathematics_are_refused_by_name(stopped, flags, complaint):
     _, run, _, _ = stopped
     before = sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file())
-    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "10", *flags, "--output-dir", run, "--resume")
+    done = train_py(*FLAGS, "--epochs", "10", *flags, "--output-dir", run, "--resume")
     assert done.returncode == 1 and complaint in done.stderr and done.stderr.count("\n") == 1
     assert sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file()) == before
 
@@ -165,7 +176,7 @@ def test_only_settings_that_are_used_must_stay():
 def test_other_data_under_the_same_name_are_refused(stopped):
     _, run, _, _ = stopped
     before = sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file())
-    done = driver(1, [([*FLAGS, "--epochs", "10", "--output-dir", run, "--resume"], "other_data")])
+    done = forked(1, [([*FLAGS, "--epochs", "10", "--output-dir", run, "--resume"], "other_data")])
     assert done.returncode != 0 and "train.py: error: the data's digest is other, but the run in " in done.stderr
     assert sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file()) == before
 
@@ -310,7 +321,7 @@ def test_a_checkpoint_of_another_format_or_with_code_in_it_is_refused(written, m
 @pytest.mark.slow
 def test_epochs_may_grow_where_that_changes_nothing_before(tmp_path):
     for epochs, folder, more in (("4", "whole", []), ("2", "grown", []), ("4", "grown", ["--resume"])):
-        done = call(PYTHON, "train.py", *FLAGS, "--epochs", epochs, "--output-dir", tmp_path / folder, *more)
+        done = train_py(*FLAGS, "--epochs", epochs, "--output-dir", tmp_path / folder, *more)
         assert done.returncode == 0, done.stderr
     assert result(tmp_path / "grown") == result(tmp_path / "whole")
 
@@ -331,7 +342,7 @@ def begin_on_two(flags: list, run: Path) -> subprocess.Popen:
 def test_another_number_of_processes_goes_on_with_the_same_batches(tmp_path):
     """Stopped on two processes, resumed on three: float64 weights are those of one process to 1e-9."""
     flags = [*FLAGS, "--dtype", "float64", "--epochs", "10", "--output-dir"]
-    done = call(PYTHON, "train.py", *flags, tmp_path / "whole")
+    done = train_py(*flags, tmp_path / "whole")
     assert done.returncode == 0, done.stderr
     running = begin_on_two(flags, tmp_path / "run")
     psutil.Process(running.pid).children()[1].send_signal(signal.SIGUSR1)
@@ -349,7 +360,7 @@ def test_another_number_of_processes_goes_on_with_the_same_batches(tmp_path):
 @pytest.mark.slow
 def test_where_a_rank_dies_the_others_leave_and_the_run_goes_on_from_the_last_checkpoint(tmp_path):
     flags = [*FLAGS, "--epochs", "12", "--output-dir"]
-    done = driver(2, [([*flags, tmp_path / "whole"], None)])
+    done = forked(2, [([*flags, tmp_path / "whole"], None)])
     assert done.returncode == 0, done.stderr
     running = begin_on_two(flags, tmp_path / "run")
     psutil.Process(running.pid).children()[1].kill()
@@ -381,11 +392,11 @@ EVERYTHING += "--val-size 100 --epochs 2 --batch-size 130".split()
 def test_resumed_in_mid_epoch_with_everything_that_has_a_state_the_bits_are_the_same(processes, fault, tmp_path):
     """`EVERYTHING`, and fp16's scaler (here on the CPU, where scales change often)."""
     flags = [*FLAGS, *EVERYTHING, "--output-dir"]
-    done = driver(processes, [([*flags, tmp_path / "whole"], fault)])
+    done = forked(processes, [([*flags, tmp_path / "whole"], fault)])
     assert done.returncode == 0, done.stderr
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
     rewind(tmp_path / "run")
-    done = driver(processes, [([*flags, tmp_path / "run", "--resume"], fault)])
+    done = forked(processes, [([*flags, tmp_path / "run", "--resume"], fault)])
     assert done.returncode == 0, done.stderr
     assert "going on from update 56 (epoch 2)" in done.stdout
     assert result(tmp_path / "run") == result(tmp_path / "whole")
@@ -485,7 +496,7 @@ def test_a_full_disk_loses_no_checkpoint_and_with_more_room_the_run_goes_on(stop
     disk, remount = small_disk
     remount("size=3500k")  # two checkpoints of 1.3 MB, and not the third
     flags = [*FLAGS, "--epochs", "10", "--output-dir", disk / "run"]
-    assert_no_space(call(PYTHON, "train.py", *flags), disk / "run" / "checkpoints" / "step-0000000021")
+    assert_no_space(train_py(*flags), disk / "run" / "checkpoints" / "step-0000000021")
     assert sorted(place.name for place in (disk / "run" / "checkpoints").iterdir()) == [
         "step-0000000007",
         "step-0000000014",
@@ -494,7 +505,7 @@ def test_a_full_disk_loses_no_checkpoint_and_with_more_room_the_run_goes_on(stop
     assert payload["parts"]["training"]["progress"]["global_step"] == 14 and warnings == []
     assert not (disk / "run" / "summary.json").exists()
     remount("size=64m")
-    done = call(PYTHON, "train.py", *flags, "--resume")
+    done = train_py(*flags, "--resume")
     assert done.returncode == 0, done.stderr
     assert result(disk / "run") == result(whole)
 
@@ -508,10 +519,10 @@ def test_a_full_disk_at_the_model_leaves_no_half_of_it(stopped, small_disk):
         (disk / "run" / name).unlink()
     remount(f"size={used(disk) + 100}k")
     flags = [*FLAGS, "--epochs", "10", "--output-dir", disk / "run", "--resume"]
-    assert_no_space(call(PYTHON, "train.py", *flags), disk / "run" / "mnist_model.pth")
+    assert_no_space(train_py(*flags), disk / "run" / "mnist_model.pth")
     assert not (disk / "run" / "summary.json").exists() and not list((disk / "run").glob("*mnist_model*"))
     remount("size=64m")
-    done = call(PYTHON, "train.py", *flags)
+    done = train_py(*flags)
     assert done.returncode == 0, done.stderr
     assert result(disk / "run") == result(whole)
 
@@ -520,7 +531,7 @@ def test_a_full_disk_at_the_model_leaves_no_half_of_it(stopped, small_disk):
 def test_a_full_disk_at_the_metrics_leaves_only_whole_lines(small_disk):
     disk, _ = small_disk
     flags = [*FLAGS, "--output-dir", disk / "run"]
-    done = driver(1, [(flags, "disk_full_at_metrics")])
+    done = forked(1, [(flags, "disk_full_at_metrics")])
     errors = [line for line in done.stderr.splitlines() if line.startswith("train.py: error")]
     assert done.returncode == 1 and len(errors) == 1 and "No space left on device" in errors[0], done.stderr
     assert (disk / "run" / "metrics.jsonl").read_bytes() == b""
@@ -537,7 +548,7 @@ def test_a_launcher_that_restarts_makes_the_run_go_on_by_itself(launcher, tmp_pa
     }[launcher]
     launch = [str(REPOSITORY / word) if word == "accelerate_config.yaml" else word for word in launch]
     flags = [*FLAGS, "--epochs", "12"]
-    done = driver(2, [([*flags, "--output-dir", tmp_path / "whole"], None)])
+    done = forked(2, [([*flags, "--output-dir", tmp_path / "whole"], None)])
     assert done.returncode == 0, done.stderr
     command = [*launch, REPOSITORY / "train.py", *flags]
     running = subprocess.Popen(
@@ -556,12 +567,12 @@ def test_a_launcher_that_restarts_makes_the_run_go_on_by_itself(launcher, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("processes", "name", "faults"), [(1, "KILL", 4), (2, "KILL", 2), (1, "INT USR1", 2), (2, "TERM", 2)]
+    ("processes", "names", "faults"), [(1, "KILL INT KILL USR1 KILL KILL", 6), (2, "KILL TERM", 4)]
 )
-def test_faults_at_random_instants(processes, name, faults):
+def test_faults_at_random_instants(processes, names, faults):
     program = REPOSITORY / "benchmarks" / "fault_injection.py"
     done = call(
-        PYTHON, program, f"--faults={faults}", f"--processes={processes}", "--signal", *name.split(), timeout=600
+        PYTHON, program, f"--faults={faults}", f"--processes={processes}", "--signal", *names.split(), timeout=600
     )
     print(done.stdout)  # with the seed
     assert done.returncode == 0, done.stdout + done.stderr

@@ -165,7 +165,7 @@ for name in [name for name in sys.modules if name.split(".")[0] in ("fcntl", "fi
 sys.modules["fcntl"] = None
 for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM"):
     delattr(signal, name)
-for name in ("O_DIRECTORY", "geteuid", "mkfifo"):
+for name in ("O_DIRECTORY", "geteuid", "killpg", "mkfifo", "set_blocking"):
     delattr(os, name)
 opened, flushed = os.open, os.fsync
 
@@ -194,6 +194,19 @@ def test_it_trains_where_fcntl_some_signals_and_descriptors_of_folders_are_missi
     names = [path.name for path in (tmp_path / "run").rglob("*")]
     assert "summary.json" in names and not [name for name in names if set(name) & set('<>:"\\|?*')]
     assert not [name for name in names if name.endswith((" ", "."))]
+
+
+@pytest.mark.slow
+def test_searches_and_verify_run_there_too(tmp_path):
+    """With the library's own locks, which on Windows are of another kind and do not need `fcntl`."""
+    windows = WINDOWS.replace('("fcntl", "filelock")', '("fcntl",)').replace(
+        "accelerate, torch", "accelerate, filelock, torch"
+    )
+    tune = "tune --dataset mnist-5k --val-size 2000 --epochs 1 --search lr --cpu --trials 2 --output-dir".split()
+    verify = "verify --dataset mnist-5k --cpu --output-dir".split()
+    for words, said in ((tune, "mnist-5k: 2 trials"), (verify, "this set-up trains right (")):
+        done = call(PYTHON, "-c", windows, "mnist_dist/__main__.py", *words, tmp_path / words[0])
+        assert done.returncode == 0 and said in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.slow

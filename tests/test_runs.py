@@ -213,6 +213,7 @@ def test_odd_values_do_no_harm(tmp_path, capsys):
         ("nowhere", "there is no folder nowhere"),
         ("empty", "there is no run in empty: train one with `python train.py`"),
         ("runs --where modle=cnn", "--where modle=cnn is not possible: give a condition on one of run, state, "),
+        ("runs --where lr>=O.1", "--where lr>=O.1 is not possible: lr is a number, so give one"),
         ("runs --where model", "--where model is not possible: give a condition such as model=cnn"),
         ("runs --sort accuracy", "--sort accuracy is not possible: give one of run, state, "),
         ("runs --json --csv", "--json with --csv is not possible"),

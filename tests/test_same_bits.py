@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PYTHON, call, driver, read_lines, rewind, torchrun, weights_of
+from conftest import forked, read_lines, rewind, torchrun, train_py, weights_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,7 +42,7 @@ def train_all(folder: Path, processes: int, names=VARIANTS, faults=(), resume=No
     runs = [([*VARIANTS[name], *COMMON, folder / name], None) for name in names]
     runs += [([*VARIANTS[FAULTS[fault]], *COMMON, folder / fault], fault) for fault in faults]
     runs += [([*VARIANTS[resume.name], *COMMON, resume, "--resume"], None)] if resume else []
-    done = driver(processes, runs)
+    done = forked(processes, runs)
     assert done.returncode == 0, done.stderr
 
 
@@ -99,7 +99,7 @@ def test_bits_are_those_of_one_process_unless_a_fault_is_planted(processes, name
             assert_same_bits(tmp_path / fault, alone / FAULTS[fault])
     assert_same_bits(handed_on, alone / "mlp")
     rewind(tmp_path / "mlp")
-    done = call(PYTHON, "train.py", *VARIANTS["mlp"], *COMMON, tmp_path / "mlp", "--resume", OMP_NUM_THREADS="2")
+    done = train_py(*VARIANTS["mlp"], *COMMON, tmp_path / "mlp", "--resume", OMP_NUM_THREADS="2")
     assert done.returncode == 0 and "going on from update 10" in done.stdout, done.stderr
     assert_same_bits(tmp_path / "mlp", alone / "mlp")
 
@@ -108,7 +108,7 @@ def test_bits_are_those_of_one_process_unless_a_fault_is_planted(processes, name
 def test_bf16_has_the_same_bits_on_1_and_3_processes(tmp_path):
     for processes in (1, 3):
         flags = [*VARIANTS["cnn"], *COMMON, tmp_path / str(processes), "--mixed-precision", "bf16"]
-        done = driver(processes, [(flags, None)])
+        done = forked(processes, [(flags, None)])
         assert done.returncode == 0, done.stderr
     assert_same_bits(tmp_path / "3", tmp_path / "1")
 
@@ -117,7 +117,7 @@ def test_bf16_has_the_same_bits_on_1_and_3_processes(tmp_path):
 def test_an_epoch_of_mnist_has_the_same_bits_on_1_2_and_3_processes(mnist, tmp_path):
     flags = ["--data-dir", str(mnist), "--epochs", "1", "--virtual-processes", "4", "--cpu", "--wandb", "disabled"]
     for processes in (1, 2, 3):
-        done = driver(processes, [([*flags, "--output-dir", tmp_path / str(processes)], None)])
+        done = forked(processes, [([*flags, "--output-dir", tmp_path / str(processes)], None)])
         assert done.returncode == 0, done.stderr
         assert_same_bits(tmp_path / str(processes), tmp_path / "1")
 
@@ -127,7 +127,7 @@ def test_more_processes_than_virtual_ones_and_other_bits_on_a_resume_are_refused
     shutil.copytree(alone / "plain", run)
     more = torchrun(2, "train.py", *COMMON, tmp_path / "run", "--virtual-processes", "1")
     assert more.returncode and "2 processes are more than the 1 virtual processes" in more.stderr
-    other = call(PYTHON, "train.py", *COMMON, run, "--resume", "--virtual-processes", "4")
+    other = train_py(*COMMON, run, "--resume", "--virtual-processes", "4")
     assert other.returncode == 1 and "--virtual-processes is 4, but the run" in other.stderr
     config = json.loads((run / "config.json").read_text())
     assert config["threads"] == 1 and config["versions"]["torch"] in torch.__version__

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import PYTHON, REPOSITORY, call, clean_environment, read_lines, torchrun
+from conftest import PYTHON, REPOSITORY, call, clean_environment, read_lines, torchrun, train_py
 
 from mnist_dist.run import tracking
 
@@ -109,7 +109,7 @@ def test_the_end_says_how_to_send_it(offline):
 def test_a_run_that_was_killed_and_stopped_is_one_run_with_one_history(tmp_path):
     """Killed, resumed and asked to stop, resumed: one offline part, equal to that of a run that was never stopped."""
     flags = [*FLAGS[:-1], "--epochs", "20", "--checkpoint-every", "11", "--wandb", "offline", "--output-dir"]
-    done = call(PYTHON, "train.py", *flags, tmp_path / "whole")
+    done = train_py(*flags, tmp_path / "whole")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
     for harm, more in ((signal.SIGKILL, []), (signal.SIGTERM, ["--resume"])):
@@ -123,7 +123,7 @@ def test_a_run_that_was_killed_and_stopped_is_one_run_with_one_history(tmp_path)
         assert process.wait(timeout=60) == (75 if harm == signal.SIGTERM else -harm)
     ends = [record.WhichOneof("record_type") for record in records(run)]
     assert "preempting" in ends and "exit" in ends, "asked to stop it has not failed"
-    done = call(PYTHON, "train.py", *flags, run, "--resume")
+    done = train_py(*flags, run, "--resume")
     assert done.returncode == 0, done.stderr
 
     def timeless(folder: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from conftest import PYTHON, REPOSITORY, call, read_lines, torchrun, weights_of
+from conftest import PYTHON, REPOSITORY, call, read_lines, torchrun, train_py, weights_of
 
 from mnist_dist.core import GlobalBatches, Training
 from mnist_dist.run.settings import TrainConfig
@@ -34,7 +34,7 @@ OPTIONS = {
 def test_an_epoch_is_that_of_a_hand_written_loop(options, tmp_path):
     common = "--dataset mnist-5k --epochs 1 --seed 3 --dtype float64 --cpu --wandb disabled --output-dir".split()
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    done = call(PYTHON, "train.py", *common, tmp_path / "run", *flags)
+    done = train_py(*common, tmp_path / "run", *flags)
     assert done.returncode == 0, done.stderr
 
     config = TrainConfig(seed=3, epochs=1, **options)

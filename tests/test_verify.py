@@ -5,15 +5,17 @@ import platform
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from conftest import ACCELERATE, PYTHON, REPOSITORY, call, torchrun
+from conftest import ACCELERATE, DRIVER, PYTHON, REPOSITORY, call, torchrun
 
 from mnist_dist.tools import program
-from mnist_dist.tools.verify import Config, Process, check_equal, check_processes
+from mnist_dist.tools.verify import Config, Process, check_equal, check_processes, throughput
 
 # All options at once, and more than a MiB of gradients.
 OPTIONS = (
@@ -56,23 +58,23 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
     "another_kind_of_processor": ("same bits", "process 2 on ", "one kind of CPU or GPU"),
 }
 SLOW = {"speed of each process", "links", "same bits"}  # lines that warn
-WARNED = ("slow_process", "slow_link", "another_kind_of_processor")
+WARNED, ALL_WARNED = ("slow_process", "slow_link", "another_kind_of_processor"), "slow_and_of_another_kind"
 
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """What three processes answer without a fault and with those about speed, and two with each of the others."""
+    """What three processes answer without a fault and with all that warn, and two with each of the others."""
     folder = tmp_path_factory.mktemp("verify")
     flags = ["--dataset", "mnist-5k", "--cpu", "--output-dir", str(folder / "runs")]
-    three = {None: flags} | {fault: [*flags, "--", *OPTIONS] for fault in WARNED}
-    two = {fault: [*flags, "--", *OPTIONS] for fault in FAULTS if fault not in three}
+    three = {None: flags, ALL_WARNED: [*flags, "--", *OPTIONS]}
+    two = {fault: [*flags, "--", *OPTIONS] for fault in FAULTS if fault not in WARNED}
     for world, asked in {3: three, 2: two}.items():
         runs = [{"flags": it, "fault": fault, "verify": str(folder / f"{fault}.json")} for fault, it in asked.items()]
-        driver = REPOSITORY / "tests" / "driver.py"
-        done = torchrun(world, driver, json.dumps({"runs": runs, "updates": 10}), timeout=500)
+        done = call(PYTHON, DRIVER, json.dumps({"runs": runs, "updates": 10, "forked": world}), timeout=500)
         assert done.returncode == 0, done.stdout + done.stderr
     assert not (folder / "runs").exists()  # nothing is left behind
-    return {fault: json.loads((folder / f"{fault}.json").read_text()) for fault in (None, *FAULTS)}
+    found = {fault: json.loads((folder / f"{fault}.json").read_text()) for fault in (*three, *two)}
+    return found | dict.fromkeys(WARNED, found[ALL_WARNED])
 
 
 @pytest.mark.slow
@@ -264,6 +266,13 @@ def test_processes_with_other_numbers_of_threads_are_listed():
     assert check.passed and "1 thread(s) on process 0, 4 thread(s) on process 1" in check.detail
 
 
+@pytest.mark.parametrize(("together", "slower"), [(900.0, True), (1100.0, False)])
+def test_it_says_so_if_several_processes_are_slower_than_one(together, slower):
+    speeds = {"samples_per_second": together, "samples_per_second_alone": 1000.0, "efficiency": together / 2000}
+    said = throughput(speeds | {"all_reduce_seconds": 1e-4, "all_reduce_bytes_per_second": 1e9}, 2)
+    assert ("2 processes are slower than one with batches of 61" in said) is slower
+
+
 DOCUMENTED = """
 import argparse, json, os, pathlib, torch
 from accelerate import Accelerator
@@ -340,6 +349,22 @@ def test_a_program_that_fails_is_quoted(tmp_path):
     done = verify_program(broken)
     assert done.returncode == 1 and "FAIL  runs on 1" in done.stdout
     assert "status 1: ValueError: no such flag" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_program_that_hangs_on_several_processes_is_ended_with_all_that_it_started(tmp_path):
+    hanging = tmp_path / "hanging.py"
+    hanging.write_text("import os, time\nif 'RANK' in os.environ:\n    time.sleep(300)")
+    done = verify_program(hanging, "--deadline", "10")
+    assert done.returncode == 1 and "not done after 10 s" in done.stdout, done.stdout + done.stderr
+    assert not [each for each in psutil.process_iter() if str(hanging) in command_line(each)]
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """A process's, if it is still there."""
+    with suppress(psutil.NoSuchProcess):
+        return process.cmdline()
+    return []
 
 
 def test_figures_are_compared_but_for_times():

@@ -105,7 +105,13 @@ def grouped(page: str, groups: Mapping[str, str]) -> str:
 
 def as_json(config: Any) -> dict[str, Any]:
     """The settings as plain JSON values, paths as strings."""
-    return {key: os.fspath(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(plain, value))
+        return os.fspath(value) if isinstance(value, Path) else value
+
+    return {key: plain(value) for key, value in asdict(config).items()}
 
 
 def as_flags(config: Any) -> list[str]:

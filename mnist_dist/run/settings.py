@@ -105,7 +105,9 @@ class TrainConfig(RunFlags, Settings):
         return {
             flag(field.name): values[field.name]
             for field in fields(self)
-            if not field.metadata.get("may_change") and (field.name != "epochs" or moving)
+            if not field.metadata.get("may_change")
+            and field.name not in self.unused
+            and (field.name != "epochs" or moving)
         }
 
 

@@ -5,9 +5,10 @@ import io
 import json
 import math
 import pickle
+import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -18,11 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mnist_dist.core.processes import UserError, all_or_none
+from mnist_dist.core.processes import UserError, all_or_none, same_everywhere
 from mnist_dist.run.files import write_file
 from mnist_dist.run.folder import CONFIG, WEIGHTS
-from mnist_dist.task import datasets
-from mnist_dist.task.settings import MAX_PARAMETERS
+from mnist_dist.task import datasets, networks
+from mnist_dist.task.data import DataSet
+from mnist_dist.task.settings import MAX_PARAMETERS, Settings
 
 METADATA = "mnist_dist"  # under which an exported safetensors file says what data it was trained on
 POSSIBLE: dict[str, Callable[[Any], bool]] = {  # values of `Trained`'s fields
@@ -157,3 +159,41 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(weights.items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def load_teachers(settings: Settings, samples: DataSet, device: torch.device) -> list[networks.MNISTNet]:
+    """The models that a training is to learn from, in its arithmetic and in eval mode; every process calls it.
+
+    Args:
+        samples: the data of that training.
+
+    Raises:
+        UserError: on every process, if one is no model of ours, was trained on other data, or differs between them.
+    """
+    teachers = []
+    with all_or_none():
+        for path in settings.teacher:
+            trained = locate(path)
+            inputs = (trained.dataset, trained.mean, trained.std)
+            if trained.dataset != "auto" and inputs != (samples.name, samples.mean, samples.std):
+                raise UserError(
+                    f"--teacher {path} was trained on {trained.dataset} (mean {trained.mean}, std {trained.std}), and "
+                    f"here are {samples.name} ({samples.mean}, {samples.std}): give models of the same data"
+                )
+            try:
+                network = networks.from_state_dict(load_weights(trained.weights))
+            except UserError as error:
+                raise UserError(f"--teacher {path} cannot teach: {error}") from error
+            teachers.append(network.requires_grad_(False).to(device, getattr(torch, settings.dtype)))
+            if samples.val and (trained.val_size, trained.seed) != (settings.val_size, settings.seed):
+                warning = f"warning: --teacher {path} may have seen samples that are held out here, so what they say of"
+                if PartialState().is_main_process:
+                    print(f"{warning} accuracy is too good", file=sys.stderr)
+    same_everywhere("the teachers", teachers_digest(teachers))
+    return teachers
+
+
+def teachers_digest(teachers: Sequence[nn.Module]) -> str | None:
+    """A digest of all their weights, in order; None if there are none."""
+    digests = [fingerprint(teacher.state_dict()) for teacher in teachers]
+    return hashlib.sha256(repr(digests).encode()).hexdigest() if digests else None

@@ -1,6 +1,6 @@
 """What a training of a digit classifier is made of: its optimizer, schedule, loss, and average of the weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +25,12 @@ def schedule(settings: Settings, updates: int) -> Callable[[int], float]:
     return lambda step: learning_rate(step, updates, schedule=settings.schedule, warmup=settings.warmup)
 
 
-def loss_of(network: MNISTNet, settings: Settings) -> Loss:
+def loss_of(network: MNISTNet, settings: Settings, teachers: Sequence[nn.Module] = ()) -> Loss:
     """The cross-entropy (nats) summed over a batch's samples, distorted and with dropout as the settings say.
 
     Args:
         network: bare; says what of it can be dropped.
+        teachers: models in eval mode, whose `divergence` is a share of the loss as the settings say.
     """
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -37,9 +38,30 @@ def loss_of(network: MNISTNet, settings: Settings) -> Loss:
         if settings.affine or settings.elastic:
             images = distort(images, batch, affine=settings.affine, elastic=settings.elastic)
         masks = dropout(network.outputs, batch, share=settings.dropout) if settings.dropout else []
-        return F.cross_entropy(model(images, *masks), labels, reduction="sum", label_smoothing=settings.label_smoothing)
+        logits = model(images, *masks)
+        wrong = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=settings.label_smoothing)
+        if not teachers:
+            return wrong
+        apart = divergence(logits, images, teachers, settings.temperature)
+        return (1 - settings.teacher_share) * wrong + settings.teacher_share * apart
 
     return loss
+
+
+def divergence(logits: Tensor, images: Tensor, teachers: Sequence[nn.Module], temperature: float) -> Tensor:
+    """How far predictions are from the mean of the teachers' for the same images (Hinton et al. 2015).
+
+    Args:
+        logits: (n, 10), the network's.
+        images: (n, 1, 28, 28), distorted as the network saw them.
+        temperature: T, by which all logits are divided.
+
+    Returns:
+        T^2 times the Kullback-Leibler divergence (nats), summed over the samples: so its gradient is as large at any T.
+    """
+    with torch.no_grad():
+        taught = torch.stack([F.softmax(teacher(images) / temperature, dim=1) for teacher in teachers]).mean(dim=0)
+    return temperature**2 * F.kl_div(F.log_softmax(logits / temperature, dim=1), taught, reduction="sum")
 
 
 def average(model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) -> AveragedModel:

@@ -21,7 +21,7 @@ GROUPS = {  # of the flags in --help, the usual ones first
     "data": "dataset data-dir val-size affine elastic",
     "network": "model hidden channels dropout ema",
     "training": "recipe epochs batch-size lr seed schedule warmup weight-decay label-smoothing clip-norm "
-    "gradient-accumulation-steps virtual-processes",
+    "teacher temperature teacher-share gradient-accumulation-steps virtual-processes",
 }
 MAY_CHANGE = {"may_change": True}  # metadata of a setting that does not decide what is trained
 
@@ -110,6 +110,12 @@ class Settings(DataConfig):
     """Largest norm of an update's gradient; 0: no limit."""
     ema: float = 0.0
     """Decay of a moving average of the weights, which then is the model, usually 0.99 to 0.9999; 0: none."""
+    teacher: tuple[Path, ...] = field(default=(), metadata=MAY_CHANGE)  # it is their weights that may not
+    """Runs' folders or .pth files of trained models, whose mean prediction is learned beside the labels."""
+    temperature: float = 4.0
+    """By which logits are divided before predictions are compared with the teachers'; the higher, the softer."""
+    teacher_share: float = 0.9
+    """Share of the loss that is the divergence from the teachers, the rest being the labels' cross-entropy."""
     seed: int = 0
     """Decides the first weights, the order of the samples, the held-out samples, distortions and dropout. For several
     seeds see benchmarks/accuracy.py."""
@@ -156,8 +162,15 @@ class Settings(DataConfig):
         droppable = bool(network.outputs)
         require(droppable or not self.dropout, "--dropout", self.dropout, "0 to a network without hidden layers")
         require_strengths(self.affine, self.elastic)
+        require(0 < self.temperature <= 1000, "--temperature", self.temperature, "a number above 0 and at most 1000")
+        require(0 < self.teacher_share <= 1, "--teacher-share", self.teacher_share, "a share above 0 and at most 1")
         require(0 <= self.clip_norm < math.inf, "--clip-norm", self.clip_norm, "a norm above 0, or 0 for no limit")
         shares = self.virtual_processes
         require(0 <= shares <= MAX_SHARES, "--virtual-processes", shares, f"a number from 1 to {MAX_SHARES}, or 0")
         require(0 <= self.ema < 1, "--ema", self.ema, "a decay from 0 to below 1")
         require(0 <= self.seed < 2**32, "--seed", self.seed, "a number from 0 to 4,294,967,295")
+
+    @property
+    def unused(self) -> set[str]:
+        """Fields that decide nothing beside the others' values."""
+        return set() if self.teacher else {"temperature", "teacher_share"}

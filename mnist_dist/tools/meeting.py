@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from mnist_dist.core.processes import broadcast
+from mnist_dist.core.processes import SIGNALS, broadcast
 
 BEAT, SILENCE = 0.2, 1.5  # seconds between two signs of life, and without one until a process is dead or frozen
 ALONE = 3.0  # seconds in which all fail alike, or one has failed alone
@@ -54,12 +54,12 @@ class Meeting:
         self.round, self.over, self.ending, self.signal = 0, False, False, ""
         self.store, store_of_thread = self.connect()
         self.main = threading.main_thread().ident or 0
-        self.before = {number: signal.getsignal(number) for number in (*ENDING, signal.SIGUSR1)}
+        self.before = {number: signal.getsignal(number) for number in SIGNALS}
         self.catch_signals()
-        self.pipe, write = os.pipe()  # through which signals reach the thread while the program waits for a process
-        for end in (self.pipe, write):
-            os.set_blocking(end, False)
-        self.wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        self.ends = socket.socketpair()  # by which signals reach the thread while the program waits for a process
+        for end in self.ends:
+            end.setblocking(False)
+        self.wakeup = signal.set_wakeup_fd(self.ends[1].fileno(), warn_on_full_buffer=False)
         self.thread = threading.Thread(target=self.watch, args=[store_of_thread], daemon=True)
         self.thread.start()
 
@@ -139,7 +139,7 @@ class Meeting:
                 if store.check(["end"]):
                     self.leave()
                 with suppress(BlockingIOError):
-                    asked = set(os.read(self.pipe, 1000)) & set(ENDING)
+                    asked = set(self.ends[0].recv(1000)) & set(ENDING)
                     self.signal = signal.Signals(min(asked)).name if asked else self.signal
                 rounds = [number for number in (self.round, self.round + 1) if store.check([f"{number}/trouble"])]
                 troubled = next((number for number in rounds if not self.all_came(store, number)), 0)

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -91,10 +93,10 @@ def run(program: Path, flags: Sequence[str], world: int, folder: Path, cpu: bool
     try:
         said, _ = process.communicate(timeout=deadline)
     except subprocess.TimeoutExpired:
-        end_group(process)
+        end_all(process)
         return name, False, f"not done after {deadline:.0f} s", "give it fewer epochs, or more seconds with --deadline"
     except BaseException:
-        end_group(process)
+        end_all(process)
         raise
     if process.returncode:
         errors = [line.strip() for line in said.splitlines() if "rror" in line] or said.strip().splitlines()[-1:]
@@ -102,9 +104,11 @@ def run(program: Path, flags: Sequence[str], world: int, folder: Path, cpu: bool
     return name, True, f"{world} process{'es' if world > 1 else ''}, to the end", ""
 
 
-def end_group(process: subprocess.Popen[str]) -> None:
-    """End a launcher and all that it has started."""
-    os.killpg(process.pid, 9)
+def end_all(process: subprocess.Popen[str]) -> None:
+    """End a launcher and all that it has started; torchrun gives each process a session, and so a group, of its own."""
+    for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
     process.wait()
 
 

@@ -246,6 +246,8 @@ def holds(condition: str, row: Row, known: Sequence[str]) -> bool:
     if isinstance(value, int | float):
         with suppress(ValueError):
             wanted = float(wanted)
+        if isinstance(wanted, str) and relation in COMPARE:
+            raise UsageError(f"--where {condition} is not possible: {name} is a number, so give one")
     if isinstance(wanted, str):
         value, wanted = None if value is None else str(value).lower(), wanted.lower()
     if relation in ("=", "!="):

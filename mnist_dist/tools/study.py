@@ -1,6 +1,5 @@
 """A study: one search by Optuna, made by any number of processes, each of which may be killed at any instant."""
 
-import fcntl
 import json
 import math
 import os
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from filelock import lock_descriptor
 from optuna.distributions import BaseDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from mnist_dist.core.processes import UserError
 
-JOURNAL, LOCKS = "journal.jsonl", "locks"  # in the study's folder
-WRITING, CLAIMING, TRIALS = 0, 1, 2  # which byte of the locks' file stands for what; trial n has byte TRIALS + n
+JOURNAL, LOCKS = "journal.jsonl", ".locks"  # in the study's folder
+WRITING, CLAIMING, TRIAL = "writing", "claiming", "trial-{}"  # names of locks; each trial has one of its own
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 LINE = b'{"op_code":'  # how every line of a journal begins; 0 creates a study
 WHOLE = math.lcm(*range(1, 21))  # parts of a trial: each of 1 to 20 epochs takes a whole number of them
@@ -29,26 +29,34 @@ POLL = 0.5  # seconds between two looks at what others do, if nothing is left to
 
 
 class Locks:
-    """What only one process may do at a time, each a byte of one file that the process locks.
+    """What only one process may do at a time, each by name a file beside the journal that the process locks.
 
     The system frees them however that process ends. Optuna's own locks outlive it, and hold up the others.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.journal = folder / JOURNAL
-        self.file = (folder / LOCKS).open("ab")
+        self.journal, self.folder = folder / JOURNAL, folder / LOCKS
+        self.folder.mkdir(exist_ok=True)
+        self.held: dict[str, int] = {}  # descriptors
 
-    def take(self, byte: int, wait: bool = True) -> bool:
-        """Lock a byte; if another process holds it, wait for it or return False."""
-        try:
-            fcntl.lockf(self.file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
-        except BlockingIOError:
-            return False
-        return True
+    def take(self, name: str, wait: bool = True) -> bool:
+        """Lock a name; if another process holds it, wait for it or return False."""
+        descriptor = os.open(self.folder / name, os.O_RDWR | os.O_CREAT)
+        taken = lock_descriptor(descriptor, blocking=wait, poll_interval=0.01)
+        if taken:
+            self.held[name] = descriptor
+        else:
+            os.close(descriptor)
+        return taken
 
-    def free(self, byte: int) -> None:
-        """Unlock a byte."""
-        fcntl.lockf(self.file, fcntl.LOCK_UN, 1, byte)
+    def free(self, name: str) -> None:
+        """Unlock a name."""
+        os.close(self.held.pop(name))
+
+    def close(self) -> None:
+        """Unlock all of them."""
+        for name in list(self.held):
+            self.free(name)
 
     @contextmanager
     def claiming(self) -> Iterator[None]:
@@ -153,9 +161,9 @@ def trials_to_do(
         while True:
             with locks.claiming():
                 for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-                    if locks.take(TRIALS + trial.number, wait=False):
+                    if locks.take(TRIAL.format(trial.number), wait=False):
                         study.tell(trial.number, state=TrialState.FAIL)
-                        locks.free(TRIALS + trial.number)
+                        locks.free(TRIAL.format(trial.number))
                 trials = study.get_trials(deepcopy=False)
                 done = sum(trial.state in DONE for trial in trials)
                 running = sum(trial.state == TrialState.RUNNING for trial in trials)
@@ -169,11 +177,11 @@ def trials_to_do(
                     draw = int(np.random.SeedSequence((seed, len(trials))).generate_state(1)[0])
                     study.sampler = optuna.samplers.TPESampler(seed=draw)
                     begun = study.ask(space)
-                    locks.take(TRIALS + begun.number)
+                    locks.take(TRIAL.format(begun.number))
             progress.update(done - progress.n)
             if begun:
                 yield begun
-                locks.free(TRIALS + begun.number)
+                locks.free(TRIAL.format(begun.number))
             elif running:
                 time.sleep(POLL)  # others may yet die
             else:

@@ -4,6 +4,8 @@ import math
 import os
 import shlex
 import signal
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,6 +28,7 @@ from mnist_dist.core.processes import SIGNALS
 from mnist_dist.run import launch, plots
 from mnist_dist.run.command_line import as_flags, as_json, flag
 from mnist_dist.run.settings import TrainConfig
+from mnist_dist.run.weights import load_teachers, teachers_digest
 from mnist_dist.task import data, networks
 from mnist_dist.task.data import Split
 from mnist_dist.task.evaluation import classify
@@ -122,23 +125,27 @@ def search(config: Config) -> None:
             given, mixed_precision=accelerator.mixed_precision
         )  # the launcher's, which the command is to say
     first = parameters(given, space)
+    teachers = load_teachers(given, samples, accelerator.device)
 
     config.output_dir.mkdir(parents=True, exist_ok=True)
-    locks = Locks(config.output_dir)
     common = as_json(given)
     fixed = {flag(field.name): common[field.name] for field in fields(Settings) if not field.metadata.get("may_change")}
+    fixed = {name: value for name, value in fixed.items() if name not in map(flag, given.unused)}
     fixed |= {"--search": list(space), "the data's digest": samples.digest}
+    if teachers:
+        fixed["the teachers' digest"] = teachers_digest(teachers)
     fixed["the space"] = list(map(distribution_to_json, space.values()))
-    study = open_study(config.output_dir, locks, fixed)
-    for trial in trials_to_do(study, locks, config.trials, space, first, config.seed):
-        try:
-            study.tell(trial, train_trial(trial, replace(given, **settings(trial.params)), train, val))
-        except (optuna.TrialPruned, UserError) as reason:  # the latter if numbers broke
-            trial.set_user_attr("reason", str(reason))
-            study.tell(trial, state=TrialState.PRUNED)
-        tqdm.write(in_words(study.trials[trial.number]))
-    with locks.claiming():  # the pictures are drawn by one process at a time
-        report(study, config.output_dir, given, len(val))
+    with closing(Locks(config.output_dir)) as locks:
+        study = open_study(config.output_dir, locks, fixed)
+        for trial in trials_to_do(study, locks, config.trials, space, first, config.seed):
+            try:
+                study.tell(trial, train_trial(trial, replace(given, **settings(trial.params)), train, val, teachers))
+            except (optuna.TrialPruned, UserError) as reason:  # the latter if numbers broke
+                trial.set_user_attr("reason", str(reason))
+                study.tell(trial, state=TrialState.PRUNED)
+            tqdm.write(in_words(study.trials[trial.number]))
+        with locks.claiming():  # the pictures are drawn by one process at a time
+            report(study, config.output_dir, given, len(val))
 
 
 def parameters(given: TrainConfig, space: dict[str, BaseDistribution]) -> dict[str, Any]:
@@ -169,7 +176,9 @@ def settings(params: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def train_trial(trial: Trial, config: TrainConfig, train: Split, val: Split) -> float:
+def train_trial(
+    trial: Trial, config: TrainConfig, train: Split, val: Split, teachers: Sequence[torch.nn.Module] = ()
+) -> float:
     """Train as train.py does, with nothing kept.
 
     Returns:
@@ -185,7 +194,7 @@ def train_trial(trial: Trial, config: TrainConfig, train: Split, val: Split) -> 
     network = networks.build(config.model, config.hidden, config.channels).to(accelerator.device, dtype)
     optimizer = adam(network, config)
     averaged = average(network, optimizer, config.ema) if config.ema else None
-    training = Training(accelerator, network, optimizer, loss_of(network, config))
+    training = Training(accelerator, network, optimizer, loss_of(network, config, teachers))
     batches = GlobalBatches(train.tensors, config.batch_size, seed=config.seed)
     progress, rate = training.progress, schedule(config, config.epochs * len(batches))
     while True:

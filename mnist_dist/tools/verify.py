@@ -34,7 +34,7 @@ from mnist_dist.task import data, datasets, networks
 from mnist_dist.task.data import DataSet, Split
 from mnist_dist.task.evaluation import BATCH, classify
 from mnist_dist.task.objective import adam, loss_of
-from mnist_dist.task.settings import DataConfig, require
+from mnist_dist.task.settings import DataConfig, UsageError, require
 from mnist_dist.tools import links, program, reference
 from mnist_dist.tools.meeting import NOT_ALL, Meeting, lost_another
 from mnist_dist.tools.watched import Seen, Watch, cut, difference, wrong_checkpoint, wrong_figures
@@ -118,7 +118,10 @@ class Config(DataConfig):
     def asked(self) -> TrainConfig | None:
         """The training to come; None if no flags say what it is."""
         about_data = ["--dataset", self.dataset, "--data-dir", str(self.data_dir)]
-        return parse(TrainConfig, [*about_data, *self.training], "verify ... --") if self.training else None
+        asked = parse(TrainConfig, [*about_data, *self.training], "verify ... --") if self.training else None
+        if asked and asked.teacher:
+            raise UsageError("verify does not know teachers, and so cannot check --teacher: leave it out")
+        return asked
 
 
 @dataclass(frozen=True)
@@ -687,13 +690,7 @@ class Verify:
             self.result.add(Check("links", True, detail, advice, slow=not passed))
         self.meeting.begin("speed of each process", "measuring speed")
         self.result.add(self.measure(cut(self.samples, 3994, 1).train))
-        speeds = self.result.measurements
-        lines = f"\ntraining: {speeds['samples_per_second']:,.0f} samples/s on {self.meeting.world} process(es)"
-        if self.meeting.world > 1:
-            lines += f", {speeds['samples_per_second_alone']:,.0f} on 1: efficiency {100 * speeds['efficiency']:.0f}%"
-            lines += f"\nall-reduce: {1e6 * speeds['all_reduce_seconds']:,.0f} us for one number, "
-            lines += f"{speeds['all_reduce_bytes_per_second'] / 1e9:.2f} GB/s for {links.BYTES // 2**20} MiB"
-        self.result.say(lines)
+        self.result.say(throughput(self.result.measurements, self.meeting.world))
 
     def check_mixed_precision(self, train: Split) -> Check:
         """A few updates in each precision that the device offers, on each process by itself."""
@@ -895,6 +892,20 @@ def wrong_samples(seen: list[Seen], settings: TrainConfig, samples: int, first: 
             what = f"update {first + n + 1} has {len(together)} samples, not those {len(right)} of one process"
             return [what + (f", and {twice} more than once in the epoch" if twice else "")]
     return []
+
+
+def throughput(speeds: dict[str, float], world: int) -> str:
+    """What was measured, in words, and whether more processes are worth it."""
+    together, alone = speeds["samples_per_second"], speeds["samples_per_second_alone"]
+    lines = f"\ntraining: {together:,.0f} samples/s on {world} process(es)"
+    if world > 1:
+        lines += f", {alone:,.0f} on 1: efficiency {100 * speeds['efficiency']:.0f}%"
+        lines += f"\nall-reduce: {1e6 * speeds['all_reduce_seconds']:,.0f} us for one number, "
+        lines += f"{speeds['all_reduce_bytes_per_second'] / 1e9:.2f} GB/s for {links.BYTES // 2**20} MiB"
+        if together < alone:
+            few = f"with batches of {PLAIN.batch_size}: use one, or larger batches"
+            lines += f"\n{world} processes are slower than one {few}"
+    return lines
 
 
 def check_processes(processes: list[Process], config: Config, set_up: str) -> Check:

@@ -22,7 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mnist_dist.core import Batch, Checkpoints, Stopped, Training, UserError
 from mnist_dist.core.checkpoints import newest_checkpoint
-from mnist_dist.core.processes import explain
+from mnist_dist.core.processes import SIGNALS, explain
 from mnist_dist.run import launch, plots
 from mnist_dist.run.command_line import as_flags
 from mnist_dist.run.settings import TrainConfig
@@ -199,7 +199,9 @@ class Watch:
         if self.enough == at.global_step:
             raise Enough
         if self.ask == at.global_step:
-            os.kill(os.getpid(), signal.SIGUSR1)
+            stop = signal.getsignal(SIGNALS[-1])  # SIGUSR1's; Windows has none, and SIGINT would end the meeting, too
+            assert callable(stop)
+            stop(SIGNALS[-1], None)
         seen.at = seen.at if self.first else "gradient"
         self.note(f"in update {at.global_step + 1}")
         seen.indices.append(batch.index.tolist())

@@ -1,0 +1,41 @@
+"""Several processes for what takes seconds to import: it is imported once, and then they part."""
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+
+LEAVE = 60  # seconds for the others after one has failed
+PR_SET_PDEATHSIG = 1  # of Linux
+
+
+def fork(processes: int) -> None:
+    """Go on as so many processes, each with what a launcher would tell it; this one waits for them and ends as they do.
+
+    To be called before anything is computed: of a process that has threads a fork is no sound copy.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    running = set()
+    for rank in range(processes):
+        if (child := os.fork()) == 0:
+            if sys.platform == "linux":  # none stays when the one that waits is killed
+                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            os.environ.update({name: str(value) for name, value in place.items()})
+            return
+        running.add(child)
+    failed, until = False, float("inf")
+    while running:
+        child, status = os.waitpid(-1, os.WNOHANG)
+        running.discard(child)
+        if child and status and not failed:
+            failed, until = True, time.monotonic() + LEAVE
+        if time.monotonic() > until:
+            for each in running:
+                os.kill(each, signal.SIGKILL)
+        time.sleep(0.02)
+    os._exit(int(failed))
