@@ -53,7 +53,7 @@ def average(model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) ->
         Has the network with the averaged weights in its attribute `module`; the same on all processes, as the weights.
     """
     averaged = AveragedModel(model)
-    mine, theirs = [*averaged.module.parameters()], [*model.parameters()]
+    mine, theirs = (list[Tensor](each.parameters()) for each in (averaged.module, model))
 
     @torch.no_grad()
     def follow(*_: object) -> None:
