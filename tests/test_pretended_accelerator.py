@@ -58,6 +58,7 @@ def found(tmp_path_factory):
         "scaler": training("scaler", "--ema 0.9", scaler=True),
         "evaluated": {"program": "evaluate", "flags": f"{folder / 'every'} --shifts --distortions 1".split()},
         "double": training("double", "--dtype float64"),
+        "moved": training("every", f"{EVERY} {SHARES} --cpu --resume"),
         "cpu": training("cpu", f"{EVERY} {SHARES} --cpu"),
     }
     done = call(PYTHON, REPOSITORY / "tests" / "pretended.py", json.dumps(list(runs.values())), folder / "found")
@@ -67,7 +68,8 @@ def found(tmp_path_factory):
 
 def test_no_tensor_is_on_the_wrong_device_and_none_is_float64_unless_asked_for(found):
     errors = {name: run["error"] for name, run in found[0].items() if run["error"]}
-    assert list(errors) == ["double"] and "which the device has not" in errors["double"], errors
+    assert list(errors) == ["double", "moved"], errors
+    assert "which the device has not" in errors["double"] and "GPU is None, but the run in" in errors["moved"]
 
 
 def test_the_host_waits_in_these_places_and_in_no_update(found):
