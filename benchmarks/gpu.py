@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -40,7 +41,7 @@ from mnist_dist.run import launch, origin
 from mnist_dist.run.neighbour import Neighbour
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.task import data, networks
-from mnist_dist.task.objective import adam, loss_of
+from mnist_dist.task.objective import adam, average, loss_of
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = {  # flags of train.py that are tried for two epochs each
@@ -66,7 +67,7 @@ Result = dict[str, dict[str, Any]]  # rows of a table: name, and figures by colu
 def machine(args: argparse.Namespace) -> Result:
     """The GPU, its driver, and versions."""
     facts = {"device": origin.processor(launch.start(args.cpu).device)} | launch.versions()
-    if not args.cpu:
+    if shutil.which("nvidia-smi"):
         query = [
             "nvidia-smi",
             "--query-gpu=driver_version,memory.total,clocks.max.sm,power.limit",
@@ -117,7 +118,7 @@ def waits(args: argparse.Namespace) -> Result:
         warnings.showwarning = note
         for number, batch in enumerate(training.epoch(batches)):
             torch.cuda.set_sync_debug_mode("warn" if number else "default")
-            training.update(batch)
+            training.update(batch, pieces=2, clip_norm=config.clip_norm)
         torch.cuda.set_sync_debug_mode("default")
     return {place: {"times": times} for place, times in places.items()} or {"none": {"times": 0}}
 
@@ -300,7 +301,10 @@ def a_training(args: argparse.Namespace, config: TrainConfig, samples: int) -> t
     images, labels = torch.randn(samples, 1, 28, 28), torch.randint(10, (samples,))
     split = data.Split(images.to(dtype), labels).to(accelerator.device)
     network = networks.build(config.model).to(accelerator.device, dtype)
-    training = Training(accelerator, network, adam(network, config), loss_of(network, config))
+    optimizer = adam(network, config)
+    if config.ema:
+        average(network, optimizer, config.ema)
+    training = Training(accelerator, network, optimizer, loss_of(network, config))
     return training, GlobalBatches(
         split.tensors, config.batch_size, accelerator, seed=0, virtual=config.virtual_processes
     )
