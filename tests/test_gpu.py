@@ -1,6 +1,7 @@
 """With an NVIDIA GPU (`pytest -m gpu`): what a GPU may not change. And benchmarks/gpu.py, rehearsed without one."""
 
 import json
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -72,31 +73,28 @@ def test_without_a_gpu_the_program_for_one_says_so(tmp_path):
 
 
 @pytest.mark.slow
-def test_its_rehearsal_ends_with_all_parts_and_keeps_what_was_found_before(tmp_path):
+def test_its_rehearsal_says_what_each_part_found_and_keeps_what_was_found_before(tmp_path):
     command = [PYTHON, "benchmarks/gpu.py", "--cpu", "--output", tmp_path / "gpu"]
-    done = call(*command, "--minutes", "0.2", "--only", "machine", "bits", "options")
+    done = call(*command, "--minutes", "0.1", "--only", "bits", "options")
     assert done.returncode == 1, done.stderr
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
-    assert parts["machine"]["status"] == "done" and parts["machine"]["found"]["torch"] == {
-        "value": torch.__version__.split("+")[0]
-    }
-    assert parts["bits"]["status"].startswith("was not done in") and parts["options"]["status"] == "no time was left"
+    assert parts["bits"]["status"] == "was not done in 6 s" and parts["options"]["status"] == "no time was left"
 
-    rest = "waits updates bits shares speed recipe options pair".split()
-    done = call(*command, "--only", *rest)
+    quick = "machine waits updates shares options pair".split()
+    done = call(*command, "--only", *quick)
     assert done.returncode == 0, done.stdout + done.stderr
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
-    assert [name for name, part in parts.items() if part["status"] != "done"] == ["waits"]
+    assert parts["machine"]["found"]["torch"] == {"value": version("torch")}
+    assert [name for name in quick if parts[name]["status"] != "done"] == ["waits"]
     assert parts["waits"]["status"] == "needs a GPU: CUDA alone tells where the host waits"
-    assert parts["bits"]["found"] == {"mlp": {"the same again": True, "the same after a stop": True}}
+    assert parts["options"]["found"]["mlp"]["test accuracy"] > 0.5
     assert all(difference < 1e-9 for row in parts["shares"]["found"].values() for difference in row.values())
-    assert (
-        parts["pair"]["found"]["pair"]["they sum"]
-        and parts["pair"]["found"]["pair"]["seconds until the other ends"] < 5
-    )
+    pair = parts["pair"]["found"]["pair"]
+    assert pair["they sum"] and pair["seconds until the other ends"] < 5
     tables = (tmp_path / "gpu.md").read_text()
-    assert "A rehearsal on a CPU" in tables and all(f"## {name}\n" in tables for name in ("machine", *rest))
+    assert "A rehearsal on a CPU" in tables and all(f"## {name}\n" in tables for name in ("bits", *quick))
 
     failed = call(*command, "--only", "machine", ACCELERATE_MIXED_PRECISION="fp8")
-    part = json.loads((tmp_path / "gpu.json").read_text())["parts"]["machine"]
-    assert failed.returncode == 1 and part["status"].startswith("failed: ") and "'fp8' is not offered" in part["status"]
+    again = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert failed.returncode == 1 and again.pop("machine")["status"].startswith("failed: ")
+    assert again == {name: part for name, part in parts.items() if name != "machine"}
