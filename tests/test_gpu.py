@@ -80,14 +80,13 @@ def test_its_rehearsal_says_what_each_part_found_and_keeps_what_was_found_before
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert parts["bits"]["status"] == "was not done in 6 s" and parts["options"]["status"] == "no time was left"
 
-    quick = "machine waits updates shares options pair".split()
+    quick = "machine waits shares pair".split()
     done = call(*command, "--only", *quick)
     assert done.returncode == 0, done.stdout + done.stderr
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert parts["machine"]["found"]["torch"] == {"value": version("torch")}
     assert [name for name in quick if parts[name]["status"] != "done"] == ["waits"]
     assert parts["waits"]["status"] == "needs a GPU: CUDA alone tells where the host waits"
-    assert parts["options"]["found"]["mlp"]["test accuracy"] > 0.5
     assert all(difference < 1e-9 for row in parts["shares"]["found"].values() for difference in row.values())
     pair = parts["pair"]["found"]["pair"]
     assert pair["they sum"] and pair["seconds until the other ends"] < 5
