@@ -10,13 +10,14 @@
 Each fault comes at an instant uniform over the time that the undisturbed run took from the line with its folder to its
 end, so also inside the writing of checkpoints and files. KILL goes to all processes; TERM, INT and USR1 to one of them,
 chosen at random, which must make all leave with a checkpoint; several signals come in turn. The weights, metrics.jsonl
-and summary.json (times aside) must be those of the undisturbed run. The exit status is 0 only if all were.
+and summary.json (times aside) must be those of the undisturbed run. The exit status is 0 only if all were. --cpu
+keeps a GPU out of it.
 
-With --elastic one run has all the faults, on one or two torchrun agents that play nodes: an agent is killed with its
-process, the first of them to begin with; one is asked to leave; one joins; a process is killed, or asked to stop. Each
-comes at a random instant once the agents train together, and is survived if all that are left do so again. The run
-must end by itself, with the weights of one process never disturbed: to 1e-9 in float64, to the bit if flags after `--`
-have --virtual-processes. --picture FILE draws it.
+With --elastic one run on the CPU has all the faults, on one or two torchrun agents that play nodes: an agent is killed
+with its process, the first of them to begin with; one is asked to leave; one joins; a process is killed, or asked to
+stop. Each comes at a random instant once the agents train together, and is survived if all that are left do so again.
+The run must end by itself, with the weights of one process never disturbed: to 1e-9 in float64, to the bit if flags
+after `--` have --virtual-processes. --picture FILE draws it.
 """
 
 import argparse
@@ -37,8 +38,8 @@ import torch
 from elastic_agents import ElasticRun
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-FLAGS = "--dataset mnist-5k --cpu --wandb disabled --epochs 6 --batch-size 40 --checkpoint-every 9 --schedule one-cycle"
-FLAGS += " --gradient-accumulation-steps 2 --val-size 100 --affine 0.5 --elastic 0.5"
+FLAGS = "--dataset mnist-5k --wandb disabled --epochs 6 --batch-size 40 --checkpoint-every 9".split()
+FLAGS += "--schedule one-cycle --gradient-accumulation-steps 2 --val-size 100 --affine 0.5 --elastic 0.5".split()
 ELASTIC = "--dataset mnist-5k --cpu --wandb disabled --model cnn --dtype float64 --batch-size 100 --epochs 25"
 ELASTIC += " --checkpoint-every 3"  # few updates that take long
 ADDRESSES = [f"127.0.0.{number}" for number in range(1, 10)]  # ranks are in their order
@@ -58,7 +59,7 @@ LAUNCHERS = {
 def start(folder: Path, processes: int, launcher: str, *more: str) -> subprocess.Popen:
     """The training, begun."""
     launch = [*LAUNCHERS[launcher], str(processes)] if processes > 1 else []
-    command = [sys.executable, *launch, str(TRAIN), *FLAGS.split(), "--output-dir", str(folder), *more]
+    command = [sys.executable, *launch, str(TRAIN), *FLAGS, "--output-dir", str(folder), *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -219,6 +220,7 @@ def main() -> None:
     parser.add_argument("--signal", choices=["KILL", "TERM", "INT", "USR1"], nargs="+", default=["KILL"])
     parser.add_argument("--launcher", choices=list(LAUNCHERS), default="torchrun")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    parser.add_argument("--cpu", action="store_true", help="use no GPU")
     parser.add_argument("--elastic", action="store_true")
     parser.add_argument("--picture", type=Path, help="with --elastic: draw what happened to this file")
     parser.add_argument("flags", nargs="*", help="after --: further flags of train.py, with --elastic")
@@ -227,6 +229,8 @@ def main() -> None:
         print(f"{args.faults} events in one elastic run, --seed {args.seed}", flush=True)
         flags = [*ELASTIC.split(), *args.flags]
         sys.exit(not disturb_elastic_run(args.faults, flags, random.Random(args.seed), args.picture))
+    if args.cpu:
+        FLAGS.append("--cpu")
     what = f"{args.faults} faults, {' '.join(args.signal)}, {args.processes} process(es)"
     print(f"{what} under {args.launcher}, --seed {args.seed}" if args.processes > 1 else f"{what}, --seed {args.seed}")
     dice, same = random.Random(args.seed), 0

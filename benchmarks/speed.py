@@ -3,6 +3,7 @@
     python benchmarks/speed.py --data-dir data --quick          # under three minutes
     python benchmarks/speed.py --data-dir data                  # an hour and a half on two cores
     python benchmarks/speed.py --data-dir data --only "99 %"    # the comparisons with this in their titles, again
+    python benchmarks/speed.py --data-dir data --cpu            # not on a GPU, where there is one
 
 Every round runs all programs of a comparison one after the other. The tables have medians over the rounds (means where
 rounds are seeds), their range, and the median of the ratios within a round, for the machine's speed changes from minute
@@ -99,7 +100,7 @@ def launcher(processes: int) -> list[str]:
 
 def baseline(name: str, data_dir: Path, processes: int = 1, **flags: Any) -> Run:
     words = [f"--{flag.replace('_', '-')}={value}" for flag, value in flags.items()]
-    script = [HERE / "baselines.py", name, f"--data-dir={data_dir}", "--device=cpu"]
+    script = [HERE / "baselines.py", name, f"--data-dir={data_dir}"]
     output, wall, peak = run([*launcher(processes), *script, *words])
     return Run(**json.loads(output.splitlines()[-1]), wall=wall, peak=peak)
 
@@ -109,7 +110,7 @@ def project(data_dir: Path, processes: int = 1, words: str = "", **flags: Any) -
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "run"
         named = [f"--{flag.replace('_', '-')}={value}" for flag, value in flags.items()]
-        script = ["train.py", "--dataset=mnist", f"--data-dir={data_dir}", "--cpu", "--wandb=offline"]
+        script = ["train.py", "--dataset=mnist", f"--data-dir={data_dir}", "--wandb=offline"]
         _, wall, peak = run([*launcher(processes), *script, f"--output-dir={place}", *words.split(), *named])
         lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
     seconds = [60_000 / line["samples_per_second"] for line in lines]
@@ -119,7 +120,7 @@ def project(data_dir: Path, processes: int = 1, words: str = "", **flags: Any) -
 def first_update(data_dir: Path) -> float:
     """Seconds from the start of train.py to the end of its first update."""
     with tempfile.TemporaryDirectory() as folder:
-        words = ["--dataset=mnist", f"--data-dir={data_dir}", "--cpu", "--wandb=offline"]
+        words = ["--dataset=mnist", f"--data-dir={data_dir}", "--wandb=offline"]
         return run([sys.executable, "-c", FIRST_UPDATE, *words, f"--output-dir={Path(folder) / 'run'}"])[1]
 
 
@@ -131,12 +132,13 @@ def evaluation(data_dir: Path) -> dict[str, Callable[[], float]]:
     from mnist_dist.task import data, networks
     from mnist_dist.task.evaluation import classify
 
-    accelerator, model = launch.start(cpu=True), networks.build("mlp").eval()
-    test = data.load("mnist", data_dir).test
+    accelerator = launch.start()
+    model, test = networks.build("mlp").eval().to(accelerator.device), data.load("mnist", data_dir).test
+    test = test.to(accelerator.device)
 
     def forward() -> None:
         with torch.no_grad():
-            model(test.images).argmax(1)
+            model(test.images).argmax(1).cpu()
 
     def median(function: Callable[[], object]) -> float:
         times = []
@@ -355,11 +357,19 @@ def processor() -> str:
     return f"{names[0].strip() if names else platform.processor()}, {os.cpu_count()} cores"
 
 
+def device() -> str:
+    """The name of what the programs compute on."""
+    from mnist_dist.run import launch, origin
+
+    return origin.processor(launch.start().device)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--rounds", type=int, help="default 5, quick 1")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--cpu", action="store_true", help="use no GPU")
     parser.add_argument("--only", default="", help="part of the titles of the comparisons to run")
     parser.add_argument("--output", type=Path, default=Path("speed"), help="path of the three files, without suffix")
     args = parser.parse_args()
@@ -367,7 +377,9 @@ def main() -> None:
     result = json.loads(place.read_text()) if place.exists() else {"comparisons": {}, "curves": {}}
     curves: dict[str, list] = {}
     packages = ("torch", "torchvision", "accelerate", "wandb")
-    result["setting"] = {"processor": processor(), "python": platform.python_version()} | {
+    if args.cpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # all programs ask for it
+    result["setting"] = {"processor": processor(), "device": device(), "python": platform.python_version()} | {
         package: version(package) for package in packages
     }
     place.parent.mkdir(parents=True, exist_ok=True)

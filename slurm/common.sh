@@ -25,6 +25,8 @@ MASTER_ADDR=$(scontrol show node --oneliner "$SLURMD_NODENAME" | sed 's/.* NodeA
 MASTER_PORT=$(python -c 'import socket; print(socket.create_server(("", 0)).getsockname()[1])')
 export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
 
+ulimit -c 0 # a rank that NCCL aborts would leave all its memory in a file
+
 # A SIGTERM to this script waits until srun has ended, so that the log has the ranks' last words.
 trap : TERM
 

@@ -30,7 +30,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.optim.swa_utils import AveragedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -334,11 +333,11 @@ def on_the_last_process(where, name, change):
 
 def average_stands_still():
     """On the last process, after the first update."""
-    move = AveragedModel.update_parameters
+    move = torch._foreach_lerp_
     return patch.object(
-        AveragedModel,
-        "update_parameters",
-        lambda self, model: move(self, model) if RANK < WORLD - 1 or self.n_averaged == 0 else None,
+        torch,
+        "_foreach_lerp_",
+        lambda mine, theirs, share: move(mine, theirs, share) if RANK < WORLD - 1 or share == 1 else None,
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DynamoBackend,
     GradientAccumulationPlugin,
@@ -223,11 +223,15 @@ def fix_bits(virtual: int) -> dict[str, Any]:
         return {}
     torch.set_num_threads(1)  # sums are cut by threads
     found = {"threads a process": 1, "torch": str(torch.__version__), "CPU": torch.backends.cpu.get_cpu_capability()}
-    if torch.cuda.is_available():
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    device = PartialState().device
+    if device.type == "cuda":
+        # NCCL's choice of an algorithm decides nothing: it sums with zeros alone, and gradients are sent and received.
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-        found["GPU"] = torch.cuda.get_device_name()
+        workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        found |= {"GPU": torch.cuda.get_device_name(), "cuDNN": torch.backends.cudnn.version(), "cuBLAS": workspace}
+    elif device.type != "cpu":
+        found["GPU"] = device.type
     same_everywhere("what decides bits", found)
     return found
 
@@ -276,7 +280,8 @@ def versions() -> dict[str, str]:
             found[package] = "not installed as a package"
     if torch.cuda.is_available():
         newer = " (NCCL2)" if os.environ.get("TORCH_DIST_USE_NCCL2") else ""
-        found |= {"cuda": str(torch.version.cuda), "nccl": ".".join(map(str, torch.cuda.nccl.version())) + newer}
+        found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version())) + newer
     return found
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from mnist_dist.core.batches import Batch
 from mnist_dist.core.training import Loss
@@ -74,12 +74,16 @@ def average(model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) ->
     Returns:
         Has the network with the averaged weights in its attribute `module`; the same on all processes, as the weights.
     """
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    averaged = AveragedModel(model)
+    mine, theirs = (list[Tensor](each.parameters()) for each in (averaged.module, model))
 
+    @torch.no_grad()
     def follow(*_: object) -> None:
         # fp16's scaler leaves it to the fused optimizer to skip an update whose gradient overflowed; to ask is to wait.
         if not getattr(optimizer, "found_inf", False):
-            averaged.update_parameters(model)
+            # `update_parameters` would copy its counter from the CPU to the device, and wait for that.
+            torch._foreach_lerp_(mine, theirs, 1 - decay if averaged.n_averaged else 1.0)
+            averaged.n_averaged += 1
 
     optimizer.register_step_post_hook(follow)
     return averaged
