@@ -58,7 +58,7 @@ def main() -> None:
     tracker = Tracker(accelerator, run, values | about)
     parts = {"tracker": tracker} | ({"averaged": averaged} if averaged else {})
     digests = {"the data's digest": samples.digest, "the teachers' digest": about["teachers_digest"]}
-    fixed = config.fixed(values) | digests | bits
+    fixed = digests | config.fixed(values) | bits
     checkpoints = Checkpoints(run.folder, training, parts, fixed, config.checkpoint_every)
     announce(
         f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples\n"

@@ -74,13 +74,17 @@ class ElasticRun:
 
     def noted(self) -> tuple[list[str], float]:
         """The launchers that the run's config.json notes, and when, which tells one attempt from another."""
-        for config in self.place.glob("**/config.json"):
+        for config in self.in_the_run("config.json"):
             return json.loads(config.read_text())["job"]["launchers"], config.stat().st_mtime
         return [], 0.0
 
     def newest(self) -> str:
         """The name of the newest checkpoint, empty without one."""
-        return max((place.name for place in self.place.glob("**/checkpoints/step-*")), default="")
+        return max((place.name for place in self.in_the_run("checkpoints/step-*")), default="")
+
+    def in_the_run(self, pattern: str) -> list[Path]:
+        """Files of the run, in whichever folder it is; without a look into checkpoints, which are renamed meanwhile."""
+        return [*self.place.glob(f"*/{pattern}"), *self.place.glob(f"*/*/{pattern}")]
 
     def train_together(self) -> bool:
         """Wait until all agents, and only they, have written a checkpoint in an attempt after the one last waited for.

@@ -49,6 +49,7 @@ GPU_HOP, GPU_BANDWIDTH = 10e-6, 25e9  # seconds a level of the all-reduce's tree
 def worker(path: Path) -> None:
     """One process: the median seconds of a step at each batch, and of averaging the gradient."""
     accelerator = start(cpu=True, mixed_precision="no")
+    torch.manual_seed(0)  # the same samples and weights on all processes
     samples = torch.randn(8 * max(BATCHES), 1, 28, 28), torch.randint(0, 10, (8 * max(BATCHES),))
     found = {}
     for size in BATCHES:

@@ -379,7 +379,10 @@ def main() -> None:
     packages = ("torch", "torchvision", "accelerate", "wandb")
     if args.cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # all programs ask for it
-    result["setting"] = {"processor": processor(), "device": device(), "python": platform.python_version()} | {
+    before, now = result.get("setting", {}).get("device", device()), device()
+    if before != now:
+        sys.exit(f"speed.py: error: {place} is from {before}, and this is {now}: choose another --output")
+    result["setting"] = {"processor": processor(), "device": now, "python": platform.python_version()} | {
         package: version(package) for package in packages
     }
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,7 @@ LEAST = 0.5  # seconds a measurement
 def worker(path: Path, rounds: int) -> None:
     """One process: samples/s of each setting, by round."""
     accelerator = launch.start(cpu=True, mixed_precision="no")
+    torch.manual_seed(0)  # the same on all processes
     samples = torch.randn(8 * max(BATCHES), 1, 28, 28), torch.randint(0, 10, (8 * max(BATCHES),))
     updates: dict[str, Callable[[int], float]] = {}
     for model, size, virtual in itertools.product(MODELS, BATCHES, VIRTUAL):

@@ -6,9 +6,18 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 
 LEAVE = 60  # seconds for the others after one has failed
 PR_SET_PDEATHSIG = 1  # of Linux
+
+
+def free_port() -> int:
+    """Below those that the system gives away: the process that will listen there is still to come."""
+    for port in range(10_000 + os.getpid() % 10_000, 32_000):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise RuntimeError("no port is free")
 
 
 def fork(processes: int) -> None:
@@ -16,8 +25,7 @@ def fork(processes: int) -> None:
 
     To be called before anything is computed: of a process that has threads a fork is no sound copy.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     running = set()
     for rank in range(processes):
         if (child := os.fork()) == 0:

@@ -29,18 +29,7 @@ def test_the_training_is_that_of_the_network_as_it_is_on_one_process_and_on_two(
 
 
 def test_resumed_it_ends_with_the_bits_of_the_run_that_was_never_stopped(tmp_path):
-    flags = [
-        "--compile",
-        *COMMON,
-        "--val-size",
-        "160",
-        "--epochs",
-        "2",
-        "--checkpoint-every",
-        "50",
-        "--resume",
-        "--output-dir",
-    ]
+    flags = [*COMMON, *"--compile --val-size 160 --epochs 2 --checkpoint-every 50 --resume --output-dir".split()]
     done = train_py(*flags, tmp_path / "whole")
     assert done.returncode == 0, done.stderr
     shutil.copytree(tmp_path / "whole", tmp_path / "run")

@@ -99,8 +99,7 @@ def test_stopped_and_resumed_it_has_the_same_bits_and_needs_the_same_teachers(te
     moved = [shutil.copy(path, tmp_path) for path in teachers]
     for others in ([], ["--teacher", moved[1], moved[0]]):
         done = train_py(*flags, *others)
-        assert done.returncode == 1 and "is " in done.stderr and "but the run in " in done.stderr, done.stderr
-    assert "error: the teachers' digest is " in done.stderr
+        assert done.returncode == 1 and "error: the teachers' digest is " in done.stderr, done.stderr
     done = train_py(*flags, "--teacher", *moved)
     assert done.returncode == 0 and "going on from update 10" in done.stdout, done.stderr
     assert weight_difference(tmp_path / "run", alone / "all") == 0

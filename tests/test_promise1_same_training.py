@@ -104,10 +104,8 @@ def test_on_the_full_data_set(mnist, tmp_path):
     }
     train_all(tmp_path / "1", 1, data, alone)
     for processes in (2, 3, 7):
-        if (
-            processes == 3
-        ):  # slow on two cores: the most uneven shares and pieces, some of which are empty, stand for all
-            others = {"partial-accumulation": ("partial", [*alone["partial"], *pieces])}
+        if processes == 3:  # slow on two cores: the most uneven shares and pieces stand for all
+            others = {name: others[name] for name in ("partial", "undivided-accumulation")}
         train_all(tmp_path / str(processes), processes, data, {name: flags for name, (_, flags) in others.items()})
         for name, (as_in, _) in others.items():
             run, one = tmp_path / str(processes) / name, tmp_path / "1" / as_in

@@ -572,7 +572,8 @@ def test_a_launcher_that_restarts_makes_the_run_go_on_by_itself(launcher, tmp_pa
 def test_faults_at_random_instants(processes, names, faults):
     program = REPOSITORY / "benchmarks" / "fault_injection.py"
     done = call(
-        PYTHON, program, f"--faults={faults}", f"--processes={processes}", "--signal", *names.split(), timeout=600
+        *(PYTHON, program, f"--faults={faults}", f"--processes={processes}", "--cpu", "--signal", *names.split()),
+        timeout=600,
     )
     print(done.stdout)  # with the seed
     assert done.returncode == 0, done.stdout + done.stderr

@@ -28,7 +28,7 @@ from mnist_dist.core import Stopped, UserError
 from mnist_dist.run import plots
 from mnist_dist.run.command_line import as_flags, parse
 from mnist_dist.run.settings import TrainConfig
-from mnist_dist.task import datasets
+from mnist_dist.task import datasets, networks
 from mnist_dist.task.settings import UsageError
 from mnist_dist.tools import study, tune
 
@@ -380,6 +380,16 @@ def test_another_study_in_the_folder_is_refused_and_left_as_it_is(tmp_path):
             search(tmp_path, *words.split(), trials=3)
     assert trials_of(tmp_path) == before
     assert len(search(tmp_path, "--data-dir", str(tmp_path), trials=2)) == 2  # where the data are is no setting
+
+
+def test_a_study_goes_on_with_its_own_teachers_alone(tmp_path):
+    torch.save(networks.build("mlp").state_dict(), tmp_path / "teacher.pth")
+    taught = ["--teacher", str(tmp_path / "teacher.pth")]
+    for folder, flags, others in (("taught", taught, []), ("plain", [], taught)):
+        search(tmp_path / folder, *flags, trials=1)
+        with pytest.raises(UserError, match="the teachers' digest is "):
+            search(tmp_path / folder, *others, trials=2)
+        assert len(search(tmp_path / folder, *flags, trials=1)) == 1
 
 
 def test_a_damaged_journal_is_refused(tmp_path):

@@ -48,7 +48,7 @@ class Batch:
     positions: Tensor  # (n,) int64, theirs in the global batch
     lengths: list[int]  # of the process's shares, which make up the n
     size: int  # samples in the global batch
-    terms: int | Tensor  # in the loss of the global batch, by which it is divided, scalar; a loss may set its batch's
+    terms: int | Tensor  # in the loss of the global batch, by which it is divided, scalar; a loss may set them anew
     words: tuple[int, int, int]  # seed, epoch and number of the batch, which its random numbers depend on
     sharing: Sharing
     drawn: dict[Any, Tensor] = field(default_factory=dict)  # random numbers of the global batch

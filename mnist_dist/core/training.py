@@ -117,7 +117,8 @@ class Training:
         if clip_norm:
             self.accelerator.clip_grad_norm_(parameters, clip_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        for parameter in parameters:  # `zero_grad` takes 30 us for this
+            parameter.grad = None
         self.latest.append((losses, part.terms))  # which the loss may have set
         at.step, at.global_step = at.step + 1, at.global_step + 1
 
@@ -134,9 +135,9 @@ class Training:
             return
         losses, terms = zip(*self.latest, strict=True)
         weights = torch.stack([(0 * each.detach()).sum() for each in self.bare.parameters()]).sum()  # 0 if finite
-        mine = torch.stack([loss for of_update in losses for loss in of_update]).view(len(losses), -1)
-        sharing = self.gradients.sharing
-        table, held = mine.new_zeros(len(losses) + 1, sharing.shares), sharing.of(sharing.rank)
+        sharing, held = self.gradients.sharing, self.gradients.sharing.of(self.gradients.sharing.rank)
+        mine = torch.stack([loss for of_update in losses for loss in of_update]).view(len(losses), len(held))
+        table = mine.new_zeros(len(losses) + 1, sharing.shares)
         table[:-1, held.start : held.stop], table[-1, held.start] = mine, weights  # the sum over processes fills it
         *sums, unfit = self.accelerator.reduce(table, "sum").cpu().double().sum(dim=1).tolist()
         at, broken = self.progress, [number for number, loss in enumerate(sums) if not math.isfinite(loss)]

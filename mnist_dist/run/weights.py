@@ -185,10 +185,10 @@ def load_teachers(settings: Settings, samples: DataSet, device: torch.device) ->
             except UserError as error:
                 raise UserError(f"--teacher {path} cannot teach: {error}") from error
             teachers.append(network.requires_grad_(False).to(device, getattr(torch, settings.dtype)))
-            if samples.val and (trained.val_size, trained.seed) != (settings.val_size, settings.seed):
-                warning = f"warning: --teacher {path} may have seen samples that are held out here, so what they say of"
-                if PartialState().is_main_process:
-                    print(f"{warning} accuracy is too good", file=sys.stderr)
+            seen = samples.val and (trained.val_size, trained.seed) != (settings.val_size, settings.seed)
+            if seen and PartialState().is_main_process:
+                warning = f"warning: --teacher {path} may have seen samples that are held out here"
+                print(f"{warning}: the accuracy on them will be too good", file=sys.stderr)
     same_everywhere("the teachers", teachers_digest(teachers))
     return teachers
 

@@ -172,5 +172,5 @@ class Settings(DataConfig):
 
     @property
     def unused(self) -> set[str]:
-        """Fields that decide nothing beside the others' values."""
+        """Fields that decide nothing, given the others."""
         return set() if self.teacher else {"temperature", "teacher_share"}

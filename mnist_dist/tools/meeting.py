@@ -109,12 +109,16 @@ class Meeting:
         awaited = range(1, self.world) if self.rank == 0 else [0]
         if self.rank == 0:
             self.store.set("bye/0", "")
-        while not self.store.check([f"bye/{rank}" for rank in awaited]):
-            time.sleep(0.01)
-        if self.rank:
-            self.store.set(f"bye/{self.rank}", "")
+        until = time.monotonic() + END
+        with suppress(RuntimeError):  # the store is gone: all that mattered has been said
+            while time.monotonic() < until and not self.store.check([f"bye/{rank}" for rank in awaited]):
+                time.sleep(0.01)
+            if self.rank:
+                self.store.set(f"bye/{self.rank}", "")
         self.clean()
         signal.set_wakeup_fd(self.wakeup)
+        for end in self.ends:
+            end.close()
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
@@ -143,7 +147,7 @@ class Meeting:
                     self.signal = signal.Signals(min(asked)).name if asked else self.signal
                 rounds = [number for number in (self.round, self.round + 1) if store.check([f"{number}/trouble"])]
                 troubled = next((number for number in rounds if not self.all_came(store, number)), 0)
-                late = bool(self.signal) or time.monotonic() > self.until
+                late = not self.over and (bool(self.signal) or time.monotonic() > self.until)
                 wrong = (wrong or time.monotonic()) if troubled or late else 0.0
                 patience = END if self.rank else 0.0 if late else ALONE
                 if wrong and time.monotonic() >= wrong + patience:

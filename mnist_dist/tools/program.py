@@ -106,9 +106,12 @@ def run(program: Path, flags: Sequence[str], world: int, folder: Path, cpu: bool
 
 def end_all(process: subprocess.Popen[str]) -> None:
     """End a launcher and all that it has started; torchrun gives each process a session, and so a group, of its own."""
-    for each in [*psutil.Process(process.pid).children(recursive=True), process]:
-        with suppress(psutil.NoSuchProcess):
-            each.kill()
+    with suppress(psutil.NoSuchProcess):
+        begun = psutil.Process(process.pid).children(recursive=True)
+        process.kill()  # first: it would begin others
+        for each in begun:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
     process.wait()
 
 

@@ -321,7 +321,11 @@ def shown(value: object) -> str:
 
 def differing(rows: Sequence[Row]) -> list[str]:
     """The columns that tell rows apart by what was trained, on what, with what."""
-    names = [name for name in columns(rows) if name not in RESULTS | INCIDENTAL | {"data_digest"}]
+    names = [
+        name
+        for name in columns(rows)
+        if name not in RESULTS | (INCIDENTAL - {"teacher"}) | {"data_digest", "teachers_digest"}
+    ]
     return [name for name in names if len({repr(row.get(name)) for row in rows}) > 1]
 
 

@@ -41,7 +41,7 @@ class Locks:
 
     def take(self, name: str, wait: bool = True) -> bool:
         """Lock a name; if another process holds it, wait for it or return False."""
-        descriptor = os.open(self.folder / name, os.O_RDWR | os.O_CREAT)
+        descriptor = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o666)
         taken = lock_descriptor(descriptor, blocking=wait, poll_interval=0.01)
         if taken:
             self.held[name] = descriptor
@@ -122,9 +122,8 @@ def open_study(folder: Path, locks: Locks, fixed: dict[str, Any]) -> optuna.Stud
             if study.get_trials(deepcopy=False):
                 raise damaged(locks.journal, "its settings are missing")
             study.set_user_attr("fixed", fixed)
-    for name, value in fixed.items():
-        begun = study.user_attrs["fixed"].get(name)
-        if begun != value:
+    for name in {**fixed, **study.user_attrs["fixed"]}:
+        if (value := fixed.get(name)) != (begun := study.user_attrs["fixed"].get(name)):
             raise UserError(
                 f"{name} is {value}, but the study in {folder} was begun with {begun}: give that, "
                 "or choose another --output-dir"

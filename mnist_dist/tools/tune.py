@@ -129,12 +129,13 @@ def search(config: Config) -> None:
 
     config.output_dir.mkdir(parents=True, exist_ok=True)
     common = as_json(given)
-    fixed = {flag(field.name): common[field.name] for field in fields(Settings) if not field.metadata.get("may_change")}
-    fixed = {name: value for name, value in fixed.items() if name not in map(flag, given.unused)}
-    fixed |= {"--search": list(space), "the data's digest": samples.digest}
-    if teachers:
-        fixed["the teachers' digest"] = teachers_digest(teachers)
-    fixed["the space"] = list(map(distribution_to_json, space.values()))
+    fixed: dict[str, Any] = {"the data's digest": samples.digest, "the teachers' digest": teachers_digest(teachers)}
+    fixed |= {
+        flag(field.name): common[field.name]
+        for field in fields(Settings)
+        if not field.metadata.get("may_change") and field.name not in given.unused
+    }
+    fixed |= {"--search": list(space), "the space": list(map(distribution_to_json, space.values()))}
     with closing(Locks(config.output_dir)) as locks:
         study = open_study(config.output_dir, locks, fixed)
         for trial in trials_to_do(study, locks, config.trials, space, first, config.seed):
@@ -177,7 +178,7 @@ def settings(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def train_trial(
-    trial: Trial, config: TrainConfig, train: Split, val: Split, teachers: Sequence[torch.nn.Module] = ()
+    trial: Trial, config: TrainConfig, train: Split, val: Split, teachers: Sequence[torch.nn.Module]
 ) -> float:
     """Train as train.py does, with nothing kept.
 

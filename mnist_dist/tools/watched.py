@@ -199,9 +199,12 @@ class Watch:
         if self.enough == at.global_step:
             raise Enough
         if self.ask == at.global_step:
-            stop = signal.getsignal(SIGNALS[-1])  # SIGUSR1's; Windows has none, and SIGINT would end the meeting, too
-            assert callable(stop)
-            stop(SIGNALS[-1], None)
+            if hasattr(signal, "SIGUSR1"):
+                signal.raise_signal(signal.SIGUSR1)
+            else:  # on Windows, where any other signal would end the meeting, too
+                stop = signal.getsignal(SIGNALS[-1])
+                assert callable(stop)
+                stop(SIGNALS[-1], None)
         seen.at = seen.at if self.first else "gradient"
         self.note(f"in update {at.global_step + 1}")
         seen.indices.append(batch.index.tolist())
