@@ -104,6 +104,7 @@ def test_a_full_disk_is_said_in_one_sentence(kind, tmp_path, small_disk):
     assert list(disk.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_wrote_and_refuses_in_one_sentence(tmp_path):
     (tmp_path / "run").mkdir()
     model, target = tmp_path / "run" / "mnist_model.pth", tmp_path / "m.safetensors"

@@ -44,6 +44,9 @@ def training_in(folder, name, flags="", **rules):
     return {"program": "train", "flags": f"{SMALL} --output-dir {folder / name} {flags}".split(), **rules}
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """By name: what a run did on the device; and the folder with the runs."""
@@ -93,7 +96,6 @@ def same_weights(folder):
     return (folder / "every" / "mnist_model.pth").read_bytes() == (folder / "cpu" / "mnist_model.pth").read_bytes()
 
 
-@pytest.mark.slow
 def test_nor_do_several_processes_wait_in_an_update_and_they_have_the_bits_of_as_many_on_the_cpu(tmp_path):
     runs = [training_in(tmp_path, "every", EVERY), training_in(tmp_path, "cpu", f"{EVERY} --cpu")]
     done = torchrun(3, REPOSITORY / "tests" / "pretended.py", json.dumps(runs), tmp_path / "found")

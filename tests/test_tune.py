@@ -382,6 +382,7 @@ def test_another_study_in_the_folder_is_refused_and_left_as_it_is(tmp_path):
     assert len(search(tmp_path, "--data-dir", str(tmp_path), trials=2)) == 2  # where the data are is no setting
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_with_its_own_teachers_alone(tmp_path):
     torch.save(networks.build("mlp").state_dict(), tmp_path / "teacher.pth")
     taught = ["--teacher", str(tmp_path / "teacher.pth")]
