@@ -6,7 +6,7 @@
     python benchmarks/fault_injection.py --faults 20 --processes 2 --signal TERM INT USR1 --launcher accelerate
     python benchmarks/fault_injection.py --elastic --faults 20
     python benchmarks/fault_injection.py --elastic --faults 20 -- --model mlp --dtype float32 --virtual-processes 2 \\
-        --epochs 100
+        --epochs 220
 
 Each fault comes at an instant uniform over the time that the undisturbed run took from the line with its folder to its
 end, so also inside the writing of checkpoints and files. KILL goes to all processes; TERM, INT and USR1 to one of them,
