@@ -68,8 +68,8 @@ class GradientSum:
         mine = torch.stack(sums) if len(sums) > 1 else sums[0][None]
         held = [mine if other == rank else mine.new_empty(len(s), mine.shape[1]) for other, s in enumerate(stretches)]
         others = [other for other in range(self.sharing.world) if other != rank]
-        messages = [dist.P2POp(dist.irecv, held[other], other) for other in others]  # first: gloo sends where one waits
-        messages += [dist.P2POp(dist.isend, mine, other) for other in others]
+        messages = [dist.P2POp(dist.isend, mine, other) for other in others]  # first: else gloo takes 1.2 times
+        messages += [dist.P2POp(dist.irecv, held[other], other) for other in others]
         for message in dist.batch_isend_irecv(messages) if messages else ():
             message.wait()
         self.vectors = dict(zip(sum(stretches, []), (row for rows in held for row in rows), strict=True))
