@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import set_seed
 
 from mnist_dist.core import Checkpoints, GlobalBatches, Training, all_or_none, announce, same_everywhere
-from mnist_dist.run import launch, origin, plots
+from mnist_dist.run import graphs, launch, origin, plots
 from mnist_dist.run.command_line import as_json, flag, parse
 from mnist_dist.run.files import write_json
 from mnist_dist.run.folder import PLOTS, SUMMARY, WEIGHTS, go_on, next_steps, open_run
@@ -44,7 +44,8 @@ def main() -> None:
     optimizer = adam(network, config)
     averaged = average(network, optimizer, config.ema) if config.ema else None
     teachers = load_teachers(config, samples, accelerator.device)
-    training = Training(accelerator, network, optimizer, loss_of(network, config, teachers))
+    kind_of_training = graphs.GraphTraining if config.cuda_graph else Training
+    training = kind_of_training(accelerator, network, optimizer, loss_of(network, config, teachers))
     trained, rate = averaged.module if averaged else network, schedule(config, config.epochs * len(train))
 
     # The run's folder, and where a stopped run left off.

@@ -25,6 +25,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mnist_dist.core import GlobalBatches, Training
-from mnist_dist.run import launch, origin
+from mnist_dist.run import graphs, launch, origin
 from mnist_dist.run.neighbour import Neighbour
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.task import data, networks
@@ -55,6 +56,7 @@ OPTIONS = {  # flags of train.py that are tried for two epochs each
     "distortions, dropout": "--affine 0.5 --elastic 0.5 --dropout 0.1",
     "virtual": "--model cnn --virtual-processes 4",
     "compile": "--compile",
+    "graph": "--model cnn --cuda-graph",
 }
 REHEARSED = ("mlp",)  # of these, on a CPU
 PRECISIONS = {"float32": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16"}  # and Accelerate's word for each
@@ -127,7 +129,7 @@ def waits(args: argparse.Namespace) -> Result:
 def bits(args: argparse.Namespace) -> Result:
     """Whether a run has the same bits again, and after a stop between its epochs."""
     found: Result = {}
-    for name in REHEARSED if args.cpu else ("mlp", "cnn", "virtual"):
+    for name in REHEARSED if args.cpu else ("mlp", "cnn", "virtual", "graph"):
         flags = OPTIONS[name].split()
         with tempfile.TemporaryDirectory() as folder:
             (_, one), (_, again) = (train(args, "--epochs", "2", *flags) for _ in range(2))
@@ -136,6 +138,27 @@ def bits(args: argparse.Namespace) -> Result:
         found[name] = {"the same again": again == one, "the same after a stop": resumed == one}
         show(found)
     return promised(found, all(all(row.values()) for row in found.values()))
+
+
+def graph(args: argparse.Namespace) -> Result:
+    """Whether the weights have the same bits after 200 updates as CUDA graphs and after 200 that are none."""
+    if args.cpu:
+        raise NeedsGPU("there are no CUDA graphs")
+    found: Result = {}
+    for name, model, precision in (("mlp", "mlp", "no"), ("cnn", "cnn", "no"), ("cnn, bf16", "cnn", "bf16")):
+        config = TrainConfig(model=model, mixed_precision=precision, ema=0.99, clip_norm=0.5, affine=0.5, dropout=0.1)
+        weights = []
+        for eager in (graphs.EAGER, 1000):
+            graphs.EAGER = eager
+            training, batches = a_training(args, replace(config, cuda_graph=True), samples=199 * config.batch_size + 1)
+            for batch in training.epoch(batches):
+                training.set_rate(1 / (1 + training.progress.step))
+                training.update(batch, clip_norm=config.clip_norm)
+            weights.append(torch.cat([each.detach().flatten() for each in training.bare.parameters()]))
+            graphs.EAGER = 3
+        found[name] = {"the same bits": torch.equal(*weights)}
+        show(found)
+    return promised(found, all(row["the same bits"] for row in found.values()))
 
 
 def shares(args: argparse.Namespace) -> Result:
@@ -164,20 +187,31 @@ def updates(args: argparse.Namespace) -> Result:
                 if args.cpu and precision in ("tf32", "fp16"):
                     continue
                 config = TrainConfig(model=model, batch_size=size, mixed_precision=mixed, tf32=precision == "tf32")
-                training, batches = a_training(args, config, samples=60 * size if args.cpu else 60_000)
-                dealt = endless(batches)
-                if not args.cpu:
-                    torch.cuda.reset_peak_memory_stats()
-                row: dict[str, Any] = {"us": microseconds(lambda t=training, d=dealt: t.update(next(d)), args)}
-                if not args.cpu:
-                    row |= {"kernels": kernels(lambda t=training, d=dealt: t.update(next(d)))}
-                    row["MiB"] = torch.cuda.max_memory_allocated() / 2**20
+                row = timed(args, config)
+                if not args.cpu and precision != "fp16":
+                    row |= {
+                        f"{what}, graph": figure
+                        for what, figure in timed(args, replace(config, cuda_graph=True)).items()
+                    }
                 if mixed == "no":
+                    training, batches = a_training(args, config, samples=60 * size if args.cpu else 60_000)
                     row["us, floor"] = microseconds(floor(training.bare, batches, graph=not args.cpu), args)
-                    row["share of the floor's speed"] = row["us, floor"] / row["us"]
+                    row["share of the floor's speed"] = row["us, floor"] / row.get("us, graph", row["us"])
                 found[f"{model}, batch {size}, {precision}"] = row
                 show(found)
     return found
+
+
+def timed(args: argparse.Namespace, config: TrainConfig) -> dict[str, Any]:
+    """Microseconds, kernels and peak memory of an update."""
+    training, batches = a_training(args, config, samples=60 * config.batch_size if args.cpu else 60_000)
+    dealt = endless(batches)
+    if args.cpu:
+        return {"us": microseconds(lambda: training.update(next(dealt)), args)}
+    torch.cuda.reset_peak_memory_stats()
+    us = microseconds(lambda: training.update(next(dealt)), args)
+    memory = torch.cuda.max_memory_allocated() / 2**20
+    return {"us": us, "kernels": kernels(lambda: training.update(next(dealt))), "MiB": memory}
 
 
 def speed(args: argparse.Namespace) -> Result:
@@ -186,13 +220,15 @@ def speed(args: argparse.Namespace) -> Result:
     found: Result = {"train.py": {"samples/s": max(line["samples_per_second"] for line in lines)}}
     if args.cpu:
         return found  # the others read full MNIST, for minutes
+    lines, _ = train(args, "--epochs", "4", "--cuda-graph")
+    found["train.py --cuda-graph"] = {"samples/s": max(line["samples_per_second"] for line in lines)}
     for name in ("floor", "original", "accelerate"):
         command = [sys.executable, "benchmarks/baselines.py", name, f"--data-dir={args.data_dir}"]
         seconds = json.loads(run([*command, f"--epochs={4 if name == 'floor' else 1}"]).splitlines()[-1])[
             "epoch_seconds"
         ]
-        ours, theirs = found["train.py"]["samples/s"], 60_000 / min(seconds)
-        found[name] = {"samples/s": theirs, "train.py is so many times as fast": ours / theirs}
+        ours, theirs = found["train.py --cuda-graph"]["samples/s"], 60_000 / min(seconds)
+        found[name] = {"samples/s": theirs, "train.py --cuda-graph is so many times as fast": ours / theirs}
         show(found)
     return found
 
@@ -201,7 +237,8 @@ def recipe(args: argparse.Namespace) -> Result:
     """--recipe fast-cnn with five seeds: seconds of training to the end of the epoch that reaches 99 %."""
     found: Result = {}
     for seed in range(1 if args.cpu else 5):
-        lines, _ = train(args, "--recipe", "fast-cnn", "--seed", str(seed), *(["--epochs", "1"] if args.cpu else []))
+        flags = ["--epochs", "1"] if args.cpu else ["--cuda-graph"]
+        lines, _ = train(args, "--recipe", "fast-cnn", "--seed", str(seed), *flags)
         samples, seconds = 4000 if args.cpu else 60_000, 0.0
         for line in lines:
             seconds += samples / line["samples_per_second"]
@@ -254,6 +291,7 @@ PARTS: dict[Callable[[argparse.Namespace], Result], int] = {
     verify: 150,
     waits: 90,
     updates: 300,
+    graph: 90,
     bits: 240,
     shares: 120,
     speed: 180,
@@ -306,7 +344,8 @@ def a_training(args: argparse.Namespace, config: TrainConfig, samples: int) -> t
     optimizer = adam(network, config)
     if config.ema:
         average(network, optimizer, config.ema)
-    training = Training(accelerator, network, optimizer, loss_of(network, config))
+    kind = graphs.GraphTraining if config.cuda_graph else Training
+    training = kind(accelerator, network, optimizer, loss_of(network, config))
     return training, GlobalBatches(
         split.tensors, config.batch_size, accelerator, seed=0, virtual=config.virtual_processes
     )

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import evaluate
 import train
 from mnist_dist.core import Training, UserError, batches, gradients
-from mnist_dist.run import folder, launch, plots
+from mnist_dist.run import folder, graphs, launch, plots
 
 ROOT, NAME = Path(__file__).resolve().parents[1], "pretended"
 _setup_privateuseone_for_python_backend(NAME)  # once a process, and for good: torch.accelerator is this from now on
@@ -65,6 +65,7 @@ class Pretended(Tensor):
         raise AssertionError(f"{function} on a thread without the mode")
 
 
+WATCHES: list["Watch"] = []
 _foreach_utils._foreach_supported_types.append(Pretended)  # as tensors of a GPU are
 
 
@@ -113,6 +114,61 @@ class Watch(TorchDispatchMode):
         return tree_map_only(Tensor, wrapped, results) if target.type == NAME else results
 
 
+class Tape(TorchDispatchMode):
+    """Stands for a CUDA graph: it notes what the device is asked to do, and does that again with the same memory."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self.watch, self.steps, self.before = watch, [], dict[int, tuple[Any, Any]]()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, function, types, words=(), options=None):
+        options, waits = options or {}, self.watch.waits.total()
+        for argument, word in zip(function._schema.arguments, words, strict=False):
+            if argument.alias_info and argument.alias_info.is_write:
+                for tensor in tree_leaves(word):
+                    memory = tensor.held.untyped_storage() if isinstance(tensor, Pretended) else None
+                    if memory is not None and memory.data_ptr() not in self.before:
+                        self.before[memory.data_ptr()] = memory, memory.clone()
+        made = function(*words, **options)
+        assert self.watch.waits.total() == waits, f"{function} waits for the device while a graph is recorded"
+        if any(isinstance(leaf, Pretended) for leaf in tree_leaves((words, options, made))):
+            self.steps.append((function, words, options, made))
+        return made
+
+    def undo(self) -> None:
+        """Nothing is computed while a graph is recorded."""
+        for memory, content in self.before.values():
+            memory.copy_(content)
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        counted = self.watch.operations.copy()
+        for function, words, options, made in self.steps:
+            for old, new in zip(tree_leaves(made), tree_leaves(function(*words, **options)), strict=True):
+                if isinstance(new, torch.ScriptObject):  # a message
+                    torch.distributed.Work.unbox(new).wait()
+                if isinstance(old, Pretended) and old.held.data_ptr() != new.held.data_ptr():
+                    old.held.copy_(new.held)
+        self.watch.operations = counted + Counter(["a graph"])
+
+
+class Recorder:
+    """In place of `graphs.Recorder`."""
+
+    def run(self, work):
+        return work()
+
+    def record(self, work):
+        with Tape(WATCHES[-1]) as tape:
+            made = work()
+        tape.undo()
+        return tape.replay, made
+
+
 def place() -> str:
     """The innermost function of the project that is at work; a comprehension is its function's."""
     frame, package = sys._getframe(1), (str(ROOT / "mnist_dist"), str(ROOT / "train.py"), str(ROOT / "evaluate.py"))
@@ -124,10 +180,15 @@ def place() -> str:
     return "elsewhere"
 
 
-def run(program: str, flags: list[str], float64: bool = False, scaler: bool = False) -> dict[str, Any]:
-    """Run a program on the device, and return what it did there."""
+def run(program: str, flags: list[str], float64: bool = False, scaler: bool = False, eager: int = 1) -> dict[str, Any]:
+    """Run a program on the device, and return what it did there.
+
+    Args:
+        eager: updates of each kind before the first that is a graph, if graphs are asked for.
+    """
     AcceleratorState._reset_state(reset_partial_state=True)
     watch, updates, start, update = Watch(float64), [], launch.start, Training.update
+    WATCHES.append(watch)
 
     def watched(*words: Any, **options: Any) -> None:
         before = watch.waits.total(), watch.operations.total()
@@ -142,7 +203,7 @@ def run(program: str, flags: list[str], float64: bool = False, scaler: bool = Fa
 
     device = {} if "--cpu" in flags else {"ACCELERATE_TORCH_DEVICE": NAME}
     patches = patch.object(Training, "update", watched), patch.object(launch, "start", started)
-    with patch.dict(os.environ, device), patches[0], patches[1], watch:
+    with patch.dict(os.environ, device), patches[0], patches[1], patch.object(graphs, "EAGER", eager), watch:
         sys.argv, error = [f"{program}.py", *flags], None
         try:
             {"train": train, "evaluate": evaluate}[program].main()
@@ -156,6 +217,7 @@ if __name__ == "__main__":
     stream = batches.stream
     batches.stream = lambda *words, device="cpu": stream(*words)  # noqa: ARG005  # generators of the CPU, for its numbers
     gradients.GradientSum.FEW = 0  # all-reduces, as on GPUs
+    graphs.Recorder, graphs.DEVICES = Recorder, (NAME,)
     folder.lock = lambda _: None  # a run may go on in the same process
     plots.save = lambda *_: None  # drawn, for what they read, but not written, which takes seconds
     _, runs, result = sys.argv

@@ -1,14 +1,16 @@
 """With an NVIDIA GPU (`pytest -m gpu`): what a GPU may not change. And benchmarks/gpu.py, rehearsed without one."""
 
 import json
+import sys
 from importlib.metadata import version
 
 import pytest
 import torch
 from conftest import PYTHON, call, weight_difference, without
 
+import train
 from mnist_dist.core import GlobalBatches, Training, stream
-from mnist_dist.run import launch
+from mnist_dist.run import graphs, launch
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.task import networks
 from mnist_dist.task.objective import adam, average, loss_of
@@ -44,6 +46,19 @@ def test_with_virtual_processes_a_run_has_the_same_bits_again_and_after_a_stop(t
     assert done.returncode == 0, done.stderr
     one, again, resumed = ((tmp_path / place / "mnist_model.pth").read_bytes() for place in ("one", "again", "stopped"))
     assert one == again == resumed
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("gpu")
+def test_updates_that_are_graphs_have_the_bits_of_those_that_are_not(tmp_path, monkeypatch):
+    flags = [*TRAINING, *OPTIONS, *"--affine 0.5 --elastic 0.5 --schedule one-cycle --epochs 5 --cuda-graph".split()]
+    weights = []
+    for eager in (graphs.EAGER, 1000):  # of 200 updates
+        monkeypatch.setattr(graphs, "EAGER", eager)
+        monkeypatch.setattr(sys, "argv", [*flags, "--output-dir", str(tmp_path / str(eager))])
+        train.main()
+        weights.append((tmp_path / str(eager) / "mnist_model.pth").read_bytes())
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.gpu

@@ -17,8 +17,11 @@ from conftest import (
 )
 
 from mnist_dist.core import UserError, checkpoints
-from mnist_dist.run import launch
+from mnist_dist.run import graphs, launch
 from mnist_dist.run.launch import check_environment
+from mnist_dist.run.settings import TrainConfig
+from mnist_dist.task import networks
+from mnist_dist.task.objective import adam, loss_of
 
 FLAGS = "--dataset mnist-5k --val-size 3000 --epochs 1 --dtype float64 --wandb disabled --output-dir".split()
 
@@ -120,6 +123,19 @@ def test_float32_is_float32_and_tf32_is_asked_for():
     assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
     with pytest.raises(UserError, match="--tf32 is for NVIDIA GPUs"):
         launch.start(cpu=True, tf32=True)
+
+
+def test_graphs_are_for_gpus_that_have_them_and_for_arithmetic_that_suits_them(monkeypatch):
+    config, accelerator = TrainConfig(), launch.start(cpu=True)
+
+    def start(network):
+        graphs.GraphTraining(accelerator, network, adam(network, config), loss_of(network, config))
+
+    with pytest.raises(UserError, match=r"^--cuda-graph is for NVIDIA GPUs: leave it out$"):
+        start(networks.build("mlp"))
+    monkeypatch.setattr(graphs, "DEVICES", ("cpu",))
+    with pytest.raises(UserError, match=r"^--cuda-graph is for float32 and bf16, not for fp16 or float64"):
+        start(networks.build("mlp").double())
 
 
 @pytest.mark.parametrize(

@@ -60,10 +60,9 @@ class Batch:
 
     def rand(self, purpose: str, *shape: int, normal: bool = False) -> Tensor:
         """(n, *shape) float32, uniform in [0, 1) or normal, for a purpose, from those of the whole global batch."""
-        device, draw, key = self.index.device, torch.randn if normal else torch.rand, (purpose, shape, normal)
+        here, draw, key = self.index.device, torch.randn if normal else torch.rand, (purpose, shape, normal)
         if key not in self.drawn:
-            generator = stream(purpose, *self.words, device=device)
-            self.drawn[key] = draw(self.size, *shape, generator=generator, device=device)
+            self.drawn[key] = draw(self.size, *shape, generator=stream(purpose, *self.words, device=here), device=here)
         return self.drawn[key][self.positions]
 
     def split(self, pieces: int | list[int]) -> list["Batch"]:
@@ -121,6 +120,5 @@ class GlobalBatches:
             cuts = [slice((share - start) % V, len(whole), V) for share in sharing.of(sharing.rank)]
             of_order, of_places = ([row[cut] for cut in cuts] for row in (whole, places))
             index, positions = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in (of_order, of_places))
-            lengths = [len(part) for part in of_order]
             terms = len(whole) if self.terms is None else self.terms.index_select(0, whole).sum()
-            yield Batch(self.data, index, positions, lengths, len(whole), terms, words, sharing)
+            yield Batch(self.data, index, positions, [*map(len, of_order)], len(whole), terms, words, sharing)

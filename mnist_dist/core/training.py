@@ -42,9 +42,7 @@ class Training:
         accelerator: the processes; its own gradient accumulation is to be off, as it is by default.
         model: the bare network, with the same weights on every process.
         optimizer: of its parameters, in one group or several, each with its own rate.
-        loss: the model and a batch to a scalar, the *sum* over the terms (samples, tokens, pixels) of the batch's rows.
-
-    `figures` of the last epoch: `train_loss` (mean over terms), `learning_rate` (first group), `samples_per_second`."""
+        loss: the model and a batch to a scalar, the *sum* over the terms (samples, tokens, pixels) of its rows."""
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss):
         refuse_layers_that_depend_on_sharing(model)
@@ -55,7 +53,7 @@ class Training:
         # Without fp16's scaler Accelerate's optimizer has nothing to add, and costs a fifth of an MLP's update.
         self.optimizer = accelerator.prepare_optimizer(optimizer) if accelerator.scaler else optimizer
         self.gradients = GradientSum([], Sharing(1, 1, 0))  # until a batch tells who shares
-        self.progress, self.figures = Progress(), dict[str, float]()
+        self.progress, self.figures = Progress(), dict[str, float]()  # the latter of the last epoch, which sets them
         self.latest: list[tuple[list[Tensor], int | Tensor]] = []  # losses of shares, terms of updates; not waited for
         self.begin = perf_counter()  # when the epoch in progress would have begun without a stop
         self.checked = self.epoch_is_complete = False
@@ -99,7 +97,12 @@ class Training:
         parameters = [each for group in self.optimizer.param_groups for each in group["params"] if each.requires_grad]
         if self.gradients.sharing != batch.sharing or [*map(id, parameters)] != [*map(id, self.gradients.parameters)]:
             self.gradients = GradientSum(parameters, batch.sharing)
-        at, scaler, losses = self.progress, self.accelerator.scaler, list[Tensor]()
+        self.latest.append(self.work(batch, pieces, clip_norm))
+        self.progress.step, self.progress.global_step = self.progress.step + 1, self.progress.global_step + 1
+
+    def work(self, batch: Batch, pieces: int, clip_norm: float) -> tuple[list[Tensor], int | Tensor]:
+        """What an update asks of the device. Returns the losses of the process's shares, and the terms of the batch."""
+        parameters, scaler, losses = self.gradients.parameters, self.accelerator.scaler, list[Tensor]()
         shares = batch.split(batch.lengths) if len(batch.lengths) > 1 else [batch]
         for number, share in zip(batch.sharing.of(batch.sharing.rank), shares, strict=True):
             of_pieces = list[Tensor]()
@@ -119,8 +122,7 @@ class Training:
         self.optimizer.step()
         for parameter in parameters:  # `zero_grad` takes 30 us for this
             parameter.grad = None
-        self.latest.append((losses, part.terms))  # which the loss may have set
-        at.step, at.global_step = at.step + 1, at.global_step + 1
+        return losses, part.terms  # which the loss may have set
 
     def recent_loss(self) -> float:
         """The mean loss over the terms of the updates since this was last asked."""

@@ -47,14 +47,16 @@ class TrainConfig(RunFlags, Settings):
     """Train a digit classifier. The defaults are those of the original single-file script."""
 
     GROUPS: ClassVar[dict[str, str]] = GROUPS | {
-        "run": "output-dir resume checkpoint-every cpu mixed-precision dtype tf32 compile log-every wandb "
-        "wandb-project wandb-model help"
+        "run": "output-dir resume checkpoint-every cpu mixed-precision dtype tf32 compile cuda-graph log-every "
+        "wandb wandb-project wandb-model help"
     }
 
     gradient_accumulation_steps: int = 1
     """Pieces in which a process works through its share of a batch, to need less memory; changes nothing else."""
     compile: bool = False
     """Compile the network with torch.compile, for 10 seconds or more; it did not pay on the CPUs we measured."""
+    cuda_graph: bool = False
+    """Launch each update on an NVIDIA GPU as one CUDA graph, for small networks; not yet run on a GPU."""
     recipe: Annotated[
         Literal["original", "fast", "fast-cnn", "best", "best-cnn"] | None, unset("none, which is like original")
     ] = field(default=None, metadata=MAY_CHANGE)
@@ -82,6 +84,8 @@ class TrainConfig(RunFlags, Settings):
             self.gradient_accumulation_steps,
             f"a number from 1 to the batch size, {self.batch_size}",
         )
+        if self.compile and self.cuda_graph:
+            raise UsageError("--compile and --cuda-graph do not go together: leave one of them out")
         require(self.log_every >= 1, "--log-every", self.log_every, "at least 1 update")
 
     @property

@@ -416,7 +416,8 @@ class Verify:
         """A training of so many updates an epoch, in float64, the last one of one sample, and twice as many in all."""
         size = min(len(self.samples.train), (updates - 1) * settings.batch_size + 1)
         samples, per_epoch = cut(self.samples, size, max(TESTED, self.meeting.world)), -(-size // settings.batch_size)
-        values: dict[str, Any] = {"dtype": "float64", "mixed_precision": "no", "compile": False, "recipe": None}
+        values: dict[str, Any] = {"dtype": "float64", "mixed_precision": "no", "recipe": None}
+        values |= {"compile": False, "cuda_graph": False}
         values |= {"epochs": max(2, -(-2 * updates // per_epoch)), "wandb": "disabled", "log_every": 5}
         values |= {"checkpoint_every": max(1, per_epoch // 2), "resume": False, "output_dir": None}
         values |= {"dataset": samples.name, "data_dir": self.choice.data_dir}
