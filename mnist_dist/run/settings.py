@@ -97,6 +97,11 @@ class TrainConfig(RunFlags, Settings):
         # gradients of the one before, which accumulation adds up (pytorch #169545).
         return "reduce-overhead" if self.gradient_accumulation_steps == 1 else "default"
 
+    @property
+    def unused(self) -> set[str]:
+        """Fields that decide nothing, given the others."""
+        return super().unused | (set() if self.cuda_graph else {"cuda_graph"})  # runs of before have not heard of it
+
     def fixed(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What may not differ when a run goes on, by flag.
 
