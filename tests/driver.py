@@ -134,7 +134,8 @@ def summed_as_they_arrive():
     """The sums that each process has sent are added one after the other."""
 
     def in_order_of_rank(sums, first, stop):
-        return functools.reduce(torch.add, (sums[at] for at in sorted(sums) if first <= at[0] and at[1] <= stop))
+        arrived = [sums[at] for at in sorted(sums) if first <= at[0] and at[1] <= stop]
+        return [functools.reduce(torch.add, each) for each in zip(*arrived, strict=True)]
 
     return patch.object(gradients, "total", in_order_of_rank)
 

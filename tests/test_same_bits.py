@@ -136,15 +136,19 @@ def test_more_processes_than_virtual_ones_and_other_bits_on_a_resume_are_refused
 @given(st.integers(1, 40), st.integers(1, 40), st.randoms(use_true_random=False))
 def test_who_has_which_share_changes_no_bit_of_the_sum(shares, world, random):
     world = min(world, shares)
-    vectors = [torch.tensor([random.uniform(-1, 1) * 10 ** random.randint(-6, 6)]) for _ in range(shares)]
+    gradients = [torch.tensor([random.uniform(-1, 1) * 10 ** random.randint(-6, 6)]) for _ in range(shares)]
 
     def summed(world: int) -> torch.Tensor:
         sums = {}
         for rank in range(world):
             held = Sharing(shares, world, rank).of(rank)
-            own = {(share, share + 1): vectors[share].clone() for share in held}
-            sums |= {stretch: total(own, *stretch) for stretch in whole_within(held, 0, shares)}
-        return total(sums, 0, shares)
+            own = {}
+            for share in held:  # added up as they come
+                own[share, share + 1] = [gradients[share].clone()]
+                own = {part: total(own, *part) for part in whole_within(range(held.start, share + 1), 0, shares)}
+            assert list(own) == whole_within(held, 0, shares)
+            sums |= own
+        return total(sums, 0, shares)[0]
 
     assert torch.equal(summed(world), summed(1))
     assert len(whole_within(range(shares), 0, shares)) == 1  # one process has nothing left to add

@@ -5,11 +5,11 @@ position p of P is in share p mod V. So shares differ by at most one sample, and
 the same for any V: no padding, no repeats, no drop. Each process has one share. Or V is fixed, and a process works
 through some shares one by one: then no shape of a tensor depends on the number of processes, and all bits are equal."""
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -21,8 +21,7 @@ from .processes import UserError
 
 def stream(*words: str | int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator whose numbers depend on these words and the kind of device (GPUs of two models are of two kinds)."""
-    digest = hashlib.sha256(repr(words).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little"))
+    return torch.Generator(device).manual_seed(int.from_bytes(sha256(repr(words).encode()).digest()[:8], "little"))
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 
-from .processes import Stopped, StopRequest, UserError, all_or_none, announce, broadcast
+from .processes import Stopped, StopRequest, UserError, all_or_none, announce
 from .training import Training
 
 FOLDER, NAMES, STATE, MANIFEST = "checkpoints", f"step-{10 * '[0-9]'}", "state.pt", "manifest.json"
@@ -54,15 +55,13 @@ class Checkpoints:
 
     def resume(self) -> bool:
         """Put all parts back to where the newest intact checkpoint was taken; False if there is none at all."""
-        payload: dict[str, Any] | None = None
         with all_or_none():
-            if self.training.accelerator.is_main_process:
-                payload, damaged = newest_checkpoint(self.run)
-                for warning in damaged:
-                    print(f"warning: {warning}", file=sys.stderr)
-                if damaged and payload is None:
-                    raise UserError(f"{self.run} holds a run but no intact checkpoint: choose another, or delete it")
-        payload = broadcast(payload)
+            payload, damaged = newest_checkpoint(self.run) if self.training.accelerator.is_main_process else (None, [])
+            for warning in damaged:
+                print(f"warning: {warning}", file=sys.stderr)
+            if damaged and payload is None:
+                raise UserError(f"{self.run} holds a run but no intact checkpoint: choose another, or delete it")
+        (payload,) = broadcast_object_list([payload])
         if payload is None:
             announce(f"no checkpoint in {self.run / FOLDER}: starting from scratch")
             return False
@@ -78,9 +77,9 @@ class Checkpoints:
             except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
                 what = f"the newest checkpoint in {self.run / FOLDER} holds another training ({type(error).__name__})"
                 raise UserError(f"{what}: delete it, or start another run") from error
-        progress = self.training.progress
-        self.training.last_checkpoint = self.run / FOLDER / f"step-{progress.global_step:010d}"
-        announce(f"going on from update {progress.global_step} (epoch {progress.epoch + 1})")
+        at = self.training.progress
+        self.training.last_checkpoint = self.run / FOLDER / f"step-{at.global_step:010d}"
+        announce(f"going on from update {at.global_step} (epoch {at.epoch + 1})")
         return True
 
 

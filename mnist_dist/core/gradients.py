@@ -14,18 +14,18 @@ def whole_within(held: range, first: int, stop: int) -> list[tuple[int, int]]:
     """The largest stretches (first, stop) that halving leads to of which a process has every share."""
     if held.start <= first and stop <= held.stop:
         return [(first, stop)]
-    if held.stop <= first or stop <= held.start:
-        return []
     middle = (first + stop) // 2
-    return whole_within(held, first, middle) + whole_within(held, middle, stop)
+    touched = [half for half in ((first, middle), (middle, stop)) if half[0] < held.stop and held.start < half[1]]
+    return [part for half in touched for part in whole_within(held, *half)]
 
 
-def total(sums: dict[tuple[int, int], Tensor], first: int, stop: int) -> Tensor:
+def total(sums: dict[tuple[int, int], list[Tensor]], first: int, stop: int) -> list[Tensor]:
     """The sum over a stretch of the shares from those over parts of it, in place."""
-    if (first, stop) in sums:
-        return sums[first, stop]
-    middle = (first + stop) // 2
-    return total(sums, first, middle).add_(total(sums, middle, stop))
+    if (first, stop) not in sums:
+        middle = (first + stop) // 2
+        sums[first, stop] = total(sums, first, middle)
+        torch._foreach_add_(sums[first, stop], total(sums, middle, stop))
+    return sums[first, stop]
 
 
 class GradientSum:
@@ -34,42 +34,58 @@ class GradientSum:
     FEW, SMALL = 4, 1 << 20  # processes and bytes up to which each sends its sums to every other, as it is faster
 
     def __init__(self, parameters: list[nn.Parameter], sharing: Sharing) -> None:
-        self.parameters, self.sharing, self.vectors = parameters, sharing, dict[tuple[int, int], Tensor]()
-        self.stretches = [whole_within(sharing.of(rank), 0, sharing.shares) for rank in range(sharing.world)]
-        small = sum(parameter.numel() * parameter.element_size() for parameter in parameters) <= self.SMALL
-        self.by_exchange = sharing.fixed or (small and 1 < sharing.world <= self.FEW and dist.get_backend() == "gloo")
+        self.parameters, self.sharing, self.sums = parameters, sharing, dict[tuple[int, int], list[Tensor]]()
+        held = [whole_within(sharing.of(rank), 0, sharing.shares) for rank in range(sharing.world)]
+        self.others = {rank: parts for rank, parts in enumerate(held) if rank != sharing.rank}
+        few = sharing.world <= self.FEW and sum(parameter.nbytes for parameter in parameters) <= self.SMALL
+        # Connections to send up and down the ranks: gloo burns time if one has to send and to receive at once.
+        gloo = (few or sharing.fixed) and self.others and dist.get_backend() == "gloo"
+        self.ways: list = [dist.new_group(backend="gloo") for _ in ("up", "down")] if gloo else []
+        self.expected: tuple[dict[int, Tensor], list] | None = None
 
-    def take(self, share: int) -> None:
-        """Take the parameters' gradients as those of a share; that of one which took no part is 0."""
-        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in self.parameters]
-        if self.sharing.shares > 1:
-            self.vectors[share, share + 1] = torch.cat([gradient.to_dense().flatten() for gradient in gradients])
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient if self.sharing.shares == 1 else None
+    def take(self, at: int) -> None:
+        """Take the parameters' gradients as those of share `at`; that of one which took no part is 0."""
+        self.sums[at, at + 1] = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in self.parameters]
+        held = range(self.sharing.of(self.sharing.rank).start, at + 1)  # added up now, while the caches have them
+        self.sums = {part: total(self.sums, *part) for part in whole_within(held, 0, self.sharing.shares)}
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def finish(self) -> None:
-        """Let the gradients be the sum over all shares, of which there are several."""
-        if self.by_exchange:
-            self.exchange()
-            summed = total(self.vectors, 0, self.sharing.shares)
-        else:
-            (summed,) = self.vectors.values()
-            dist.all_reduce(summed)
-        self.vectors.clear()
-        parts = summed.split([parameter.numel() for parameter in self.parameters])
-        for parameter, part in zip(self.parameters, parts, strict=True):
-            gradient, alike = part.view_as(parameter), part.dtype == parameter.dtype and parameter.is_contiguous()
-            parameter.grad = gradient if alike else torch.empty_like(parameter).copy_(gradient)
+        """Let the gradients be the sum over all shares."""
+        if self.others:
+            rows = [torch.cat([gradient.flatten() for gradient in part]) for part in self.sums.values()]
+            mine = torch.stack(rows) if len(rows) > 1 else rows[0][None]
+            if self.ways or self.sharing.fixed:
+                self.exchange(mine)
+            else:
+                dist.all_reduce(mine)
+                self.sums = {(0, self.sharing.shares): self.apart(mine[0])}
+        for parameter, gradient in zip(self.parameters, total(self.sums, 0, self.sharing.shares), strict=True):
+            parameter.grad = gradient
+        self.sums.clear()
 
-    def exchange(self) -> None:
-        """Send this process's sums to every other: an all-reduce in one message to each."""
-        rank, stretches = self.sharing.rank, self.stretches
-        sums = [total(self.vectors, *stretch) for stretch in stretches[rank]]
-        mine = torch.stack(sums) if len(sums) > 1 else sums[0][None]
-        held = [mine if other == rank else mine.new_empty(len(s), mine.shape[1]) for other, s in enumerate(stretches)]
-        others = [other for other in range(self.sharing.world) if other != rank]
-        messages = [dist.P2POp(dist.isend, mine, other) for other in others]  # first: else gloo takes 1.2 times
-        messages += [dist.P2POp(dist.irecv, held[other], other) for other in others]
-        for message in dist.batch_isend_irecv(messages) if messages else ():
+    def exchange(self, mine: Tensor) -> None:
+        """Send this process's sums, one a row, to every other: an all-reduce in one message to each."""
+        theirs, messages = self.expected or self.expect(mine)
+        if self.ways:
+            messages += [dist.isend(mine, rank, self.ways[rank < self.sharing.rank]) for rank in theirs]
+        else:
+            sends = [dist.P2POp(dist.isend, mine, rank) for rank in theirs]
+            messages = dist.batch_isend_irecv(sends + [dist.P2POp(dist.irecv, *each[::-1]) for each in theirs.items()])
+        for message in messages:
             message.wait()
-        self.vectors = dict(zip(sum(stretches, []), (row for rows in held for row in rows), strict=True))
+        for rank, rows in theirs.items():
+            self.sums |= zip(self.others[rank], map(self.apart, rows), strict=True)
+        self.expected = self.expect(mine)
+
+    def expect(self, mine: Tensor) -> tuple[dict[int, Tensor], list]:
+        """Memory for what the others will send next, and gloo's messages, which it then sends without asking first."""
+        theirs, rank = {r: mine.new_empty(len(s), mine.shape[1]) for r, s in self.others.items()}, self.sharing.rank
+        return theirs, [dist.irecv(rows, other, self.ways[rank < other]) for other, rows in theirs.items() if self.ways]
+
+    def apart(self, row: Tensor) -> list[Tensor]:
+        """All gradients from a vector, each like its parameter: so a sum has the same bits whoever adds it."""
+        parts = zip(self.parameters, row.split([parameter.numel() for parameter in self.parameters]), strict=True)
+        alike = [(each, part.view_as(each).to(each.dtype)) for each, part in parts]
+        return [part if each.is_contiguous() else torch.empty_like(each).copy_(part) for each, part in alike]

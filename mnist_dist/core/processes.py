@@ -4,13 +4,12 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 OFTEN, RARELY = 0.1, 10  # seconds and updates between two questions: the shorter; one costs half a millisecond on gloo
@@ -20,9 +19,9 @@ STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
 class UserError(Exception):
     """A request that cannot be met: a sentence that names the value, the reason and the way out; an exit status."""
 
-    def __init__(self, message: str, status: int = 1) -> None:
+    def __init__(self, message: str, status: int = 1, run: Any = None) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.run = status, run
 
 
 def explain(error: Exception) -> str:
@@ -58,11 +57,6 @@ def same_everywhere(what: str, value: object) -> None:
             raise UserError(f"{differ}: start all of them with the same command on the same files")
 
 
-def broadcast(value: Any) -> Any:
-    """The first process's value, on every process."""
-    return broadcast_object_list([value], from_process=0)[0]
-
-
 def announce(text: str) -> None:
     """Print a line once; `accelerator.print` would do so once a node."""
     if PartialState().is_main_process:
@@ -73,8 +67,7 @@ class Stopped(UserError):
     """The run was asked to stop and can go on: with the folder `run`, or as the message says."""
 
     def __init__(self, message: str, run: Any = None) -> None:
-        super().__init__(message, STATUS)
-        self.run = run
+        super().__init__(message, STATUS, run)
 
 
 class StopRequest:
@@ -89,7 +82,7 @@ class StopRequest:
         for number in SIGNALS:
             signal.signal(number, self.note)
 
-    def note(self, number: int, _: FrameType | None) -> None:
+    def note(self, number: int, _: Any) -> None:
         """Remember a signal; a second SIGINT ends the process at once, as Ctrl-C does elsewhere."""
         if number == signal.SIGINT and self.received == "SIGINT":
             raise KeyboardInterrupt

@@ -66,13 +66,10 @@ class Training:
         at = self.progress
         self.model.train()
         self.begin = perf_counter() - at.epoch_seconds
-        off = None if self.accelerator.is_main_process else True  # None: shown on a terminal
-        with tqdm(desc=title, total=batches.samples, unit=" samples", unit_scale=True, leave=False, disable=off) as bar:
-            bar.update(at.step * batches.batch_size)
-            for batch in batches.epoch(at.epoch, first=at.step):
-                self.epoch_is_complete = at.step + 1 == len(batches)
-                yield batch
-                bar.update(batch.size)
+        rest, off = batches.epoch(at.epoch, first=at.step), None if self.accelerator.is_main_process else True
+        for batch in tqdm(rest, title, len(batches), initial=at.step, unit=" updates", leave=False, disable=off):
+            self.epoch_is_complete = at.step + 1 == len(batches)
+            yield batch
         self.gather_losses()
         seconds = perf_counter() - self.begin
         figures = {"train_loss": at.loss_sum / max(at.terms, 1), "learning_rate": self.rate}
@@ -115,8 +112,7 @@ class Training:
                 of_pieces.append(loss.detach())
             losses.append(sum(of_pieces[1:], of_pieces[0]))
             self.gradients.take(number)
-        if batch.sharing.shares > 1:
-            self.gradients.finish()
+        self.gradients.finish()
         if clip_norm:
             self.accelerator.clip_grad_norm_(parameters, clip_norm)
         self.optimizer.step()
@@ -207,16 +203,13 @@ def refuse_layers_that_depend_on_sharing(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def evaluate(
-    accelerator: Accelerator, model: nn.Module, batches: GlobalBatches, output: Callable[[nn.Module, Batch], Tensor]
-) -> Tensor:
-    """Ask a model about each of N samples once, every process about its shares, and gather the answers on all: (N, ...)
-    in the order of the data, whatever that of the batches, on the CPU. The model is the bare network, in eval mode
-    meanwhile; `output` makes of it and a batch of n samples (n, ...), such as logits or losses, of any dtype."""
+def evaluate(accelerator: Accelerator, model: nn.Module, batches: GlobalBatches, ask: Callable[..., Tensor]) -> Tensor:
+    """Ask about each of N samples once, every process about its shares: (N, ...) on the CPU, in the order of the data.
+    `ask` makes (n, ...) of any dtype, such as logits, of the bare network, in eval mode meanwhile, and n samples."""
     # Accelerate's forward is in mixed precision, which is for training: the weights are evaluated as they are stored.
     modes, autocast = [(layer, layer.training) for layer in model.modules()], model.__dict__.pop("forward", None)
     model.eval()
-    found = [(share.index, output(model, share)) for batch in batches.epoch() for share in batch.split(batch.lengths)]
+    found = [(share.index, ask(model, share)) for batch in batches.epoch() for share in batch.split(batch.lengths)]
     for layer, mode in modes:
         layer.training = mode
     model.__dict__.update({"forward": autocast} if autocast else {})

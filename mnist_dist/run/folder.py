@@ -14,12 +14,12 @@ from typing import Any
 
 import psutil
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from filelock import lock_descriptor
 
 from mnist_dist.core import Checkpoints, Progress
 from mnist_dist.core.checkpoints import FOLDER as CHECKPOINTS
-from mnist_dist.core.processes import UserError, all_or_none, broadcast
+from mnist_dist.core.processes import UserError, all_or_none
 from mnist_dist.run.files import write_json
 
 CONFIG, METRICS, SUMMARY, WEIGHTS, EVALUATION = (
@@ -70,7 +70,8 @@ def this_job() -> dict[str, Any]:
     number, restarts = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "")
     name = f"{os.environ.get('SLURM_CLUSTER_NAME')}:{number}" if number else None
     step, count = os.environ.get("SLURM_STEP_ID"), int(restarts) if restarts.isdecimal() else 0
-    return broadcast({"launchers": launchers, "slurm_job": name, "slurm_step": step, "slurm_restarts": count})
+    first = {"launchers": launchers, "slurm_job": name, "slurm_step": step, "slurm_restarts": count}
+    return broadcast_object_list([first])[0]
 
 
 def is_of(job: dict[str, Any], noted: dict[str, Any]) -> bool:
@@ -129,7 +130,7 @@ def open_run(folder: Path | None, name: str, resume: bool, weights: str = WEIGHT
                     "not have: let all nodes share that folder"
                 )
             run = find_or_make(begun or folder, begun is not None, job, name, resume, weights)
-    return broadcast(run)
+    return broadcast_object_list([run])[0]
 
 
 def find_or_make(folder: Path | None, begun: bool, job: dict[str, Any], name: str, resume: bool, weights: str) -> Run:

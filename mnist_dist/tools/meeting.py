@@ -21,8 +21,9 @@ from typing import Any, NoReturn
 
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
-from mnist_dist.core.processes import SIGNALS, broadcast
+from mnist_dist.core.processes import SIGNALS
 
 BEAT, SILENCE = 0.2, 1.5  # seconds between two signs of life, and without one until a process is dead or frozen
 ALONE = 3.0  # seconds in which all fail alike, or one has failed alone
@@ -69,7 +70,7 @@ class Meeting:
             store = dist.HashStore()
             return store, store
         server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False) if self.rank == 0 else None
-        host, port = broadcast((own_address(), server.port) if server else None)
+        ((host, port),) = broadcast_object_list([(own_address(), server.port) if server else None])
         return server or dist.TCPStore(host, port, is_master=False), dist.TCPStore(host, port, is_master=False)
 
     def catch_signals(self) -> None:
