@@ -1,13 +1,13 @@
 """The sum of all shares' gradients, with the same bits on every process and, for V virtual ones, at any number of them.
 
-The sum over some shares is that of their first half plus that of their second half, and so on. A process adds what it
-has whole, sends the few sums left to the others, and adds theirs: who has which share changes no sum."""
+It is that of the first half of the shares plus that of the second half, and so on, whichever process adds them."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from .batches import Sharing
+from .processes import PATIENCE
 
 
 def whole_within(held: range, first: int, stop: int) -> list[tuple[int, int]]:
@@ -40,7 +40,7 @@ class GradientSum:
         few = sharing.world <= self.FEW and sum(parameter.nbytes for parameter in parameters) <= self.SMALL
         # Connections to send up and down the ranks: gloo burns time if one has to send and to receive at once.
         gloo = (few or sharing.fixed) and self.others and dist.get_backend() == "gloo"
-        self.ways: list = [dist.new_group(backend="gloo") for _ in ("up", "down")] if gloo else []
+        self.ways: list = [dist.new_group(backend="gloo", timeout=PATIENCE) for _ in ("up", "down")] if gloo else []
         self.expected: tuple[dict[int, Tensor], list] | None = None
 
     def take(self, at: int) -> None:

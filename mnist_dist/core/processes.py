@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from time import perf_counter
 from typing import Any
 
@@ -14,6 +15,7 @@ from accelerate.utils import gather_object
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 OFTEN, RARELY = 0.1, 10  # seconds and updates between two questions: the shorter; one costs half a millisecond on gloo
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
+PATIENCE = timedelta(minutes=15)  # with a process that says nothing
 
 
 class UserError(Exception):
@@ -76,7 +78,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self.group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self.group: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if dist.is_initialized() else None
         self.asked, self.gap, self.left = perf_counter(), 1, 1  # when; updates between two questions, and to the next
         self.question: tuple[Any, torch.Tensor] | None = None
         for number in SIGNALS:
