@@ -30,7 +30,7 @@ def main() -> None:
     for name, value in as_json(config).items():
         same_everywhere("the settings", f"{flag(name)} {value}")
     announce(launch.describe(accelerator))
-    bits = launch.fix_bits(virtual)
+    bits = launch.fix_bits(virtual, config.cuda_graph)
 
     # The data, whole on every process's device, dealt out by global batches.
     samples = data.obtain(accelerator, config.dataset, config.data_dir, config.val_size, config.seed, dtype)

@@ -31,10 +31,12 @@ def counted(owner, name):
 
 
 torch.manual_seed(0)
-for units in (4, 1400):  # less than 1 MiB, and more
+for units, as_on_nccl in ((4, False), (1400, False), (4, True)):  # less than 1 MiB, and more
     model, images = MNISTNet((units,)), torch.randn(world, 8, 784)
     parameters = list(model.parameters())
-    gradients = GradientSum(parameters, Sharing(world, world, rank))
+    gradients = GradientSum(parameters, Sharing(world, world, rank, fixed=as_on_nccl))
+    if as_on_nccl:  # which has no connection for each direction
+        gradients.ways = []
     for _ in range(3):
         model.zero_grad()
         model(images[rank]).square().sum().backward()

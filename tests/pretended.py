@@ -133,6 +133,9 @@ class Tape(TorchDispatchMode):
                     memory = tensor.held.untyped_storage() if isinstance(tensor, Pretended) else None
                     if memory is not None and memory.data_ptr() not in self.before:
                         self.before[memory.data_ptr()] = memory, memory.clone()
+        given = [each for each in tree_leaves((words, options)) if isinstance(each, Tensor)]
+        apart = [isinstance(each, Pretended) for each in given]
+        assert all(apart) or not any(apart), f"{function} takes a number from the host, which a graph would keep"
         made = function(*words, **options)
         assert self.watch.waits.total() == waits, f"{function} waits for the device while a graph is recorded"
         if any(isinstance(leaf, Pretended) for leaf in tree_leaves((words, options, made))):

@@ -254,6 +254,26 @@ def test_a_penalty_that_does_not_come_from_samples_is_refused(accelerator):
         training.update(next(GlobalBatches(numbers(20, 6), 7, accelerator).epoch()))
 
 
+def test_parameters_that_autograd_gives_the_same_gradient_are_each_summed_once(accelerator):
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = nn.Parameter(numbers(6)), nn.Parameter(numbers(6))
+
+        def forward(self, rows):
+            return rows * (self.one[None] + self.other[None])
+
+    def trained(virtual):
+        training = Training(accelerator, model := Sum(), torch.optim.SGD(model.parameters(), lr=0.1), loss)
+        training.update(next(GlobalBatches(numbers(20, 6), 20, accelerator, virtual=virtual).epoch()))
+        return nn.utils.parameters_to_vector(model.parameters())
+
+    def loss(model, batch):
+        return model(batch.data).sum()
+
+    assert (trained(0) - trained(3)).abs().max() < 1e-12
+
+
 def test_a_batch_without_terms_changes_nothing(accelerator):
     model, targets = mlp(6, 5, 1), numbers(20, 1).masked_fill(torch.arange(20)[:, None] < 7, torch.nan)
 

@@ -51,7 +51,8 @@ def test_with_virtual_processes_a_run_has_the_same_bits_again_and_after_a_stop(t
 @pytest.mark.gpu
 @pytest.mark.usefixtures("gpu")
 def test_updates_that_are_graphs_have_the_bits_of_those_that_are_not(tmp_path, monkeypatch):
-    flags = [*TRAINING, *OPTIONS, *"--affine 0.5 --elastic 0.5 --schedule one-cycle --epochs 5 --cuda-graph".split()]
+    flags = "--affine 0.5 --elastic 0.5 --schedule one-cycle --epochs 5 --virtual-processes 1 --cuda-graph".split()
+    flags = [*TRAINING, *OPTIONS, *flags]
     weights = []
     for eager in (graphs.EAGER, 1000):  # of 200 updates
         monkeypatch.setattr(graphs, "EAGER", eager)

@@ -114,13 +114,15 @@ def same_weights(folder, *runs):
 def test_nor_do_several_processes_wait_and_they_have_the_bits_of_as_many_on_the_cpu_and_without_graphs(tmp_path):
     runs = [training_in(tmp_path, "every", EVERY), training_in(tmp_path, "cpu", f"{EVERY} --cpu")]
     runs += [training_in(tmp_path, name, f"--cuda-graph {EVERY}", eager=eager) for name, eager in (("g", 1), ("e", 10))]
+    runs += [training_in(tmp_path, "uneven", "--cuda-graph --batch-size 151")]
     done = torchrun(3, REPOSITORY / "tests" / "pretended.py", json.dumps(runs), tmp_path / "found")
     assert done.returncode == 0, done.stderr
     for rank in range(3):
-        on_device, _, graphs, _ = json.loads((tmp_path / f"found-{rank}.json").read_text())
+        on_device, _, graphs, _, uneven = json.loads((tmp_path / f"found-{rank}.json").read_text())
         for run in (on_device, graphs):
             assert not run["error"]
             assert {place for place, _, _ in run["waits"]} <= PLACES.keys()
             assert [waits for waits, _ in run["updates"][1:]] == [0, 0, 0, 0]
         assert [work for _, work in graphs["updates"]].count(14) == 2
+        assert min(work for _, work in uneven["updates"]) > 20  # processes record together or not at all
     assert same_weights(tmp_path) and same_weights(tmp_path, "g", "e")

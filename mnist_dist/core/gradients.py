@@ -20,12 +20,11 @@ def whole_within(held: range, first: int, stop: int) -> list[tuple[int, int]]:
 
 
 def total(sums: dict[tuple[int, int], list[Tensor]], first: int, stop: int) -> list[Tensor]:
-    """The sum over a stretch of the shares from those over parts of it, in place."""
-    if (first, stop) not in sums:
-        middle = (first + stop) // 2
-        sums[first, stop] = total(sums, first, middle)
-        torch._foreach_add_(sums[first, stop], total(sums, middle, stop))
-    return sums[first, stop]
+    """The sum over a stretch of the shares from those over parts of it."""
+    if (first, stop) in sums:
+        return sums[first, stop]
+    middle = (first + stop) // 2  # not in place: autograd lets parameters that are added together share a gradient
+    return [*torch._foreach_add(total(sums, first, middle), total(sums, middle, stop))]
 
 
 class GradientSum:
@@ -77,7 +76,7 @@ class GradientSum:
             message.wait()
         for rank, rows in theirs.items():
             self.sums |= zip(self.others[rank], map(self.apart, rows), strict=True)
-        self.expected = self.expect(mine)
+        self.expected = self.expect(mine) if self.ways else None
 
     def expect(self, mine: Tensor) -> tuple[dict[int, Tensor], list]:
         """Memory for what the others will send next, and gloo's messages, which it then sends without asking first."""
@@ -88,4 +87,5 @@ class GradientSum:
         """All gradients from a vector, each like its parameter: so a sum has the same bits whoever adds it."""
         parts = zip(self.parameters, row.split([parameter.numel() for parameter in self.parameters]), strict=True)
         alike = [(each, part.view_as(each).to(each.dtype)) for each, part in parts]
-        return [part if each.is_contiguous() else torch.empty_like(each).copy_(part) for each, part in alike]
+        views = row.is_cpu  # on a GPU bits may depend on how memory is aligned
+        return [p if views and each.is_contiguous() else torch.empty_like(each).copy_(p) for each, p in alike]

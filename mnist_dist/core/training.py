@@ -52,7 +52,7 @@ class Training:
         self.model = accelerator.prepare_model(model, evaluation_mode=True)  # without DistributedDataParallel
         # Without fp16's scaler Accelerate's optimizer has nothing to add, and costs a fifth of an MLP's update.
         self.optimizer = accelerator.prepare_optimizer(optimizer) if accelerator.scaler else optimizer
-        self.gradients = GradientSum([], Sharing(1, 1, 0))  # until a batch tells who shares
+        self.gradients, self.known = GradientSum([], Sharing(1, 1, 0)), dict[Any, GradientSum]()  # until a batch comes
         self.progress, self.figures = Progress(), dict[str, float]()  # the latter of the last epoch, which sets them
         self.latest: list[tuple[list[Tensor], int | Tensor]] = []  # losses of shares, terms of updates; not waited for
         self.begin = perf_counter()  # when the epoch in progress would have begun without a stop
@@ -92,8 +92,8 @@ class Training:
         if not self.checked:
             self.check_data_and_loss(batch)
         parameters = [each for group in self.optimizer.param_groups for each in group["params"] if each.requires_grad]
-        if self.gradients.sharing != batch.sharing or [*map(id, parameters)] != [*map(id, self.gradients.parameters)]:
-            self.gradients = GradientSum(parameters, batch.sharing)
+        key = batch.sharing, *map(id, parameters)
+        self.gradients = self.known[key] = self.known.get(key) or GradientSum(parameters, batch.sharing)
         self.latest.append(self.work(batch, pieces, clip_norm))
         self.progress.step, self.progress.global_step = self.progress.step + 1, self.progress.global_step + 1
 

@@ -1,6 +1,7 @@
 """Whole updates as CUDA graphs: what an update asks of the GPU is recorded, and from then on launched as one."""
 
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from mnist_dist.core.batches import Batch
 from mnist_dist.core.processes import UserError
 from mnist_dist.core.training import Loss, Training
 
+ALIVE: weakref.WeakSet["GraphTraining"] = weakref.WeakSet()
 EAGER = 3  # updates of each kind before one is recorded: they make what libraries keep for later, such as workspaces
 DEVICES = ("cuda",)
 
@@ -69,11 +71,13 @@ class Kind:
 
 
 class GraphTraining(Training):
-    """A `Training` whose updates are CUDA graphs, after the first few of each kind: of each number of samples in the
-    process's shares and in the batch, and each way to update.
+    """A `Training` by Adam or AdamW whose updates are CUDA graphs, after the first few of each kind: of each number of
+    samples in the process's shares and in the batch, and each way to update. Several processes record together (NCCL
+    asks for that), so there only batches that they share evenly become graphs.
 
     It has the bits of updates without graphs, if these, too, take their learning rates in float32. What the loss and
-    the optimizer's hooks do in Python is done as a graph is recorded, and not again: they may count nothing there.
+    the optimizer's hooks do in Python is done as a graph is recorded, and not again: they may count nothing there. Nor
+    does a graph learn of other settings of the optimizer than the rates.
 
     Raises:
         UserError: the device has no graphs, or they do not suit the arithmetic.
@@ -88,45 +92,55 @@ class GraphTraining(Training):
         if accelerator.scaler or any(each.dtype == torch.float64 for each in model.parameters()):
             raise UserError("--cuda-graph is for float32 and bf16, not for fp16 or float64: leave it out")
         self.recorder, self.kinds = Recorder(), dict[Any, Kind]()
-        self.known = [math.nan for _ in self.rates]  # the rates that the device knows
+        self.told = [math.nan for _ in self.rates]  # the rates that the device knows
         self.there = torch.zeros(len(self.rates), device=accelerator.device).unbind()
-        for group in optimizer.param_groups:
-            group["capturable"] = True
+        ALIVE.add(self)
 
     def work(self, batch: Batch, pieces: int, clip_norm: float) -> tuple[list[Tensor], int | Tensor]:
         """As `Training.work`, by a graph if there is one for this kind of update."""
-        if batch.sharing.fixed and batch.sharing.world > 1:
-            raise UserError("--cuda-graph with --virtual-processes is for one process: leave one of them out")
         for number, group in enumerate(self.optimizer.param_groups):
-            if group["lr"] != self.known[number]:
-                self.known[number] = group["lr"]
+            if group["lr"] != self.told[number]:
+                self.told[number] = group["lr"]
                 self.there[number].fill_(group["lr"])
         # With other parameters in training `gradients` is another; `kinds` holds it and the data, so no id comes again.
-        key = self.gradients, id(batch.source), tuple(batch.lengths), batch.size, pieces, clip_norm
-        kind = self.kinds.setdefault(key, Kind(batch))
-        if kind.eager < EAGER:
+        lengths, terms = tuple(batch.lengths), isinstance(batch.terms, Tensor)
+        kind = self.kinds.setdefault(
+            (self.gradients, id(batch.source), lengths, batch.size, terms, pieces, clip_norm), Kind(batch)
+        )
+        uneven = batch.sharing.world > 1 and batch.size % batch.sharing.shares > 0
+        if kind.eager < EAGER or uneven:
             kind.eager, kind.batch = kind.eager + 1, replace(batch)
             losses, terms = self.recorder.run(lambda: self.with_rates_there(batch, pieces, clip_norm))
             return list(losses), terms
         launch = kind.launch or kind.record(
-            self.recorder, lambda static: self.with_rates_there(static, pieces, clip_norm)
+            self.recorder, lambda static: self.with_rates_there(static, pieces, clip_norm, recorded=True)
         )
         kind.read(batch)
         launch()
         losses, terms = kind.made  # until the next launch
         return list(losses.clone()), terms.clone() if isinstance(terms, Tensor) else terms
 
-    def with_rates_there(self, batch: Batch, pieces: int, clip_norm: float) -> tuple[Tensor, int | Tensor]:
+    def with_rates_there(
+        self, batch: Batch, pieces: int, clip_norm: float, recorded: bool = False
+    ) -> tuple[Tensor, int | Tensor]:
         """`Training.work` with learning rates that are on the device, so a graph finds new ones there."""
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        for group, there in zip(self.optimizer.param_groups, self.there, strict=True):
-            group["lr"] = there
-        losses, terms = super().work(batch, pieces, clip_norm)
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        groups, rates = self.optimizer.param_groups, [group["lr"] for group in self.optimizer.param_groups]
+        for group, there in zip(groups, self.there, strict=True):
+            group.update(lr=there, capturable=recorded)  # without that Adam refuses to be recorded
+        try:
+            losses, terms = super().work(batch, pieces, clip_norm)
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                group.update(lr=rate, capturable=False)
         return torch.stack(losses), terms
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """As `Training.load_state_dict`: the optimizer has other tensors then, which no graph knows."""
         super().load_state_dict(state)
         self.recorder, self.kinds = Recorder(), {}
+
+
+def forget_all() -> None:
+    """Let go of all graphs: NCCL waits without end for those that hold its messages (pytorch #115388)."""
+    for training in ALIVE:
+        training.kinds.clear()

@@ -26,7 +26,7 @@ from accelerate.utils import (
 )
 
 from mnist_dist.core.processes import STATUS, UserError, explain, same_everywhere
-from mnist_dist.run import rendezvous
+from mnist_dist.run import graphs, rendezvous
 from mnist_dist.run.neighbour import Neighbour
 
 GRACE = 5  # seconds in which the first process of a node can say why all leave
@@ -210,17 +210,20 @@ def cause(error: Exception) -> str:
     return f"{first.rstrip('.')}; {last.splitlines()[0]}" if last else first.rstrip(".")
 
 
-def fix_bits(virtual: int) -> dict[str, Any]:
+def fix_bits(virtual: int, cuda_graph: bool = False) -> dict[str, Any]:
     """Let bits depend on nothing but this: what a run with virtual processes has, and must have when it goes on.
 
     Args:
         virtual: how many there are; 0 for none, which changes nothing.
+        cuda_graph: whether updates are to be graphs, in which several processes cannot send each other their sums.
 
     Raises:
-        UserError: on every process, if they differ in it.
+        UserError: on every process, if they differ in it, or graphs are asked for in vain.
     """
     if not virtual:
         return {}
+    if cuda_graph and PartialState().num_processes > 1:
+        raise UserError("--cuda-graph with --virtual-processes is for one process: leave one of them out")
     torch.set_num_threads(1)  # sums are cut by threads
     found = {"threads a process": 1, "torch": str(torch.__version__), "CPU": torch.backends.cpu.get_cpu_capability()}
     device = PartialState().device
@@ -343,6 +346,7 @@ def run(
     if (connected := dist.is_initialized()) and not bug:
         for neighbour in NEIGHBOURS:
             neighbour.farewell()
+        graphs.forget_all()
         dist.destroy_process_group()  # after a bug it would wait for what the others are in, on NCCL for ever
     sys.stdout.flush()
     sys.stderr.flush()

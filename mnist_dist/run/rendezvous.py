@@ -12,11 +12,13 @@ from typing import Any
 
 import torch.distributed as dist
 
+from mnist_dist.core.processes import PATIENCE
+
 SCHEME = "mnist-dist"
 METHOD = f"{SCHEME}://"  # for `init_process_group(init_method=...)`
 # For processes to come, and to answer. Not 10 minutes: that is Accelerate's default for NCCL, so it is not handed on
 # (accelerate 1.15), and gloo waits for 30.
-TIMEOUT = timedelta(minutes=15)
+TIMEOUT = PATIENCE
 UNKNOWN = 10  # seconds that the first one's name may be unknown: that of a container may come with it
 SILENCE = 30  # seconds of waiting after which one process a node says what it waits for
 
