@@ -274,6 +274,17 @@ def test_parameters_that_autograd_gives_the_same_gradient_are_each_summed_once(a
     assert (trained(0) - trained(3)).abs().max() < 1e-12
 
 
+def test_layers_that_freeze_and_thaw_again_and_again_make_two_sums_not_one_an_update(accelerator):
+    """On several processes each has connections of its own."""
+    model = mlp(6, 5, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = Training(accelerator, model, optimizer, lambda model, batch: model(batch.data).sum())
+    for number, batch in enumerate(GlobalBatches(numbers(20, 6), 2, accelerator).epoch()):
+        model[0].requires_grad_(number % 2 == 0)
+        training.update(batch)
+    assert len(training.known) == 2
+
+
 def test_a_batch_without_terms_changes_nothing(accelerator):
     model, targets = mlp(6, 5, 1), numbers(20, 1).masked_fill(torch.arange(20)[:, None] < 7, torch.nan)
 
