@@ -33,7 +33,7 @@ from mnist_dist.run.settings import TrainConfig
 from mnist_dist.task import networks
 from mnist_dist.task.objective import adam, loss_of
 
-PROCESSES, VIRTUAL, MODELS, BATCHES = (1, 2), (0, 1, 2, 4, 8), ("mlp", "cnn"), (64, 512)
+PROCESSES, VIRTUAL, MODELS, BATCHES = (1, 2), (0, 1, 2, 4, 8), ("mlp", "cnn"), (64, 128, 512)
 LEAST = 0.5  # seconds a measurement
 
 

@@ -174,7 +174,7 @@ def test_a_process_takes_half_the_cores_unless_told_otherwise(variable, threads,
 
 
 WINDOWS = """
-import os, runpy, signal, sys
+import os, runpy, shutil, signal, sys
 import accelerate, torch  # what they need of Linux they may have
 for name in [name for name in sys.modules if name.split(".")[0] in ("fcntl", "filelock")]:
     del sys.modules[name]
@@ -183,6 +183,7 @@ for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM"):
     delattr(signal, name)
 for name in ("O_DIRECTORY", "geteuid", "killpg", "mkfifo", "set_blocking"):
     delattr(os, name)
+del torch.distributed.HashStore
 opened, flushed = os.open, os.fsync
 
 def open_file(path, flags, *words, **options):
@@ -194,7 +195,17 @@ def flush(descriptor):
     os.write(descriptor, b"")  # fails if it may only be read
     flushed(descriptor)
 
+def refuse_if_open(call):
+    def refuse(*paths, **options):
+        descriptors = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+        if {os.path.realpath(path) for path in paths} & {os.path.realpath(descriptor) for descriptor in descriptors}:
+            raise PermissionError(13, "Permission denied", str(paths[0]))
+        return call(*paths, **options)
+    return refuse
+
 os.open, os.fsync = open_file, flush
+os.unlink, os.rename, os.replace = map(refuse_if_open, (os.unlink, os.rename, os.replace))
+os.remove, shutil._use_fd_functions = os.unlink, False
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -202,7 +213,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.mark.slow
 def test_it_trains_where_fcntl_some_signals_and_descriptors_of_folders_are_missing(tmp_path):
-    """As on Windows, whose file names cannot have some characters either. Not tried: Windows itself."""
+    """As on Windows, whose file names cannot have some characters either."""
     flags = [*FLAGS, tmp_path / "run", "--checkpoint-every", "20"]
     done = call(PYTHON, "-c", WINDOWS, "train.py", *flags)
     assert done.returncode == 0, done.stderr
@@ -223,6 +234,7 @@ def test_searches_and_verify_run_there_too(tmp_path):
     for words, said in ((tune, "mnist-5k: 2 trials"), (verify, "this set-up trains right (")):
         done = call(PYTHON, "-c", windows, "mnist_dist/__main__.py", *words, tmp_path / words[0])
         assert done.returncode == 0 and said in done.stdout, done.stdout + done.stderr
+    assert not (tmp_path / "verify").exists()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A run on a terminal of 80 columns, as a new user sees it."""
+"""A run on a terminal of 80 columns, as a new user sees it, and commands to paste there."""
 
 import fcntl
 import os
@@ -6,10 +6,13 @@ import pty
 import re
 import struct
 import subprocess
+import sys
 import termios
 
 import pytest
 from conftest import PYTHON, REPOSITORY, clean_environment
+
+from mnist_dist.shell import shell
 
 
 def on_a_terminal(*command, cwd) -> tuple[int, str]:
@@ -28,6 +31,16 @@ def on_a_terminal(*command, cwd) -> tuple[int, str]:
             break
     os.close(ours)
     return running.wait(60), written.decode()
+
+
+def test_a_command_is_quoted_for_the_shell_of_the_system(monkeypatch):
+    words = "python", "evaluate.py", "runs/a b", r"runs\c"
+    for platform, expected in (
+        ("linux", r"python evaluate.py 'runs/a b' 'runs\c'"),
+        ("win32", r'python evaluate.py "runs/a b" runs\c'),
+    ):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert shell(*words) == expected
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import secrets
-import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from mnist_dist.core import Checkpoints, Progress
 from mnist_dist.core.checkpoints import FOLDER as CHECKPOINTS
 from mnist_dist.core.processes import UserError, all_or_none
 from mnist_dist.run.files import write_json
+from mnist_dist.shell import shell
 
 CONFIG, METRICS, SUMMARY, WEIGHTS, EVALUATION = (
     "config.json",
@@ -32,6 +32,7 @@ CONFIG, METRICS, SUMMARY, WEIGHTS, EVALUATION = (
 ENDED = "ended.json"  # why a run ended that did not finish: asked to stop, or failed; one that was killed has none
 PLOTS = "plots"
 ROOT = Path("runs")
+LOCKS = list[int]()  # descriptors of the runs that this process writes
 TAKE_OVER = 60  # seconds for the first process of the attempt before to end; a launcher kills it after 30
 
 
@@ -198,7 +199,7 @@ def take_over(folder: Path) -> None:
 
 
 def lock(folder: Path) -> None:
-    """Let no other process write this run as long as this one lives; if the file system has no locks, do nothing.
+    """Let no other process write this run before `let_go`, or the end; if the file system has no locks, do nothing.
 
     Raises:
         UserError: another process holds it.
@@ -210,7 +211,15 @@ def lock(folder: Path) -> None:
         os.close(descriptor)
         return
     if not held:
+        os.close(descriptor)
         raise UserError(f"another process is writing the run in {folder}: wait for it, or choose another folder")
+    LOCKS.append(descriptor)
+
+
+def let_go() -> None:
+    """Unlock all runs of this process, which is to go on without them."""
+    while LOCKS:
+        os.close(LOCKS.pop())
 
 
 def open_lock(folder: Path) -> int:
@@ -242,12 +251,11 @@ def is_running(folder: Path) -> bool:
 
 def next_steps(folder: Path) -> str:
     """What can be done with a finished run, in lines that can be pasted into a shell."""
-    place = shlex.quote(os.fspath(folder))
-    weights = "" if folder.parent == ROOT else f" --weights {place}"  # without it: the newest run there
+    weights = [] if folder.parent == ROOT else ["--weights", str(folder)]  # without it: the newest run there
     return (
-        f"evaluate: python evaluate.py {place}\n"
-        f"predict:  python -m mnist_dist predict{weights} IMAGE...\n"
-        f"pictures: {shlex.quote(os.fspath(folder / PLOTS))}"
+        f"evaluate: {shell('python', 'evaluate.py', folder)}\n"
+        f"predict:  {shell('python', '-m', 'mnist_dist', 'predict', *weights)} IMAGE...\n"
+        f"pictures: {shell(folder / PLOTS)}"
     )
 
 

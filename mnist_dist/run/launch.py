@@ -4,7 +4,6 @@ import contextlib
 import os
 import platform
 import re
-import shlex
 import sys
 import textwrap
 import time
@@ -28,6 +27,7 @@ from accelerate.utils import (
 from mnist_dist.core.processes import STATUS, UserError, explain, same_everywhere
 from mnist_dist.run import graphs, rendezvous
 from mnist_dist.run.neighbour import Neighbour
+from mnist_dist.shell import shell
 
 GRACE = 5  # seconds in which the first process of a node can say why all leave
 # Of a process on the CPU, unless OMP_NUM_THREADS says otherwise, as torchrun does. Threads wait for each other by
@@ -318,7 +318,7 @@ def run(
         status = getattr(error, "status", 1)
         if is_first():
             stopped = getattr(error, "run", None)
-            folder = shlex.quote(stopped.as_posix()) if stopped else ""
+            folder = shell(stopped) if stopped else ""
             way = f": {again.format(run=folder)} to go on" if stopped else ""
             print(f"{name}: error: {explain(error)}{way}", file=sys.stderr)
         elif not dist.is_initialized():

@@ -2,7 +2,6 @@
 
 import hashlib
 import platform
-import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from mnist_dist.run import launch
+from mnist_dist.shell import shell
 
 PACKAGE = Path(__file__).parents[1]
 CHECKOUT = PACKAGE.parent  # of the repository, unless the package is installed by itself
@@ -23,7 +23,7 @@ def about(accelerator: Accelerator) -> dict[str, Any]:
     return {
         "set_up": launch.describe(accelerator),
         "num_processes": accelerator.num_processes,
-        "command": shlex.join(sys.orig_argv),
+        "command": shell(*sys.orig_argv),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "code": code_digest(),

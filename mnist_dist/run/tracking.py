@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import queue
-import shlex
 import shutil
 import sys
 import threading
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from mnist_dist.core.processes import Stopped, all_or_none
 from mnist_dist.run.files import append_json, write_json, write_json_lines
 from mnist_dist.run.folder import CONFIG, ENDED, METRICS, SUMMARY, WEIGHTS, Run
+from mnist_dist.shell import shell
 from mnist_dist.task.data import DataSet
 from mnist_dist.task.evaluation import Evaluation
 
@@ -129,7 +129,7 @@ class WandB:
     ) -> None:
         self.accelerator, self.folder, self.settings = accelerator, folder, settings
         self.failed = False
-        place = shlex.quote(os.fspath(folder))
+        place = shell(folder)
         self.rest = f"to send what it lacks run the same command with --output-dir {place} --resume"
         self.row: dict[str, Any] = {}  # the figures of the latest update, which may not be complete
         self.first = 0  # the first update that W&B has not got
@@ -266,9 +266,7 @@ class WandB:
         elif self.parts("run"):
             tqdm.write(f"Weights & Biases has this run offline, and a part of it online; {self.rest}")
         elif offline:
-            tqdm.write(
-                f"Weights & Biases has this run offline; send it with:\nwandb sync {shlex.quote(place.as_posix())}"
-            )
+            tqdm.write(f"Weights & Biases has this run offline; send it with:\n{shell('wandb', 'sync', place)}")
 
     def parts(self, kind: str) -> set[Path]:
         """The folders of this run's parts: "run", those begun online, or "offline-run"."""

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import importlib
 import math
-import shlex
 import socket
 import tempfile
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from mnist_dist.core.processes import UserError
+from mnist_dist.shell import shell
 
 Published = Literal["mnist", "fashion-mnist", "kmnist"]
 Name = Literal["auto", Published, "mnist-5k"]
@@ -137,7 +137,7 @@ def folder_with(name: str, folder: Path, otherwise: Path) -> Path:
 
 def command_to_fetch(name: str, data_dir: Path) -> str:
     """What to type if a data set is missing."""
-    return f"python -m mnist_dist download --dataset {name} --data-dir {shlex.quote(data_dir.as_posix())}"
+    return shell("python", "-m", "mnist_dist", "download", "--dataset", name, "--data-dir", data_dir)
 
 
 def download(name: str, data_dir: Path) -> None:

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +25,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from mnist_dist.core.processes import SIGNALS
+from mnist_dist.run.folder import let_go
 
 BEAT, SILENCE = 0.2, 1.5  # seconds between two signs of life, and without one until a process is dead or frozen
 ALONE = 3.0  # seconds in which all fail alike, or one has failed alone
@@ -66,12 +68,11 @@ class Meeting:
 
     def connect(self) -> tuple[dist.Store, dist.Store]:
         """Two connections to the store: a program and a thread that shared one would wait for each other."""
-        if self.world == 1:
-            store = dist.HashStore()
-            return store, store
-        server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False) if self.rank == 0 else None
-        ((host, port),) = broadcast_object_list([(own_address(), server.port) if server else None])
-        return server or dist.TCPStore(host, port, is_master=False), dist.TCPStore(host, port, is_master=False)
+        store = partial(dist.TCPStore, use_libuv=sys.platform != "win32")  # torch is built without it there
+        server = store("localhost", 0, is_master=True, wait_for_workers=False) if self.rank == 0 else None
+        address = (own_address() if self.world > 1 else "localhost", server.port) if server else None
+        ((host, port),) = broadcast_object_list([address])
+        return server or store(host, port, is_master=False), store(host, port, is_master=False)
 
     def catch_signals(self) -> None:
         """Let the thread answer a request to end; to be called again after a training, which takes it for its own."""
@@ -125,6 +126,7 @@ class Meeting:
 
     def clean(self) -> None:
         """Leave no files."""
+        let_go()  # Windows removes no file that is open
         for folder in self.folders:
             shutil.rmtree(folder, ignore_errors=True)
         for folder in self.parents:

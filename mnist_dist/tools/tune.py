@@ -2,7 +2,6 @@
 
 import math
 import os
-import shlex
 import signal
 from collections.abc import Sequence
 from contextlib import closing
@@ -29,6 +28,7 @@ from mnist_dist.run import launch, plots
 from mnist_dist.run.command_line import as_flags, as_json, flag
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.run.weights import load_teachers, teachers_digest
+from mnist_dist.shell import shell
 from mnist_dist.task import data, networks
 from mnist_dist.task.data import Split
 from mnist_dist.task.evaluation import classify
@@ -256,8 +256,8 @@ def report(study: optuna.Study, folder: Path, given: TrainConfig, samples: int) 
     print(f"Validation accuracy with the settings given (trial {first.number}): {exactly(first)}")
     print(f"Validation accuracy with the best settings (trial {best.number}): {exactly(best)}")
     print("Train with them on all training samples:")
-    command = ["python", "train.py", *as_flags(replace(given, val_size=0, **settings(best.params)))]
-    print(shlex.join(command), flush=True)
+    flags = as_flags(replace(given, val_size=0, **settings(best.params)))
+    print(shell("python", "train.py", *flags), flush=True)
 
 
 def accuracy(trial: FrozenTrial) -> float:
