@@ -69,8 +69,8 @@ class Meeting:
     def connect(self) -> tuple[dist.Store, dist.Store]:
         """Two connections to the store: a program and a thread that shared one would wait for each other."""
         store = partial(dist.TCPStore, use_libuv=sys.platform != "win32")  # torch is built without it there
-        server = store("localhost", 0, is_master=True, wait_for_workers=False) if self.rank == 0 else None
-        address = (own_address() if self.world > 1 else "localhost", server.port) if server else None
+        server = store("127.0.0.1", 0, is_master=True, wait_for_workers=False) if self.rank == 0 else None
+        address = (own_address() if self.world > 1 else "127.0.0.1", server.port) if server else None
         ((host, port),) = broadcast_object_list([address])
         return server or store(host, port, is_master=False), store(host, port, is_master=False)
 
