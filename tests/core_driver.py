@@ -369,7 +369,7 @@ def precise_targets(accelerator: Accelerator) -> None:
     model, data = mlp(6, 512, 1).float(), (numbers(SAMPLES, 6).float(), torch.zeros(SAMPLES, 1, dtype=torch.float64))
 
     def score(model: nn.Module, batch: Batch) -> Tensor:
-        return F.mse_loss(model(batch.data[0]), batch.data[1], reduction="sum")
+        return (model(batch.data[0]) - batch.data[1]).square().sum()  # torch 2.11 has no `mse_loss` of two dtypes
 
     training = Training(accelerator, model, torch.optim.SGD(model.parameters(), lr=0.1), score)
     training.update(next(GlobalBatches(data, 14, accelerator).epoch()))
