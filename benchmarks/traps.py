@@ -1,4 +1,4 @@
-"""Four traps of this stack, each walked into on purpose, and what it costs (the fifth starts one process only).
+"""Five traps of this stack, each walked into on purpose, and what it costs (the sixth starts one process only).
 
     torchrun --nproc-per-node 2 benchmarks/traps.py
 
@@ -101,6 +101,15 @@ def processes_weighed_equally(accelerator: Accelerator) -> None:
     accelerator.print(f"equal weights: shares of {sizes} put the gradient off by {off:.1%} (median of 20 batches)")
 
 
+def one_gradient_changed_twice(accelerator: Accelerator) -> None:
+    """Two parameters that are added together: autograd may give both the same memory as their gradient."""
+    place, kind = nn.Parameter(torch.zeros(50)), nn.Parameter(torch.zeros(50))
+    (torch.ones(1, 50) * (place[None] + kind[None])).sum().backward()
+    norm = accelerator.clip_grad_norm_([place, kind], 1.0)
+    clipped = torch.cat([place.grad, kind.grad]).norm()
+    accelerator.print(f"one gradient: a norm of {norm:g} clipped to 1 is {clipped:.1f}")
+
+
 def main() -> None:
     accelerator = launch.start(cpu=True)
     accelerator.print(
@@ -110,6 +119,7 @@ def main() -> None:
     schedule_stepped_by_every_process(accelerator)
     resumed_in_mid_epoch(accelerator)
     processes_weighed_equally(accelerator)
+    one_gradient_changed_twice(accelerator)
 
 
 if __name__ == "__main__":

@@ -254,7 +254,10 @@ def test_a_penalty_that_does_not_come_from_samples_is_refused(accelerator):
         training.update(next(GlobalBatches(numbers(20, 6), 7, accelerator).epoch()))
 
 
-def test_parameters_that_autograd_gives_the_same_gradient_are_each_summed_once(accelerator):
+@pytest.mark.parametrize("options", [{"virtual": 3}, {"pieces": 3}, {"clip_norm": 0.01}], ids=repr)
+def test_parameters_that_autograd_gives_the_same_gradient_are_each_changed_once(options, accelerator):
+    """Such as embeddings of a token's place and kind. Plain PyTorch clips and accumulates such a gradient twice."""
+
     class Sum(nn.Module):
         def __init__(self):
             super().__init__()
@@ -263,15 +266,19 @@ def test_parameters_that_autograd_gives_the_same_gradient_are_each_summed_once(a
         def forward(self, rows):
             return rows * (self.one[None] + self.other[None])
 
-    def trained(virtual):
-        training = Training(accelerator, model := Sum(), torch.optim.SGD(model.parameters(), lr=0.1), loss)
-        training.update(next(GlobalBatches(numbers(20, 6), 20, accelerator, virtual=virtual).epoch()))
-        return nn.utils.parameters_to_vector(model.parameters())
-
     def loss(model, batch):
         return model(batch.data).sum()
 
-    assert (trained(0) - trained(3)).abs().max() < 1e-12
+    def change(virtual=0, **options):
+        training = Training(accelerator, model := Sum(), torch.optim.SGD(model.parameters(), lr=0.1), loss)
+        begun = nn.utils.parameters_to_vector(model.parameters()).detach()
+        training.update(next(GlobalBatches(numbers(20, 6), 20, accelerator, virtual=virtual).epoch()), **options)
+        return nn.utils.parameters_to_vector(model.parameters()).detach() - begun
+
+    expected = change()
+    if "clip_norm" in options:
+        expected *= 0.1 * options["clip_norm"] / expected.norm()
+    assert (change(**options) - expected).abs().max() < 1e-6
 
 
 def test_layers_that_freeze_and_thaw_again_and_again_make_two_sums_not_one_an_update(accelerator):

@@ -23,7 +23,7 @@ def total(sums: dict[tuple[int, int], list[Tensor]], first: int, stop: int) -> l
     """The sum over a stretch of the shares from those over parts of it."""
     if (first, stop) in sums:
         return sums[first, stop]
-    middle = (first + stop) // 2  # not in place: autograd lets parameters that are added together share a gradient
+    middle = (first + stop) // 2
     return [*torch._foreach_add(total(sums, first, middle), total(sums, middle, stop))]
 
 
@@ -43,12 +43,13 @@ class GradientSum:
         self.expected: tuple[dict[int, Tensor], list] | None = None
 
     def take(self, at: int) -> None:
-        """Take the parameters' gradients as those of share `at`; that of one which took no part is 0."""
-        self.sums[at, at + 1] = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in self.parameters]
-        held = range(self.sharing.of(self.sharing.rank).start, at + 1)  # added up now, while the caches have them
-        self.sums = {part: total(self.sums, *part) for part in whole_within(held, 0, self.sharing.shares)}
-        for parameter in self.parameters:
-            parameter.grad = None
+        """Take the parameters' gradients as share `at`'s, 0 where one took no part; add up while caches have them."""
+        found = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in self.parameters]
+        # Autograd may give one to two parameters that are added together: in place it would be changed twice.
+        if len({each.untyped_storage().data_ptr() for each in found}) < len(found):
+            found = [each.clone() for each in found]
+        sums, held = self.sums | {(at, at + 1): found}, range(self.sharing.of(self.sharing.rank).start, at + 1)
+        self.sums = {part: total(sums, *part) for part in whole_within(held, 0, self.sharing.shares)}
 
     def finish(self) -> None:
         """Let the gradients be the sum over all shares."""

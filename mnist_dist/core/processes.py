@@ -44,11 +44,8 @@ def all_or_none() -> Iterator[None]:
         failure = (explain(error), getattr(error, "status", 1))
     except Exception as error:
         failure, bug = (f"another process failed with {type(error).__name__}: its own message says where", 1), error
-    failures = [failure for failure in gather_object([failure]) if failure]
-    if bug:
-        raise bug
-    if failures:
-        raise UserError(*failures[0])
+    for each in filter(None, gather_object([failure])):
+        raise bug or UserError(*each)
 
 
 def same_everywhere(what: str, value: object) -> None:

@@ -103,6 +103,8 @@ class Training:
         shares = batch.split(batch.lengths) if len(batch.lengths) > 1 else [batch]
         for number, share in zip(batch.sharing.of(batch.sharing.rank), shares, strict=True):
             of_pieces = list[Tensor]()
+            for parameter in parameters:  # an own gradient for pieces to be added to: see `GradientSum.take`
+                parameter.grad = torch.zeros_like(parameter) if pieces > 1 else None
             for part in share.split(pieces) if pieces > 1 else [share]:
                 loss = self.loss(self.model, part)
                 # The share's sum over the *global* batch's terms: summed over all shares this is the mean, however they
