@@ -182,6 +182,8 @@ def test_what_is_damaged_is_named_and_passed_over(tmp_path, capsys):
         for file, content in files.items():
             (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     (tmp_path / "no run").mkdir()
+    (tmp_path / "a search").mkdir()
+    (tmp_path / "a search" / run_folder.JOURNAL).touch()
     os.mkfifo(write_run(tmp_path / "a pipe", [0.9], done=False) / "summary.json")
     (tmp_path / "\x1b[31mred\udc80").mkdir()
     found = call_runs(capsys, f"{tmp_path} --json")

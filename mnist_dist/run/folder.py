@@ -31,6 +31,7 @@ CONFIG, METRICS, SUMMARY, WEIGHTS, EVALUATION = (
 )
 ENDED = "ended.json"  # why a run ended that did not finish: asked to stop, or failed; one that was killed has none
 PLOTS = "plots"
+JOURNAL = "journal.jsonl"  # of a search, which has a folder of its own among those of runs
 ROOT = Path("runs")
 LOCKS = list[int]()  # descriptors of the runs that this process writes
 TAKE_OVER = 60  # seconds for the first process of the attempt before to end; a launcher kills it after 30

@@ -22,7 +22,7 @@ import tyro
 from mnist_dist.core import UserError
 from mnist_dist.run import plots
 from mnist_dist.run.files import write_file
-from mnist_dist.run.folder import CONFIG, ENDED, METRICS, ROOT, SUMMARY, is_running
+from mnist_dist.run.folder import CONFIG, ENDED, JOURNAL, METRICS, ROOT, SUMMARY, is_running
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.task.settings import UsageError, require
 
@@ -117,7 +117,7 @@ def main(config: Config) -> None:
 
 
 def find(folders: Sequence[Path]) -> Iterator[Path]:
-    """The folders of runs among these folders, in them, or one deeper; what holds none is named in a warning.
+    """The folders of runs among these folders, in them, or one deeper; a warning names what holds no run, nor a search.
 
     Raises:
         UserError: one of the folders is not there.
@@ -131,7 +131,7 @@ def find(folders: Sequence[Path]) -> Iterator[Path]:
         for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
             runs = [inner] if (inner / CONFIG).exists() else sorted(file.parent for file in inner.glob(f"*/{CONFIG}"))
             yield from runs
-            if not runs:
+            if not runs and not (inner / JOURNAL).exists():
                 print(f"warning: {printable(inner)} is passed over: there is no {CONFIG} in it", file=sys.stderr)
 
 

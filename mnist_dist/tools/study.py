@@ -19,8 +19,9 @@ from optuna.trial import Trial, TrialState
 from tqdm import tqdm
 
 from mnist_dist.core.processes import UserError
+from mnist_dist.run.folder import JOURNAL
 
-JOURNAL, LOCKS = "journal.jsonl", ".locks"  # in the study's folder
+LOCKS = ".locks"  # a folder in the study's, beside its journal
 WRITING, CLAIMING, TRIAL = "writing", "claiming", "trial-{}"  # names of locks; each trial has one of its own
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 LINE = b'{"op_code":'  # how every line of a journal begins; 0 creates a study
