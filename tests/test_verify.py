@@ -15,7 +15,9 @@ import torch
 from conftest import ACCELERATE, DRIVER, PYTHON, REPOSITORY, call, torchrun
 
 from mnist_dist.tools import program
-from mnist_dist.tools.verify import Config, Process, check_equal, check_processes, throughput
+from mnist_dist.tools.answer import Process
+from mnist_dist.tools.preflight import check_equal, check_processes
+from mnist_dist.tools.verify import throughput
 
 # All options at once, and more than a MiB of gradients.
 OPTIONS = (
@@ -251,7 +253,7 @@ HERE = Process(0, "n1", "cuda", "GPU-0", 2, "nccl", 1, "torch 2", "c0de", "da7a"
     ],
 )
 def test_two_processes_on_one_gpu_and_one_on_the_cpu_are_named(others, complaint):
-    check = check_processes([HERE, *others], Config(), "so many processes")
+    check = check_processes([HERE, *others], 0, "so many processes")
     assert check.passed is not bool(complaint) and complaint in check.advice
 
 
@@ -262,7 +264,7 @@ def test_a_process_with_other_versions_is_named():
 
 
 def test_processes_with_other_numbers_of_threads_are_listed():
-    check = check_processes([HERE, replace(HERE, rank=1, gpu="GPU-1", threads=4)], Config(), "so many processes")
+    check = check_processes([HERE, replace(HERE, rank=1, gpu="GPU-1", threads=4)], 0, "so many processes")
     assert check.passed and "1 thread(s) on process 0, 4 thread(s) on process 1" in check.detail
 
 

@@ -1,10 +1,8 @@
 """Is this distributed set-up right? It trains on all processes, watched, and compares with a training written apart."""
 
-import hashlib
 import json
 import math
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -14,32 +12,31 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 import tyro
 from accelerate import Accelerator
 
 from mnist_dist.core import Batch, GlobalBatches, Training, UserError
 from mnist_dist.core.processes import explain
-from mnist_dist.run import launch, origin, weights
+from mnist_dist.run import launch, weights
 from mnist_dist.run.command_line import as_flags, parse
-from mnist_dist.run.files import write_json
 from mnist_dist.run.settings import TrainConfig
-from mnist_dist.task import data, datasets, networks
+from mnist_dist.task import data, networks
 from mnist_dist.task.data import DataSet, Split
 from mnist_dist.task.evaluation import BATCH, classify
 from mnist_dist.task.objective import adam, loss_of
 from mnist_dist.task.settings import DataConfig, UsageError, require
 from mnist_dist.tools import links, program, reference
+from mnist_dist.tools.answer import Answer, Check, Process
 from mnist_dist.tools.meeting import NOT_ALL, Meeting, lost_another
-from mnist_dist.tools.watched import Seen, Watch, cut, difference, wrong_checkpoint, wrong_figures
+from mnist_dist.tools.preflight import check_equal, check_processes, digests, introduce, reading, strange
+from mnist_dist.tools.watched import Seen, Watch, cut, difference, wrong_checkpoint, wrong_figures, wrong_samples
 
-VERSION = 2  # of the answer for machines
 TOLERANCE = 1e-9  # between float64 results: rounding gives 1e-14, the smallest mistake 1e-6
 SLOW = 1.5  # times the median of all processes
 VISIBLE_WITHIN = 10.0  # seconds, for a file on all nodes: network file systems cache folders for a few
@@ -124,107 +121,6 @@ class Config(DataConfig):
         return asked
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of the table.
-
-    Attributes:
-        name: what was checked.
-        passed: whether it is right; what is slow is right, too.
-        detail: what was found.
-        advice: what to do if it is not right, or slow.
-        slow: it is right, and costs time.
-    """
-
-    name: str
-    passed: bool
-    detail: str
-    advice: str
-    slow: bool = False
-
-    def __str__(self) -> str:
-        """What a person reads at a glance."""
-        if self.passed and not self.slow:
-            return f"PASS  {self.name:21}  {self.detail}"
-        return f"{'WARN' if self.passed else 'FAIL'}  {self.name:21}  {self.detail}\n{'':29}-> {self.advice}"
-
-
-@dataclass(frozen=True)
-class Process:
-    """What a process says of itself.
-
-    Attributes:
-        gpu: the UUID of its GPU, empty on a CPU.
-        gpus: how many it sees.
-        code: digest of this package's source and the scripts beside it.
-        data: name of the data set and digests of its tensors, by part, or why they could not be read.
-    """
-
-    rank: int
-    node: str
-    device: str
-    gpu: str
-    gpus: int
-    backend: str
-    threads: int
-    versions: str
-    code: str
-    data: str
-
-
-@dataclass
-class Answer:
-    """The result; the first process has it.
-
-    Attributes:
-        checks: the lines of the table.
-        processes: all of them; none if they could not be connected.
-        measurements: in seconds, samples a second and bytes a second; none if not everything was compared.
-        json: where to write it.
-        printing: whether this process prints lines as they are made.
-        out, errors: where to, also while a training's words are swallowed.
-    """
-
-    checks: list[Check] = field(default_factory=list)
-    processes: list[Process] = field(default_factory=list)
-    measurements: dict[str, float] = field(default_factory=dict)
-    json: Path | None = None
-    printing: bool = True
-    out: TextIO = field(default_factory=lambda: sys.stdout)
-    errors: TextIO = field(default_factory=lambda: sys.stderr)
-
-    @property
-    def failed(self) -> list[str]:
-        """Names of the checks that did not pass."""
-        return [check.name for check in self.checks if not check.passed]
-
-    def add(self, *checks: Check) -> None:
-        """Make and print lines; one that fails after another says so, and no more."""
-        for check in checks:
-            if not check.passed and self.failed:
-                check = replace(check, advice=f"because of {self.failed[0]}, above: put that right first")
-            self.checks.append(check)
-            self.say(str(check))
-
-    def say(self, text: str) -> None:
-        """Print at once."""
-        if self.printing:
-            print(text, file=self.out, flush=True)
-
-    def as_json(self) -> dict[str, Any]:
-        """What a program reads."""
-        lines, processes = [asdict(check) for check in self.checks], [asdict(process) for process in self.processes]
-        found = {"checks": lines, "processes": processes, "measurements": self.measurements}
-        return {"version": VERSION, "passed": not self.failed} | found
-
-    def end(self) -> None:
-        """Print and write what follows the lines."""
-        if self.failed and not self.measurements:
-            self.say("\nwhat else there is to check needs these to be right first, and was not made")
-        if self.printing and self.json:
-            write_json(self.json, self.as_json())
-
-
 def main(config: Config) -> None:
     """Print whether this distributed set-up is right.
 
@@ -301,7 +197,7 @@ class Verify:
         facts = self.meeting.gather(asdict(introduce(self.accelerator)))
         processes = self.result.processes = [Process(**each) for each in facts]
         described = launch.describe(self.accelerator)
-        self.result.add(check_processes(processes, self.config, described), *check_equal(processes))
+        self.result.add(check_processes(processes, self.config.processes, described), *check_equal(processes))
         if self.result.failed or not self.read_data():
             return False
         self.result.add(self.check_shared_folder())
@@ -809,92 +705,6 @@ def fastest(update: Callable[[Batch], object], batches: GlobalBatches, device: t
     return min(times[1:])
 
 
-def introduce(accelerator: Accelerator) -> Process:
-    """What this process says of itself."""
-    device = accelerator.device
-    properties: Any = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    return Process(
-        rank=accelerator.process_index,
-        node=platform.node(),
-        device=device.type,
-        gpu=str(getattr(properties, "uuid", "")),
-        gpus=torch.cuda.device_count(),
-        backend=dist.get_backend() if dist.is_initialized() else "none",
-        threads=torch.get_num_threads(),
-        versions=", ".join(f"{name} {version}" for name, version in launch.versions().items()),
-        code=origin.code_digest(),
-        data="",
-    )
-
-
-def digests(samples: DataSet) -> dict[str, str]:
-    """Of the files, and of every tensor that a training and its tests are given."""
-    found = {"files": samples.digest}
-    for name, split in {"train": samples.train, "test": samples.test, "validation": samples.val}.items():
-        if split:
-            found[f"{name} labels"] = weights.fingerprint({"": split.labels})
-            found[f"{name} pixels"] = weights.fingerprint({"": split.images})
-    return found
-
-
-def strange(samples: DataSet) -> list[str]:
-    """What is not a normalised image of grey values from 0 to 255, or a label from 0 to 9, in words."""
-    mean, std = (0.1307, 0.3081) if samples.name.startswith("mnist") else (samples.mean, samples.std)
-    faults = []
-    for name, split in {"train": samples.train, "test": samples.test}.items():
-        pixels = (split.images[:: max(1, len(split) // 1000)] * std + mean) * 255
-        if not bool(((pixels - pixels.round()).abs() < 1e-6).all() and pixels.min() > -1 and pixels.max() < 256):
-            faults.append(f"{name} pixels are not grey values less {mean}, divided by {std}")
-        if not bool(((split.labels >= 0) & (split.labels <= 9)).all()):
-            faults.append(f"{name} labels are not from 0 to 9")
-    return faults
-
-
-def reading(choice: DataConfig) -> str:
-    """What this process's own files are, in words."""
-    name = choice.dataset
-    if name == "auto":
-        name = "mnist" if datasets.on_disk("mnist", choice.data_dir) else "mnist-5k"
-    try:
-        digest = hashlib.sha256(data.load(name, choice.data_dir).digest.encode()).hexdigest()  # of those of all files
-        return f"{name} with digest {digest[:12]}"
-    except (UserError, OSError) as error:
-        return f"{name}, which cannot be read: {explain(error)}"
-
-
-def wrong_samples(seen: list[Seen], settings: TrainConfig, samples: int, first: int = 0) -> list[str]:
-    """How the batches of all processes together differ from those of one, in words.
-
-    Args:
-        first: updates that were made before.
-    """
-    per_epoch, size = math.ceil(samples / settings.batch_size), settings.batch_size
-    expected = [divmod(update, per_epoch) for update in range(first, settings.epochs * per_epoch)]
-    faults: list[str] = []
-    for rank, it in enumerate(seen):
-        given = [tuple(batch) for batch in it.batches]
-        if given != expected[: len(given)] or (it.end == "done" and len(given) < len(expected)):
-            skipped = next(
-                (n for n, pair in enumerate(zip(given, expected, strict=False)) if pair[0] != pair[1]), len(given)
-            )
-            faults.append(
-                f"process {rank} has {len(given)} batches of {len(expected)}, other ones from its {skipped + 1}. on"
-            )
-    if faults:
-        return faults
-    visits: Counter[int] = Counter()
-    for n, (epoch, number) in enumerate(expected[: min(len(it.batches) for it in seen)]):
-        visits = visits if number else Counter()
-        together = sorted(index for it in seen for index in it.indices[n])
-        visits.update(together)
-        right = reference.order(samples, settings.seed, epoch)[number * size : (number + 1) * size]
-        if together != sorted(right.tolist()):
-            twice = sum(count > 1 for count in visits.values())
-            what = f"update {first + n + 1} has {len(together)} samples, not those {len(right)} of one process"
-            return [what + (f", and {twice} more than once in the epoch" if twice else "")]
-    return []
-
-
 def throughput(speeds: dict[str, float], world: int) -> str:
     """What was measured, in words, and whether more processes are worth it."""
     together, alone = speeds["samples_per_second"], speeds["samples_per_second_alone"]
@@ -907,47 +717,3 @@ def throughput(speeds: dict[str, float], world: int) -> str:
             few = f"with batches of {PLAIN.batch_size}: use one, or larger batches"
             lines += f"\n{world} processes are slower than one {few}"
     return lines
-
-
-def check_processes(processes: list[Process], config: Config, set_up: str) -> Check:
-    """As many as meant, each on a device of its own, all on the same kind."""
-    nodes = Counter(process.node for process in processes)
-    detail = f"{set_up}; " + ", ".join(f"{count} on {node}" for node, count in nodes.items())
-    threads = Counter(process.threads for process in processes)
-    same = f"{processes[0].threads} thread(s) each"
-    ranks = {count: [str(p.rank) for p in processes if p.threads == count] for count in threads}
-    other = ", ".join(f"{count} thread(s) on process {' '.join(who)}" for count, who in ranks.items())
-    detail += f"; {same if len(threads) == 1 else other}"
-    faults: list[str] = []
-    if config.processes and len(processes) != config.processes:
-        faults.append(
-            f"{config.processes} processes were meant and {len(processes)} are connected: start them through torchrun, "
-            "accelerate launch or slurm/train.sbatch"
-        )
-    shared = [gpu for gpu, count in Counter(p.gpu for p in processes if p.gpu).items() if count > 1]
-    for gpu in shared:
-        sharing = [process.rank for process in processes if process.gpu == gpu]
-        faults.append(f"processes {sharing} share one GPU ({gpu}): start one process per GPU")
-    devices = Counter(process.device for process in processes)
-    if len(devices) > 1:
-        rare = min(devices, key=lambda device: devices[device])
-        odd = [f"{process.rank} on {process.node}" for process in processes if process.device == rare]
-        faults.append(f"process {', '.join(odd)} runs on {rare}: look at its driver and CUDA_VISIBLE_DEVICES")
-    return Check("processes", not faults, detail, "; ".join(faults))
-
-
-def check_equal(processes: list[Process]) -> list[Check]:
-    """The same versions and code everywhere."""
-    return [
-        equal("versions", processes, lambda process: process.versions, "install the same environment on every node"),
-        equal("code", processes, lambda process: process.code, "put the same checkout on every node"),
-    ]
-
-
-def equal(name: str, processes: list[Process], value: Callable[[Process], str], advice: str) -> Check:
-    """That all processes have the value that most have."""
-    values = Counter(value(process) for process in processes)
-    common = values.most_common(1)[0][0]
-    odd = [f"{process.rank} on {process.node}" for process in processes if value(process) != common]
-    shown = common if len(common) < 200 and " " in common else f"digest {common[:12]}"
-    return Check(name, not odd, f"{shown} everywhere" if not odd else f"process {', '.join(odd)} differs", advice)

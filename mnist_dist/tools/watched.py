@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -268,6 +269,39 @@ class Watch:
                     loss, right = mine.evaluate(split.images.double(), split.labels)
                     line |= {f"{name}_loss": loss, f"{name}_correct": right, f"{name}_total": len(split)}
             self.lines.append(line)
+
+
+def wrong_samples(seen: list[Seen], settings: TrainConfig, samples: int, first: int = 0) -> list[str]:
+    """How the batches of all processes together differ from those of one, in words.
+
+    Args:
+        first: updates that were made before.
+    """
+    per_epoch, size = math.ceil(samples / settings.batch_size), settings.batch_size
+    expected = [divmod(update, per_epoch) for update in range(first, settings.epochs * per_epoch)]
+    faults: list[str] = []
+    for rank, it in enumerate(seen):
+        given = [tuple(batch) for batch in it.batches]
+        if given != expected[: len(given)] or (it.end == "done" and len(given) < len(expected)):
+            skipped = next(
+                (n for n, pair in enumerate(zip(given, expected, strict=False)) if pair[0] != pair[1]), len(given)
+            )
+            faults.append(
+                f"process {rank} has {len(given)} batches of {len(expected)}, other ones from its {skipped + 1}. on"
+            )
+    if faults:
+        return faults
+    visits: Counter[int] = Counter()
+    for n, (epoch, number) in enumerate(expected[: min(len(it.batches) for it in seen)]):
+        visits = visits if number else Counter()
+        together = sorted(index for it in seen for index in it.indices[n])
+        visits.update(together)
+        right = reference.order(samples, settings.seed, epoch)[number * size : (number + 1) * size]
+        if together != sorted(right.tolist()):
+            twice = sum(count > 1 for count in visits.values())
+            what = f"update {first + n + 1} has {len(together)} samples, not those {len(right)} of one process"
+            return [what + (f", and {twice} more than once in the epoch" if twice else "")]
+    return []
 
 
 def wrong_figures(expected: list[dict[str, float]], folder: Path, tolerance: float) -> list[str]:
