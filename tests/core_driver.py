@@ -375,6 +375,47 @@ def precise_targets(accelerator: Accelerator) -> None:
     training.update(next(GlobalBatches(data, 14, accelerator).epoch()))
 
 
+class Counts(nn.Module):
+    """Has an embedding, which it may leave alone."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.layer, self.table = mlp(6, 8, 3), nn.Embedding(3, 3, **options)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs)
+
+
+def other_parameters(accelerator: Accelerator) -> None:
+    """A loss with parameters of its own, which the optimizer is given, too."""
+    model, temperature = mlp(6, 5, 1), nn.Parameter(numbers(1))
+    optimizer = torch.optim.SGD([*model.parameters(), temperature], lr=0.1)
+    Training(accelerator, model, optimizer, lambda model, batch: (model(batch.data) * temperature).sum())
+
+
+def terms_of_its_rows(accelerator: Accelerator) -> None:
+    """A masked loss that counts in its own rows what is not masked."""
+    model = mlp(6, 5, 1)
+
+    def score(model: nn.Module, batch: Batch) -> Tensor:
+        batch.terms = (batch.data < 9).all(dim=1).sum()
+        return model(batch.data).square().sum()
+
+    training = Training(accelerator, model, torch.optim.SGD(model.parameters(), lr=0.1), score)
+    training.update(next(GlobalBatches(numbers(20, 6), 14, accelerator).epoch()))
+
+
+def penalty(accelerator: Accelerator, size: int, weight: float) -> None:
+    """A term that does not come from samples, in float32."""
+    model = mlp(6, 5, 1).float()
+
+    def score(model: nn.Module, batch: Batch) -> Tensor:
+        return model(batch.data).square().sum() + weight * sum(each.square().sum() for each in model.parameters())
+
+    training = Training(accelerator, model, torch.optim.SGD(model.parameters(), lr=0.1), score)
+    training.update(next(GlobalBatches(numbers(400, 6).float(), size, accelerator).epoch()))
+
+
 def network(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 6), *layers, nn.Linear(6, 3)).double()
 
@@ -402,11 +443,18 @@ REFUSED: dict[str, tuple[Callable[[Accelerator], object], str]] = {
     "a mean": (lambda a: first_update(a, network(), "mean"), "reduction='sum'"),
     "a loss for each": (lambda a: first_update(a, network(), "none"), "give its sum"),
     "700 and 640 rows": (lambda a: GlobalBatches((torch.zeros(700, 2), torch.zeros(640)), 10, a), "700 and 640 rows"),
+    "an embedding's frequencies": (lambda a: first_update(a, Counts(scale_grad_by_freq=True)), "scale_grad_by_freq"),
+    "an embedding's norm": (lambda a: first_update(a, Counts(max_norm=1.0)), "max_norm"),
+    "parameters of the loss": (other_parameters, "not the model's: make them part of it"),
+    "terms of its rows": (terms_of_its_rows, "the loss sets terms by its own rows"),
+    "a penalty": (lambda a: penalty(a, 380, 0.01), "is no sum over samples"),
+    "a penalty, a sample for each process": (lambda a: penalty(a, a.num_processes, 0.01), "is no sum over samples"),
     "terms of others": (lambda a: GlobalBatches(torch.zeros(9), 3, a, terms=torch.ones(8)), "8 and 9 rows"),
 }
 ACCEPTED: dict[str, Callable[[Accelerator], object]] = {
     "dropout 0": lambda a: first_update(a, network(nn.Dropout(0.0))),
     "an encoder without dropout": lambda a: first_update(a, network(nn.Unflatten(1, (1, 6)), encoder(), nn.Flatten())),
+    "an embedding": lambda a: first_update(a, Counts()),
     "group norm": lambda a: first_update(a, network(nn.GroupNorm(2, 6))),
     "layer norm": lambda a: first_update(a, network(nn.LayerNorm(6))),
     "float64 targets": precise_targets,
@@ -539,13 +587,32 @@ def stop_and_resume(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
     }
 
 
+def other_order(accelerator: Accelerator) -> None:
+    """Parameters as a set, whose order depends on where they are in memory, gives them to the optimizer."""
+    model = mlp(6, 5, 1)
+    turned = [*model.parameters()][:: -1 if accelerator.process_index else 1]
+    Training(accelerator, model, torch.optim.SGD(turned, lr=0.1), lambda model, batch: model(batch.data).sum())
+
+
+def parted(accelerator: Accelerator) -> None:
+    """Something changes the weights by itself on each process."""
+    model = mlp(6, 5, 1)
+    training = Training(
+        accelerator, model, torch.optim.SGD(model.parameters(), lr=0.1), lambda model, batch: model(batch.data).sum()
+    )
+    for batch in training.epoch(GlobalBatches(numbers(20, 6), 7, accelerator)):
+        training.update(batch)
+        with torch.no_grad():
+            model[0].weight[0, 0] += 0.01 * accelerator.process_index
+
+
 def main() -> None:
     folder, accelerator = Path(sys.argv[1]), Accelerator(cpu=True)
     results: dict[str, Any] = {"cases": {name: train(accelerator, case()) for name, case in CASES.items()}}
     results["faults"] = {fault.__name__: fault(accelerator, True) for fault in FAULTS}
     results["faults seen"] = {fault.__name__: answer(partial(fault, checked=False), accelerator) for fault in FAULTS}
     asked: dict[str, Callable[[Accelerator], object]] = {name: ask for name, (ask, _) in REFUSED.items()}
-    asked |= {"buffers": other_buffers, "data": other_data}
+    asked |= {"buffers": other_buffers, "data": other_data, "order": other_order, "parted": parted}
     asked["few samples"] = lambda accelerator: GlobalBatches(torch.zeros(accelerator.num_processes - 1), 1, accelerator)
     results["refused"] = {name: gather_object([answer(ask, accelerator)]) for name, ask in asked.items()}
     results["accepted"] = {name: gather_object([answer(ask, accelerator)]) for name, ask in ACCEPTED.items()}

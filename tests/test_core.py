@@ -311,6 +311,53 @@ def test_a_batch_without_terms_changes_nothing(accelerator):
     assert training.recent_loss() > 0.0 and training.progress.terms == 13
 
 
+def test_terms_need_not_be_whole_numbers(accelerator):
+    """Weights of samples: the mean is theirs, also where they sum up to less than 1."""
+    weights, model = torch.arange(20) / 1000, mlp(6, 5, 1)
+
+    def loss(model, batch):
+        inputs, weights = batch.data
+        return (weights * model(inputs).square().sum(dim=1)).sum()
+
+    inputs, before = numbers(20, 6), [each.detach().clone() for each in model.parameters()]
+    training = Training(accelerator, model, torch.optim.SGD(model.parameters(), lr=1.0), loss)
+    mean = (weights * model(inputs).square().sum(dim=1)).sum() / weights.sum()
+    expected = torch.autograd.grad(mean, list(model.parameters()))
+    for batch in training.epoch(GlobalBatches((inputs, weights), 20, accelerator, terms=weights)):
+        training.update(batch)
+    assert abs(training.figures["train_loss"] - mean.item()) < 1e-6
+    for one, other, gradient in zip(before, model.parameters(), expected, strict=True):
+        assert (one - other - gradient).abs().max() < 1e-6
+
+
+def test_a_layer_that_begins_to_drop_is_refused_with_the_next_epoch(accelerator):
+    model = nn.Sequential(mlp(6, 5, 1), nn.Dropout(0.0))
+    training = Training(
+        accelerator, model, torch.optim.SGD(model.parameters(), lr=0.1), lambda model, batch: model(batch.data).sum()
+    )
+    batches = GlobalBatches(numbers(20, 6), 7, accelerator)
+    for batch in training.epoch(batches):
+        training.update(batch)
+    model[1].p = 0.5
+    with pytest.raises(UserError, match="Dropout 1 draws for a process's samples alone"):
+        next(training.epoch(batches))
+
+
+def test_a_loss_may_ask_for_gradients(accelerator):
+    """Such as of a physical equation that its inputs are to obey."""
+    model = mlp(6, 5, 1)
+
+    def loss(model, batch):
+        inputs = batch.data.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(model(inputs).sum(), inputs, create_graph=True)
+        return slope.square().sum()
+
+    training = Training(accelerator, model, torch.optim.SGD(model.parameters(), lr=0.1), loss)
+    for batch in training.epoch(GlobalBatches(numbers(20, 6), 7, accelerator)):
+        training.update(batch)
+    assert training.figures["train_loss"] > 0
+
+
 @pytest.mark.parametrize("other", [[1, 2, 3, 4], np.zeros(4), "four"])
 def test_only_tensors_are_dealt_out(other):
     with pytest.raises(UserError, match=r"the data hold (int|ndarray|str): give a tensor, or a tuple or dict"):
@@ -348,6 +395,8 @@ def test_several_processes_refuse_together_and_none_hangs(processes, results):
             "few samples": f"{processes} processes are more than the {processes - 1}",
             "buffers": "same seed, differ",
             "data": "in the same order, differ between processes 0 and 1",
+            "order": "by their numbers in the model, differ between processes 0 and 1 ([0, 1, 2, 3] against",
+            "parted": "processes no longer have the same weights after update 3; the last good checkpoint is none",
         }
         words = own[name] if name in own else REFUSED[name][1]
         assert len(said) == processes and len(set(said)) == 1 and words in said[0], name
@@ -387,6 +436,26 @@ def test_evaluation_leaves_every_layer_in_its_mode_and_no_gradient(accelerator):
     found = evaluate(accelerator, model, GlobalBatches(torch.randn(7, 4), 3, accelerator), output)
     assert not found.requires_grad and modes == [[False] * 4] * 3
     assert [layer.training for layer in model.modules()] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_forward_of_ones_own_is_evaluated_too(precision):
+    """Accelerate puts its mixed precision where that is; the core takes no more away than that."""
+    code = """if True:
+        import torch
+        from accelerate import Accelerator
+        from mnist_dist.core import GlobalBatches, Training, evaluate
+        accelerator, model = Accelerator(cpu=True, mixed_precision=PRECISION), torch.nn.Linear(4, 2)
+        bare, inputs = model.forward, torch.randn(7, 4)
+        model.forward = lambda rows: bare(rows) + 1000.125
+        def output(model, batch): return model(batch.data)
+        def loss(model, batch): return output(model, batch).sum()
+        Training(accelerator, model, torch.optim.SGD(model.parameters(), lr=0.1), loss)
+        in_training = model.forward
+        found = evaluate(accelerator, model, GlobalBatches(inputs, 3, accelerator), output)
+        assert torch.equal(found, (bare(inputs) + 1000.125).detach()) and model.forward == in_training
+    """
+    subprocess.run([PYTHON, "-c", code.replace("PRECISION", repr(precision))], cwd=REPOSITORY, check=True)
 
 
 def test_the_order_in_which_samples_are_evaluated_does_not_matter(accelerator):
@@ -445,6 +514,19 @@ def test_what_is_fixed_and_differs_is_refused_by_name(then, now, sentence, accel
     if sentence:
         assert sentence.format(run=tmp_path) in str(refusal.value) and "\n" not in str(refusal.value)
         assert same_bits(before, dict(resumed.training.bare.state_dict()))  # refused before anything is loaded
+
+
+def test_an_optimizer_whose_parameters_have_another_order_is_refused(accelerator, tmp_path):
+    """It would give each the state of another."""
+    for parameters in (list, reversed):
+        model = mlp(6, 6, 6)
+        optimizer = torch.optim.Adam(parameters([*model.parameters()]))
+        training = Training(accelerator, model, optimizer, lambda model, batch: model(batch.data).sum())
+        checkpoints = Checkpoints(tmp_path, training, {}, {})
+        if parameters is list:
+            checkpoints.save()
+    with pytest.raises(UserError, match=r"parameter order is \[3, 2, 1, 0\], but .* was trained with \[0, 1, 2, 3\]"):
+        checkpoints.resume()
 
 
 @pytest.mark.parametrize("parts", [("one",), ("one", "two", "three")])

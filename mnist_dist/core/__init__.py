@@ -1,5 +1,4 @@
-"""The exact part: the same training at any number of processes, for any data, model and loss. To be copied: it imports
-torch, accelerate and tqdm alone. Read batches, gradients, training, checkpoints, processes."""
+"""The exact part, to be copied: it imports torch, accelerate and tqdm alone. Read batches, gradients, training."""
 
 from .batches import Batch, GlobalBatches, stream
 from .checkpoints import Checkpoints

@@ -1,9 +1,8 @@
 """Which process sees which sample when, and random numbers that do not depend on it.
 
 Let P be the epoch's order, B the size of a global batch and V the number of shares. Global batch k is P[kB:(k+1)B], and
-position p of P is in share p mod V. So shares differ by at most one sample, and together they are the batch, which is
-the same for any V: no padding, no repeats, no drop. Each process has one share. Or V is fixed, and a process works
-through some shares one by one: then no shape of a tensor depends on the number of processes, and all bits are equal."""
+position p of P is in share p mod V: no padding, no repeats, no drop. Each process has one share; or V is fixed, and it
+works through some one by one, so that no tensor's shape depends on the number of processes, and all bits are equal."""
 
 import math
 from collections.abc import Iterator

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 
-from .processes import Stopped, StopRequest, UserError, all_or_none, announce
+from .processes import STATUS, Stopped, StopRequest, UserError, all_or_none, announce
 from .training import Training
 
 FOLDER, NAMES, STATE, MANIFEST = "checkpoints", f"step-{10 * '[0-9]'}", "state.pt", "manifest.json"
-FORMAT, KEPT = 6, 2  # raised when a checkpoint of before can no longer be read; the newest so many stay
+FORMAT, KEPT = 7, 2  # raised when a checkpoint of before can no longer be read; the newest so many stay
 
 
 class Checkpoints:
@@ -30,12 +30,13 @@ class Checkpoints:
         every: updates between two checkpoints; 0 for none within an epoch."""
 
     def __init__(self, run: Path, training: Training, parts: dict[str, Any], fixed: dict[str, Any], every: int = 0):
-        self.run, self.training, self.fixed, self.every = run, training, fixed, every
-        self.parts, self.values = {"training": training, **parts}, dict[str, Any]()
-        self.request, self.stopping = StopRequest(), False
+        self.run, self.training, self.every = run, training, every
+        self.parts, self.fixed = {"training": training, **parts}, {**fixed, "parameter order": training.order}
+        self.request, self.stopping, self.values = StopRequest(), False, dict[str, Any]()
 
     def after_update(self) -> None:
-        """Save if it is time, or if a process was asked to stop; an epoch's end waits for its evaluation and `save`."""
+        """After an update, and all that moves with it: save if it is time, or if a process was asked to stop. But an
+        epoch's end waits for its evaluation and `save`."""
         self.stopping = self.request.agreed() or self.stopping
         due = self.every > 0 and self.training.progress.global_step % self.every == 0
         if (due or self.stopping) and not self.training.epoch_is_complete:
@@ -51,7 +52,7 @@ class Checkpoints:
                 payload = {"fixed": self.fixed, "values": self.values, "parts": states}
                 self.training.last_checkpoint = write_checkpoint(self.run, payload, step)
         if self.stopping and not last:
-            raise Stopped(f"stopped on request at update {step}, with a checkpoint in {self.run / FOLDER}", self.run)
+            raise Stopped(f"stopped on request at update {step}, saved in {self.run / FOLDER}", STATUS, self.run)
 
     def resume(self) -> bool:
         """Put all parts back to where the newest intact checkpoint was taken; False if there is none at all."""
@@ -86,8 +87,7 @@ class Checkpoints:
 def write_checkpoint(run: Path, payload: dict[str, Any], step: int) -> Path:
     """Write what `torch.load(weights_only=True)` can read, remove all but the newest `KEPT`, and return its folder. It
     is written aside, flushed to the disk and then renamed: a crash or `OSError` leaves the one before as it was."""
-    folder, place = run / FOLDER, run / FOLDER / f"step-{step:010d}"
-    aside = place.with_name(f".{place.name}")
+    folder, place, aside = (run / FOLDER / name for name in ("", f"step-{step:010d}", f".step-{step:010d}"))
     try:
         shutil.rmtree(aside, ignore_errors=True)  # a crash left it
         aside.mkdir(parents=True, exist_ok=True)

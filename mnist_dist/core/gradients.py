@@ -1,6 +1,4 @@
-"""The sum of all shares' gradients, with the same bits on every process and, for V virtual ones, at any number of them.
-
-It is that of the first half of the shares plus that of the second half, and so on, whichever process adds them."""
+"""The sum of all shares' gradients: the same bits on every process and, for V virtual ones, at any number of them."""
 
 import torch
 import torch.distributed as dist
@@ -14,13 +12,12 @@ def whole_within(held: range, first: int, stop: int) -> list[tuple[int, int]]:
     """The largest stretches (first, stop) that halving leads to of which a process has every share."""
     if held.start <= first and stop <= held.stop:
         return [(first, stop)]
-    middle = (first + stop) // 2
-    touched = [half for half in ((first, middle), (middle, stop)) if half[0] < held.stop and held.start < half[1]]
-    return [part for half in touched for part in whole_within(held, *half)]
+    halves = (first, (first + stop) // 2), ((first + stop) // 2, stop)
+    return [part for a, b in halves if a < held.stop and held.start < b for part in whole_within(held, a, b)]
 
 
 def total(sums: dict[tuple[int, int], list[Tensor]], first: int, stop: int) -> list[Tensor]:
-    """The sum over a stretch of the shares from those over parts of it."""
+    """The sum over a stretch of the shares: that over its first half plus that over its second, whoever adds them."""
     if (first, stop) in sums:
         return sums[first, stop]
     middle = (first + stop) // 2
@@ -54,8 +51,7 @@ class GradientSum:
     def finish(self) -> None:
         """Let the gradients be the sum over all shares."""
         if self.others:
-            rows = [torch.cat([gradient.flatten() for gradient in part]) for part in self.sums.values()]
-            mine = torch.stack(rows) if len(rows) > 1 else rows[0][None]
+            mine = torch.cat([each.flatten() for part in self.sums.values() for each in part]).view(len(self.sums), -1)
             if self.ways or self.sharing.fixed:
                 self.exchange(mine)
             else:
@@ -87,6 +83,5 @@ class GradientSum:
     def apart(self, row: Tensor) -> list[Tensor]:
         """All gradients from a vector, each like its parameter: so a sum has the same bits whoever adds it."""
         parts = zip(self.parameters, row.split([parameter.numel() for parameter in self.parameters]), strict=True)
-        alike = [(each, part.view_as(each).to(each.dtype)) for each, part in parts]
-        views = row.is_cpu  # on a GPU bits may depend on how memory is aligned
-        return [p if views and each.is_contiguous() else torch.empty_like(each).copy_(p) for each, p in alike]
+        alike = [(each, part.view_as(each).to(each.dtype)) for each, part in parts]  # on GPUs alignment may move bits
+        return [p if row.is_cpu and each.is_contiguous() else torch.empty_like(each).copy_(p) for each, p in alike]

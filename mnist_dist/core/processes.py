@@ -63,10 +63,7 @@ def announce(text: str) -> None:
 
 
 class Stopped(UserError):
-    """The run was asked to stop and can go on: with the folder `run`, or as the message says."""
-
-    def __init__(self, message: str, run: Any = None) -> None:
-        super().__init__(message, STATUS, run)
+    """The run was asked to stop and can go on: with the folder `run`, or as the message says; its status is STATUS."""
 
 
 class StopRequest:

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from tqdm import tqdm
 
 from mnist_dist.core import GlobalBatches, Stopped, Training, UserError
-from mnist_dist.core.processes import SIGNALS
+from mnist_dist.core.processes import SIGNALS, STATUS
 from mnist_dist.run import launch, plots
 from mnist_dist.run.command_line import as_flags, as_json, flag
 from mnist_dist.run.settings import TrainConfig
@@ -94,7 +94,7 @@ def main(config: Config) -> None:
         search(config)
     except KeyboardInterrupt:
         raise Stopped(
-            f"stopped on request: run the same command to go on with the study in {config.output_dir}"
+            f"stopped on request: run the same command to go on with the study in {config.output_dir}", STATUS
         ) from None
 
 
