@@ -514,8 +514,8 @@ class Verify:
                 off, at = seen.apart.get(kind, (0.0, 0))
                 if not off <= TOLERANCE:
                     found.append((at, f"{self.on(rank)}: {what}, by {off:.1e} at update {at}"))
-        if found:  # the first: what comes after may follow from it
-            faults.append(min(found, key=lambda fault: fault[0])[1])
+        if found:  # the first: what comes after may follow from it, an end before its time, too
+            faults.insert(0, min(found, key=lambda fault: fault[0])[1])
         faults += wrong_samples(self.seen["resumed"], settings, len(samples.train), update)
         wrong = wrong_figures(watch.lines, watch.folder, TOLERANCE)
         faults = faults or self.meeting.gather(wrong)[0]
