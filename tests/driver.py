@@ -156,11 +156,11 @@ def share_dropped():
     """The gradient of a share of the last process is lost on the way."""
     take = gradients.GradientSum.take
 
-    def forgetful(self, share):
+    def forgetful(self, share, last=True):
         if RANK == WORLD - 1 and share == self.sharing.shares - 1:
             for parameter in self.parameters:
                 parameter.grad.zero_()
-        take(self, share)
+        take(self, share, last)
 
     return patch.object(gradients.GradientSum, "take", forgetful)
 

@@ -37,7 +37,7 @@ OF_FP16 = {
     "mnist_dist/task/objective.py:follow": "a skipped update does not move the average: the only wait in an update",
 }
 # The most operations of an update after the first, on one process; a kernel each, or a few of them.
-CEILINGS = {"mlp": 25, "resumed": 25, "cnn": 44, "scaler": 38, "every": 626}
+CEILINGS = {"mlp": 25, "resumed": 25, "cnn": 44, "scaler": 38, "every": 580}
 
 
 def training_in(folder, name, flags="", **rules):
@@ -98,7 +98,7 @@ def test_updates_that_are_graphs_are_these_few_operations_and_have_the_bits_of_t
     # Not the first of a size, nor the second, which records; all that a graph does counts as one.
     assert [work for _, work in runs["graphs"]["updates"] if work <= 14] == 6 * [14]  # three random draws among them
     assert [work for _, work in runs["mlp's graphs"]["updates"] if work <= 4] == 2 * [4]
-    assert min(work for _, work in runs["as graphs"]["updates"]) > 600
+    assert min(work for _, work in runs["as graphs"]["updates"]) > 550
     assert same_weights(folder, "graphs", "as-graphs") and same_weights(folder, "of-mlp", "not-resumed")
 
 

@@ -35,8 +35,7 @@ class Checkpoints:
         self.request, self.stopping, self.values = StopRequest(), False, dict[str, Any]()
 
     def after_update(self) -> None:
-        """After an update, and all that moves with it: save if it is time, or if a process was asked to stop. But an
-        epoch's end waits for its evaluation and `save`."""
+        """After all of an update: save if it is time, or asked for; an epoch's end waits for evaluation and `save`."""
         self.stopping = self.request.agreed() or self.stopping
         due = self.every > 0 and self.training.progress.global_step % self.every == 0
         if (due or self.stopping) and not self.training.epoch_is_complete:

@@ -39,14 +39,17 @@ class GradientSum:
         self.ways: list = [dist.new_group(backend="gloo", timeout=PATIENCE) for _ in ("up", "down")] if gloo else []
         self.expected: tuple[dict[int, Tensor], list] | None = None
 
-    def take(self, at: int) -> None:
-        """Take the parameters' gradients as share `at`'s, 0 where one took no part; add up while caches have them."""
+    def take(self, at: int, last: bool = True) -> None:
+        """Add the parameters' gradients, 0 where one took no part, to share `at`; after its last piece add shares."""
         found = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in self.parameters]
         # Autograd may give one to two parameters that are added together: in place it would be changed twice.
-        if len({each.untyped_storage().data_ptr() for each in found}) < len(found):
+        if len({each.untyped_storage()._cdata for each in found}) < len(found):
             found = [each.clone() for each in found]
-        sums, held = self.sums | {(at, at + 1): found}, range(self.sharing.of(self.sharing.rank).start, at + 1)
-        self.sums = {part: total(sums, *part) for part in whole_within(held, 0, self.sharing.shares)}
+        share, held = (at, at + 1), range(self.sharing.of(self.sharing.rank).start, at + last)
+        sums = self.sums | {share: [*torch._foreach_add(self.sums[share], found)] if share in self.sums else found}
+        self.sums = {part: total(sums, *part) for part in whole_within(held, 0, self.sharing.shares) + [share][last:]}
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def finish(self) -> None:
         """Let the gradients be the sum over all shares."""

@@ -108,16 +108,14 @@ class Training:
         shares = batch.split(batch.lengths) if len(batch.lengths) > 1 else [batch]
         for number, share in zip(batch.sharing.of(batch.sharing.rank), shares, strict=True):
             of_pieces = list[Tensor]()
-            for parameter in parameters:  # an own gradient for pieces to be added to: see `GradientSum.take`
-                parameter.grad = torch.zeros_like(parameter) if pieces > 1 else None
             for part in share.split(pieces) if pieces > 1 else [share]:
                 loss = self.loss(self.model, part)
                 # The share's sum over the *global* batch's terms: summed over all shares this is the mean, however they
                 # are shared (DDP weighs processes alike, pytorch #67253). In the dtype of the loss, not of the inputs.
                 (scaler.scale(loss) if scaler else loss).backward(loss.new_ones(()) / (part.terms + (part.terms == 0)))
                 of_pieces.append(loss.detach())
+                self.gradients.take(number, last=len(of_pieces) >= pieces)
             losses.append(sum(of_pieces[1:], of_pieces[0]))
-            self.gradients.take(number)
         self.gradients.finish()
         if clip_norm:
             self.accelerator.clip_grad_norm_(parameters, clip_norm)
