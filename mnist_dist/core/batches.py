@@ -78,7 +78,7 @@ class GlobalBatches:
         batch_size: B; the last global batch of an epoch may be smaller.
         accelerator: the processes that share, as an `Accelerator` or a `PartialState`; None for one alone.
         seed: decides the order of each epoch; None for the order of the data.
-        terms: (N,) integers, the terms that each sample adds to the loss, such as its tokens; None for 1 each.
+        terms: (N,) numbers, the terms that each sample adds to the loss, such as its tokens; None for 1 each.
         virtual: V, for the same bits on 1 to V processes; 0 for a share for each process."""
 
     def __init__(self, data: Any, batch_size: int, accelerator: Any = None, *, seed: int | None = None,
