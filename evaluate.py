@@ -22,7 +22,8 @@ from mnist_dist.run.folder import CONFIG, EVALUATION, PLOTS
 from mnist_dist.task import data, datasets, networks
 from mnist_dist.task.distortions import distort, shift
 from mnist_dist.task.evaluation import classify, mean
-from mnist_dist.task.settings import DataConfig, UsageError, require, require_strengths
+from mnist_dist.task.settings import DataConfig, require_strengths
+from mnist_dist.usage import UsageError, require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import sys
 
 from mnist_dist.run import launch
 from mnist_dist.run.command_line import parse
-from mnist_dist.task.settings import UsageError
+from mnist_dist.usage import UsageError
 
 COMMANDS = {
     "explore": "look at the data: sizes, statistics, class balance, pictures",

@@ -1,4 +1,4 @@
-"""Commands for people to paste into a shell."""
+"""Command lines that a user can paste into a shell."""
 
 import shlex
 import subprocess
@@ -7,6 +7,15 @@ from os import PathLike, fspath
 
 
 def shell(*words: str | PathLike[str]) -> str:
-    """The words of a command, quoted where the system's shell needs it; Windows' knows no single quotes."""
-    join = subprocess.list2cmdline if sys.platform == "win32" else shlex.join
-    return join([fspath(word) for word in words])
+    """Write a command as one line, quoted where the shell of this system needs it.
+
+    Args:
+        words: the program and its arguments, one word or path each.
+
+    Returns:
+        The line. Windows' shell does not know single quotes, so it is quoted otherwise there.
+    """
+    texts = [fspath(word) for word in words]
+    if sys.platform == "win32":
+        return subprocess.list2cmdline(texts)
+    return shlex.join(texts)

@@ -15,8 +15,8 @@ from mnist_dist.run.command_line import parse
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.run.weights import load_teachers
 from mnist_dist.task import data, networks
-from mnist_dist.task.settings import UsageError
 from mnist_dist.tools import reference, verify
+from mnist_dist.usage import UsageError
 
 # 736 training samples: 13 updates, the last one of 4 samples; the teachers are soft and unlike each other.
 COMMON = "--dataset mnist-5k --val-size 3264 --batch-size 61 --epochs 1 --checkpoint-every 5 --cpu --wandb disabled"

@@ -15,7 +15,7 @@ from mnist_dist.task import networks
 from mnist_dist.task.data import load
 from mnist_dist.task.distortions import distort
 from mnist_dist.task.evaluation import BATCH, Bin, Evaluation
-from mnist_dist.task.settings import UsageError
+from mnist_dist.usage import UsageError
 
 sys.path.insert(0, str(REPOSITORY))
 from evaluate import EvaluateConfig

@@ -28,8 +28,8 @@ from mnist_dist.run.folder import settings_of
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.task import datasets, networks
 from mnist_dist.task.recipes import RECIPES
-from mnist_dist.task.settings import UsageError
 from mnist_dist.tools import predict
+from mnist_dist.usage import UsageError
 
 sys.path.insert(0, str(REPOSITORY))
 from evaluate import EvaluateConfig

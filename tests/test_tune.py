@@ -29,8 +29,8 @@ from mnist_dist.run import plots
 from mnist_dist.run.command_line import as_flags, parse
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.task import datasets, networks
-from mnist_dist.task.settings import UsageError
 from mnist_dist.tools import study, tune
+from mnist_dist.usage import UsageError
 
 QUICK = "--dataset mnist-5k --val-size 2000 --epochs 1 --search lr weight-decay --batch-size 200 --cpu".split()
 ENDLESS = [*QUICK, "--epochs", "100000"]

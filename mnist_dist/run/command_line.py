@@ -16,7 +16,7 @@ from typing import Any
 import tyro
 
 from mnist_dist.task.recipes import RECIPES
-from mnist_dist.task.settings import UsageError
+from mnist_dist.usage import UsageError
 
 
 def parse(config_type: Any, args: Sequence[str] | None = None, prog: str | None = None) -> Any:

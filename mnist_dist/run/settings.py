@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from mnist_dist.run.command_line import flag
-from mnist_dist.task.settings import GROUPS, MAY_CHANGE, Settings, UsageError, require, unset
+from mnist_dist.task.settings import GROUPS, Settings
+from mnist_dist.usage import MAY_CHANGE, UsageError, require, unset
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,8 @@ from mnist_dist.run.files import write_file
 from mnist_dist.run.folder import CONFIG, WEIGHTS
 from mnist_dist.task import datasets, networks
 from mnist_dist.task.data import DataSet
-from mnist_dist.task.settings import MAX_PARAMETERS, Settings
+from mnist_dist.task.settings import Settings
+from mnist_dist.usage import MAX_PARAMETERS
 
 METADATA = "mnist_dist"  # under which an exported safetensors file says what data it was trained on
 POSSIBLE: dict[str, Callable[[Any], bool]] = {  # values of `Trained`'s fields

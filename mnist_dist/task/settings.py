@@ -6,16 +6,14 @@ A run that goes on must have the settings that it was begun with, but for those 
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-import tyro
 
-from mnist_dist.core.processes import UserError
 from mnist_dist.task import datasets, networks
+from mnist_dist.usage import MAX_PARAMETERS, MAY_CHANGE, require, unset
 
 MAX_AFFINE, MAX_ELASTIC = 4, 8  # strengths at which nobody could tell the digits
-MAX_PARAMETERS = 100_000_000  # 1.6 GB of weights, gradients and Adam state: more is a slip of the keyboard
 MAX_SHARES = 1024  # of a batch: more would be a slip of the keyboard
 GROUPS = {  # of the flags in --help, the usual ones first
     "data": "dataset data-dir val-size affine elastic",
@@ -23,29 +21,6 @@ GROUPS = {  # of the flags in --help, the usual ones first
     "training": "recipe epochs batch-size lr seed schedule warmup weight-decay label-smoothing clip-norm "
     "teacher temperature teacher-share gradient-accumulation-steps virtual-processes",
 }
-MAY_CHANGE = {"may_change": True}  # metadata of a setting that does not decide what is trained
-
-
-class UsageError(UserError):
-    """A command line that makes no sense: exit status 2, as in every Unix tool."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, status=2)
-
-
-def unset(what: str) -> Any:
-    """For `Annotated`: what --help says of a setting whose default is None, which means nothing to a reader."""
-    return tyro.conf.arg(help_behavior_hint=f"(default: {what})")
-
-
-def require(condition: bool, flag: str, value: object, expected: str) -> None:
-    """Refuse a value, in the one form that every message about a flag has.
-
-    Raises:
-        UsageError: the condition is false.
-    """
-    if not condition:
-        raise UsageError(f"{flag} {value} is not possible: give {expected}")
 
 
 def require_strengths(affine: float, elastic: float) -> None:

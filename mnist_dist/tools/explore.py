@@ -10,7 +10,8 @@ from mnist_dist.core import GlobalBatches
 from mnist_dist.run import launch, plots
 from mnist_dist.task import data
 from mnist_dist.task.distortions import distort
-from mnist_dist.task.settings import DataConfig, require, require_strengths
+from mnist_dist.task.settings import DataConfig, require_strengths
+from mnist_dist.usage import require
 
 
 @dataclass(frozen=True, kw_only=True)

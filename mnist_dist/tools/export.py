@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mnist_dist.core.processes import UserError
 from mnist_dist.run import weights
 from mnist_dist.task import networks
-from mnist_dist.task.settings import require
+from mnist_dist.usage import require
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
 TOLERANCE = 1e-4  # between logits, relative to the largest; other runtimes sum in another order

@@ -10,8 +10,8 @@ from mnist_dist.core import UserError
 from mnist_dist.run import weights
 from mnist_dist.run.folder import newest_run
 from mnist_dist.task import datasets, networks
-from mnist_dist.task.settings import UsageError
 from mnist_dist.tools.pictures import as_text, parts, read_digit
+from mnist_dist.usage import UsageError
 
 SURE = 0.9  # the probability below which an answer is called in doubt
 

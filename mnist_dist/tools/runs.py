@@ -24,7 +24,7 @@ from mnist_dist.run import plots
 from mnist_dist.run.files import write_file
 from mnist_dist.run.folder import CONFIG, ENDED, JOURNAL, METRICS, ROOT, SUMMARY, is_running
 from mnist_dist.run.settings import TrainConfig
-from mnist_dist.task.settings import UsageError, require
+from mnist_dist.usage import UsageError, require
 
 Row = dict[str, Any]  # a run's or a group's values by column: numbers, words, None
 SPLITS = ("test", "val")

@@ -33,8 +33,9 @@ from mnist_dist.task import data, networks
 from mnist_dist.task.data import Split
 from mnist_dist.task.evaluation import classify
 from mnist_dist.task.objective import adam, average, loss_of, schedule
-from mnist_dist.task.settings import Settings, require
+from mnist_dist.task.settings import Settings
 from mnist_dist.tools.study import DONE, WHOLE, Locks, open_study, trials_to_do
+from mnist_dist.usage import require
 
 ENOUGH = 20  # complete trials, below which importances are chance
 BATCH_SIZES = IntDistribution(16, 1024, log=True)

@@ -30,12 +30,13 @@ from mnist_dist.task import data, networks
 from mnist_dist.task.data import DataSet, Split
 from mnist_dist.task.evaluation import BATCH, classify
 from mnist_dist.task.objective import adam, loss_of
-from mnist_dist.task.settings import DataConfig, UsageError, require
+from mnist_dist.task.settings import DataConfig
 from mnist_dist.tools import links, program, reference
 from mnist_dist.tools.answer import Answer, Check, Process
 from mnist_dist.tools.meeting import NOT_ALL, Meeting, lost_another
 from mnist_dist.tools.preflight import check_equal, check_processes, digests, introduce, reading, strange
 from mnist_dist.tools.watched import Seen, Watch, cut, difference, wrong_checkpoint, wrong_figures, wrong_samples
+from mnist_dist.usage import UsageError, require
 
 TOLERANCE = 1e-9  # between float64 results: rounding gives 1e-14, the smallest mistake 1e-6
 SLOW = 1.5  # times the median of all processes
