@@ -17,7 +17,7 @@ from conftest import (
 )
 
 from mnist_dist.core import UserError, checkpoints
-from mnist_dist.run import graphs, launch
+from mnist_dist.run import devices, graphs, launch
 from mnist_dist.run.launch import check_environment
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.task import networks
@@ -108,7 +108,7 @@ def test_a_sound_environment_tells_the_number_of_processes():
 
 def test_a_gpu_that_cannot_be_used_is_no_reason_to_train_on_the_cpu(tmp_path, monkeypatch):
     (tmp_path / "0000:01:00.0").mkdir()  # as the driver lists a GPU
-    monkeypatch.setattr(launch, "NVIDIA", tmp_path)
+    monkeypatch.setattr(devices, "NVIDIA", tmp_path)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(UserError, match=r"there is an NVIDIA GPU that cannot be used \(.+\): .* or give --cpu"):

@@ -1,8 +1,10 @@
-"""On GPUs a process ends soon after another has died, also if it waits in CUDA, where Python can handle no signal.
+"""On GPUs a process ends soon after another has died, even while it waits for CUDA.
 
-NCCL notices by itself after `rendezvous.TIMEOUT`; torchrun kills after 30 seconds, srun never. So a thread of each
-waits for a farewell of the next process, in a gloo group of its own: if that one dies, its connection breaks at once. A
-node whose power fails closes no connection: that takes the time-out.
+While a process waits for CUDA, Python cannot handle signals. NCCL notices by itself after
+`rendezvous.TIMEOUT`; torchrun kills after 30 seconds, and srun never does. So a thread of each
+process waits for a farewell from the next one, in a gloo group of its own. If that process dies,
+its connection breaks at once. A node whose power fails closes no connection: then it takes until
+the time-out.
 """
 
 import os
@@ -18,29 +20,35 @@ FOREVER = timedelta(days=365)
 
 
 class Neighbour:
-    """The process after this one, in a ring; every process makes one alike."""
+    """The process after this one, in a ring of all processes. Every process must make one."""
 
     def __init__(self) -> None:
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.rank = dist.get_rank()
+        self.world = dist.get_world_size()
         self.group: Any = dist.new_group(backend="gloo", timeout=FOREVER)
         self.thread = threading.Thread(target=self.watch, daemon=True)
         self.thread.start()
 
     def watch(self) -> None:
-        """Wait for its farewell, and end this process if it leaves without."""
+        """Wait for the neighbour's farewell, and end this process if it leaves without one."""
         following = (self.rank + 1) % self.world
+        message = torch.empty(1)
         try:
-            dist.recv(torch.empty(1), src=following, group=self.group)
+            dist.recv(message, src=following, group=self.group)
         except RuntimeError:
             print(
-                f"error: process {self.rank} ends, for process {following} has: the first that did says why, if it "
-                "could; a training goes on from its last checkpoint with --resume",
+                f"error: process {self.rank} ends, for process {following} has: the first that did "
+                "says why, if it could; a training goes on from its last checkpoint with --resume",
                 file=sys.stderr,
                 flush=True,
             )
             os._exit(1)
 
     def farewell(self) -> None:
-        """Leave in peace; all processes do."""
-        dist.send(torch.empty(1), dst=(self.rank - 1) % self.world, group=self.group)
+        """Leave in peace. All processes must call this."""
+        previous = (self.rank - 1) % self.world
+        dist.send(torch.empty(1), dst=previous, group=self.group)
         self.thread.join()
+
+
+NEIGHBOURS: list[Neighbour] = []  # the one of this process, if the processes watch each other

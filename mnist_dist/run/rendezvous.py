@@ -16,21 +16,28 @@ from mnist_dist.core.processes import PATIENCE
 
 SCHEME = "mnist-dist"
 METHOD = f"{SCHEME}://"  # for `init_process_group(init_method=...)`
-# For processes to come, and to answer. Not 10 minutes: that is Accelerate's default for NCCL, so it is not handed on
-# (accelerate 1.15), and gloo waits for 30.
+
+# How long processes have to come, and to answer. It is not 10 minutes: that is Accelerate's default
+# for NCCL, so Accelerate does not hand it on (accelerate 1.15), and gloo waits for 30.
 TIMEOUT = PATIENCE
-UNKNOWN = 10  # seconds that the first one's name may be unknown: that of a container may come with it
-SILENCE = 30  # seconds of waiting after which one process a node says what it waits for
+
+UNKNOWN = 10  # seconds that the first node's name may be unknown: a container's may come with it
+SILENCE = 30  # seconds of waiting after which one process of a node says what it waits for
 
 
 def rendezvous(_: str, **options: Any) -> Iterator[tuple[dist.Store, int, int]]:
-    """torch's rendezvous by environment variables, with keys that no earlier attempt has written.
+    """Do as torch's rendezvous by environment variables, with keys that no earlier attempt wrote.
 
-    `torchrun --max-restarts` keeps one store for all attempts (torch 2.15), so a process that is started again would
-    read the address of one that is dead: `connectFullMesh failed ... Connection refused` (pytorch #135712, #167288).
+    `torchrun --max-restarts` keeps one store for all attempts (torch 2.15), so a process that is
+    started again would read the address of one that is dead: `connectFullMesh failed ... Connection
+    refused` (pytorch #135712, #167288).
+
+    Args:
+        _: the address, which says nothing: it is `METHOD`.
+        **options: what torch hands to a rendezvous, such as the `timeout`.
 
     Yields:
-        The store, this process's rank, and the number of processes.
+        The store, the rank of this process, and the number of processes.
     """
     timeout = options["timeout"]
     notice = threading.Timer(SILENCE, tell, [timeout])
@@ -38,8 +45,11 @@ def rendezvous(_: str, **options: Any) -> Iterator[tuple[dist.Store, int, int]]:
     notice.start()
     try:
         if os.environ["RANK"] != "0":
-            reach(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout)
-        store, rank, world = next(iter(dist.rendezvous("env://", **options)))
+            address = os.environ["MASTER_ADDR"]
+            port = int(os.environ["MASTER_PORT"])
+            reach(address, port, timeout)
+        meetings = dist.rendezvous("env://", **options)
+        store, rank, world = next(iter(meetings))
         name = agree(store, rank, world, timeout)
     finally:
         notice.cancel()
@@ -47,10 +57,17 @@ def rendezvous(_: str, **options: Any) -> Iterator[tuple[dist.Store, int, int]]:
 
 
 def reach(address: str, port: int, timeout: timedelta) -> None:
-    """Wait until the store can be reached. torch would, too, but with pages of its own stack if it cannot.
+    """Wait until the store can be reached.
+
+    torch would wait, too, but prints pages of its own stack if the store cannot be reached.
+
+    Args:
+        address: the name or number of the first process's node.
+        port: the port of the store on it.
+        timeout: how long to wait.
 
     Raises:
-        dist.DistStoreError: it could not in time.
+        dist.DistStoreError: the store could not be reached in time.
     """
     begin = time.monotonic()
     while True:
@@ -62,48 +79,83 @@ def reach(address: str, port: int, timeout: timedelta) -> None:
             if isinstance(error, socket.gaierror):
                 patience = min(patience, UNKNOWN)
             if time.monotonic() - begin > patience:
-                raise dist.DistStoreError(f"nobody answers at {address}:{port} ({error.strerror or error})") from error
+                reason = error.strerror or error
+                message = f"nobody answers at {address}:{port} ({reason})"
+                raise dist.DistStoreError(message) from error
         time.sleep(0.1)
 
 
 def tell(timeout: timedelta) -> None:
-    """Say what the processes wait for, once a node: a wrong address would look like a hang."""
-    if os.environ["LOCAL_RANK"] == "0":
-        print(
-            "waiting for all {WORLD_SIZE} processes to meet at {MASTER_ADDR}:{MASTER_PORT}, ".format_map(os.environ)
-            + f"for {timeout.total_seconds() / 60:.0f} minutes at most: is each of them started, and is this the "
-            "address of the first one's node?",
-            file=sys.stderr,
-            flush=True,
-        )
+    """Say, once a node, what the processes wait for: a wrong address would look like a hang.
+
+    Args:
+        timeout: how long they will wait.
+    """
+    if os.environ["LOCAL_RANK"] != "0":
+        return
+    world = os.environ["WORLD_SIZE"]
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    minutes = timeout.total_seconds() / 60
+    print(
+        f"waiting for all {world} processes to meet at {place}, for {minutes:.0f} minutes at most: "
+        "is each of them started, and is this the address of the first one's node?",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def agree(store: dist.Store, rank: int, world: int, timeout: timedelta) -> str:
-    """A name for this attempt that its processes share, whatever earlier ones have left in the store.
+    """Find a name for this attempt that its processes share, whatever earlier ones left behind.
 
-    Counters would not do: launchers on several nodes count restarts differently. So each process asks with a token of
-    its own, and the first answers tokens, dead ones too, until every process has thanked for this attempt's name.
+    Counters would not do: launchers on several nodes count restarts differently. So each process
+    asks with a token of its own. The first process answers all tokens, also those of processes that
+    are dead, until every process has thanked for the name of this attempt.
+
+    Args:
+        store: where the processes leave messages for each other.
+        rank: the number of this process.
+        world: the number of processes.
+        timeout: how long the first process waits for the others.
+
+    Returns:
+        The name.
 
     Raises:
         dist.DistStoreError: some process did not come in time.
     """
     token = uuid.uuid4().hex
     if rank:
-        store.set(f"ask/{rank}", token)
-        name = store.get(f"answer/{token}").decode()
-        store.set(f"thanks/{name}/{rank}", "")
-        return name
-    deadline, waiting = time.monotonic() + timeout.total_seconds(), set(range(1, world))
+        return ask_for_name(store, rank, token)
+    deadline = time.monotonic() + timeout.total_seconds()
+    waiting = set(range(1, world))
     while waiting:
         for other in sorted(waiting):
             if store.check([f"thanks/{token}/{other}"]):
                 waiting.remove(other)
             elif store.check([f"ask/{other}"]):
-                store.set(f"answer/{store.get(f'ask/{other}').decode()}", token)
+                others_token = store.get(f"ask/{other}").decode()
+                store.set(f"answer/{others_token}", token)
         if time.monotonic() > deadline:
             raise dist.DistStoreError(f"process {min(waiting)} did not come")
         time.sleep(0.005)
     return token
+
+
+def ask_for_name(store: dist.Store, rank: int, token: str) -> str:
+    """Ask the first process for the name of this attempt, and thank for it.
+
+    Args:
+        store: where the processes leave messages for each other.
+        rank: the number of this process.
+        token: a word that no other process uses, now or in an earlier attempt.
+
+    Returns:
+        The name.
+    """
+    store.set(f"ask/{rank}", token)
+    name = store.get(f"answer/{token}").decode()
+    store.set(f"thanks/{name}/{rank}", "")
+    return name
 
 
 dist.register_rendezvous_handler(SCHEME, rendezvous)

@@ -1,0 +1,216 @@
+"""How the processes of a program end: their messages and exit statuses."""
+
+import os
+import platform
+import sys
+import textwrap
+import time
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch.distributed as dist
+
+from mnist_dist.core.processes import STATUS, UserError, explain
+from mnist_dist.run import graphs
+from mnist_dist.run.neighbour import NEIGHBOURS
+from mnist_dist.shell import shell
+
+GRACE = 5  # seconds in which the first process of a node can say why all leave
+STAY = 2  # seconds in which every torchrun, which looks every 0.1, notices that a node has joined
+INTERRUPTED = 130  # the exit status by which shells report SIGINT
+RESUME = "run the same command with --output-dir {run} --resume"
+
+
+def run(main: Callable[[], None], name: str, again: str = RESUME) -> None:
+    """Run a script's `main` and end the process with the status that the README promises.
+
+    Once the processes are connected, a `UserError` is raised on all of them alike (see
+    `all_or_none`), and the first one prints it. Before that every process of a node sees the same
+    error, and the first one of the node prints it. Whatever else goes wrong is a process's own,
+    and it says so itself.
+
+    Args:
+        main: does the work.
+        name: what the user called, for messages.
+        again: how to resume a run that was stopped. `{run}` stands for its folder.
+    """
+    status = 0
+    has_a_bug = False
+    replace_closed_streams()
+    try:
+        main()
+    except BrokenPipeError:
+        status = 1
+        report_broken_pipe(name)
+    except (UserError, OSError) as error:
+        status = getattr(error, "status", 1)
+        report_refusal(error, name, again)
+    except Exception as error:
+        if is_lost_connection(error):
+            leave_without_the_others(error, name)
+        status = 1
+        has_a_bug = True
+        report_bug(error, name)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)  # at once, so that nothing is finished first
+    leave(status, has_a_bug)
+
+
+def leave(status: int, has_a_bug: bool) -> NoReturn:
+    """End this process.
+
+    Args:
+        status: the exit status.
+        has_a_bug: whether this process alone has failed, while the others may still be at work.
+    """
+    connected = dist.is_initialized()
+    if connected and not has_a_bug:
+        disconnect()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status == STATUS and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        # A torchrun that ends its processes for a node that joins makes those of the others end,
+        # too. One whose process was gone before it had noticed the node would count a failure, and
+        # with none left to count it would give up.
+        time.sleep(STAY)
+    if connected:
+        # Python's own exit can abort in a thread that the process group left behind (1 of 12 runs
+        # of two gloo processes, torch 2.15), and a launcher would call a finished run failed.
+        # Nothing is left for it to do.
+        os._exit(status)
+    sys.exit(status)
+
+
+def disconnect() -> None:
+    """Take the connections of all processes down together.
+
+    After a bug that is impossible: the others may be in a collective operation, for whose end NCCL
+    would wait without limit.
+    """
+    for neighbour in NEIGHBOURS:
+        neighbour.farewell()
+    graphs.forget_all()
+    dist.destroy_process_group()
+
+
+def leave_without_the_others(error: Exception, name: str) -> NoReturn:
+    """End this process at once: the others are gone, so nothing can be taken down together.
+
+    Args:
+        error: how the loss of the connection was noticed.
+        name: what the user called.
+    """
+    print(
+        f"{name}: error: process {own_rank()} lost the connection to another, or has none "
+        f"({cause(error)}): if one has died its own message says why; a training goes on from its "
+        "last checkpoint with --resume",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
+
+
+def is_lost_connection(error: Exception) -> bool:
+    """Tell whether an error means that another process cannot be reached."""
+    if not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def report_broken_pipe(name: str) -> None:
+    """Say that the output is no longer read, and let the rest of it go nowhere."""
+    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    print(
+        f"{name}: error: it ended early, for whoever read its output, such as `head`, has left",
+        file=sys.stderr,
+    )
+
+
+def report_refusal(error: UserError | OSError, name: str, again: str) -> None:
+    """Print, once for all processes, why a request was refused or where a run was stopped.
+
+    Args:
+        error: the reason.
+        name: what the user called.
+        again: as in `run`.
+    """
+    message = f"{name}: error: {explain(error)}"
+    if is_first():
+        stopped_run = getattr(error, "run", None)
+        if stopped_run:
+            how_to_resume = again.format(run=shell(stopped_run))
+            message += f": {how_to_resume} to go on"
+        print(message, file=sys.stderr)
+    elif not dist.is_initialized():
+        # A launcher that saw this process leave would end the first one before it has spoken.
+        time.sleep(GRACE)
+    elif isinstance(error, OSError):
+        print(f"{own_label()}{message}", file=sys.stderr)
+
+
+def report_bug(error: Exception, name: str) -> None:
+    """Print what went wrong in this process alone; on all but the first, every line says who.
+
+    Args:
+        error: the exception that nobody foresaw.
+        name: what the user called.
+    """
+    message = "".join(traceback.format_exception(error))
+    if any(kind.__module__ == "torch._dynamo.exc" for kind in type(error).__mro__):
+        first_line, *_ = str(error).strip().splitlines()
+        failure = f"{name}: error: torch.compile failed ({first_line})"
+        message = f"{failure}: install what it needs, or leave --compile out\n"
+    labelled = textwrap.indent(message, own_label(), lambda _: True)
+    print(labelled, file=sys.stderr, end="")
+
+
+def replace_closed_streams() -> None:
+    """Let a process write to its standard output and error if whoever started it closed them."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+
+
+def own_rank() -> str:
+    """The number that the launcher has given to this process."""
+    return os.environ.get("RANK", "0")
+
+
+def own_label() -> str:
+    """The words by which this process's lines are told from others in a log that they share.
+
+    Returns:
+        An empty text for the first process.
+    """
+    rank = own_rank()
+    if rank == "0":
+        return ""
+    node = os.environ.get("SLURMD_NODENAME", platform.node())
+    return f"[rank {rank} on {node}]: "
+
+
+def is_first() -> bool:
+    """Tell whether this process speaks for all, or, before they are connected, for its node."""
+    if dist.is_initialized():
+        return dist.get_rank() == 0
+    rank = os.environ.get("LOCAL_RANK", "")
+    return not rank.isdecimal() or int(rank) == 0
+
+
+def cause(error: Exception) -> str:
+    """Say in a line what a library reported.
+
+    Args:
+        error: an error of PyTorch's, gloo's or NCCL's, with a message of one or more lines.
+
+    Returns:
+        The first line of the message, and what NCCL itself reported, which comes last.
+    """
+    first_line, *others = str(error).strip().splitlines()
+    reason = first_line.rstrip(".")
+    _, _, reported_by_nccl = "\n".join(others).partition("Last error:\n")
+    if reported_by_nccl:
+        return f"{reason}; {reported_by_nccl.splitlines()[0]}"
+    return reason
