@@ -22,7 +22,7 @@ from mnist_dist.run.command_line import as_json, parse
 from mnist_dist.run.folder import Run, is_running
 from mnist_dist.run.settings import TrainConfig
 from mnist_dist.run.tracking import Tracker
-from mnist_dist.tools import runs
+from mnist_dist.tools import runs, runs_files, runs_tables
 
 
 def write_run(folder, accuracies, done=True, seconds=12.5, config=None, **settings):
@@ -120,20 +120,20 @@ def test_pandas_reads_it_in_one_line(capsys):
 
 def test_a_table_fits_80_columns(several):
     rows = [
-        runs.read(folder)[0] | {"run": f"runs/2026112{n}-101500-mnist-5k-mlp"}
+        runs_files.read(folder)[0] | {"run": f"runs/2026112{n}-101500-mnist-5k-mlp"}
         for n, folder in enumerate(sorted(several.iterdir()))
     ]
     for row in rows:
         row |= {"val_accuracy": 0.97, "val_error": 0.01, "label_smoothing": row["lr"], "weight_decay": row["lr"] * 10}
-    text = runs.table(rows, 80)
+    text = runs_tables.table(rows, 80)
     assert max(map(len, text.splitlines())) <= 80
-    assert "label_smoothing 0.01" in text and len(runs.table(rows, None).splitlines()) == 3 + len(rows)
+    assert "label_smoothing 0.01" in text and len(runs_tables.table(rows, None).splitlines()) == 3 + len(rows)
 
 
 def test_the_state_of_a_run(tmp_path):
     folder = write_run(tmp_path / "run", [0.8], done=False)
     settings = json.loads((folder / "config.json").read_text()) | {"wandb": "disabled"}
-    assert runs.read(folder)[0]["state"] == "failed"  # killed: nothing says why
+    assert runs_files.read(folder)[0]["state"] == "failed"  # killed: nothing says why
     for error, state, reason in (
         (Stopped("stopped on request"), "stopped", "stopped on request"),
         (UserError("the loss of update 5 is nan"), "failed", "the loss of update 5 is nan"),
@@ -141,17 +141,17 @@ def test_the_state_of_a_run(tmp_path):
         with pytest.raises(UserError), Tracker(launch.start(cpu=True), Run(folder, False, "", {}), settings):
             assert not (folder / "ended.json").exists()  # it goes on
             raise error
-        row, _ = runs.read(folder)
+        row, _ = runs_files.read(folder)
         assert (row["state"], row["reason"]) == (state, reason)
     holder = os.open(folder, os.O_RDONLY)
     assert lock_descriptor(holder, blocking=False)
-    assert is_running(folder) and runs.read(folder)[0]["state"] == "running"
+    assert is_running(folder) and runs_files.read(folder)[0]["state"] == "running"
     os.close(holder)
     assert not is_running(folder)
     with Tracker(launch.start(cpu=True), Run(folder, False, "", {}), settings):
         pass
     (folder / "summary.json").write_text('{"epoch": 1}')
-    assert runs.read(folder)[0]["state"] == "done" and not (folder / "ended.json").exists()
+    assert runs_files.read(folder)[0]["state"] == "done" and not (folder / "ended.json").exists()
 
 
 DEEP = "[" * 100_000
@@ -290,3 +290,43 @@ def test_who_looks_whether_a_run_is_running_keeps_nobody_from_it(tmp_path):
     run_folder.lock(tmp_path)
     with pytest.raises(UserError, match="another process is writing the run"):
         run_folder.lock(tmp_path)
+
+
+def test_who_launched_a_run_is_no_setting(tmp_path, capsys):
+    for seed in range(2):
+        job = {"launchers": [f"node:{seed}"], "slurm_job": None, "slurm_step": None, "slurm_restarts": 0}
+        write_run(tmp_path / f"runs/{seed}", [0.9], epochs=1, seed=seed, config={"job": job})
+    (group,) = json.loads(call_runs(capsys, f"{tmp_path}/runs --group --json").out)
+    assert (group["seeds"], group["runs"]) == ("0 1", 2)
+    assert "launchers" not in call_runs(capsys, f"{tmp_path}/runs").out
+
+
+def test_a_seed_trained_twice_with_the_same_bits_counts_once(tmp_path, capsys):
+    accuracies = {"first": 0.97, "second": 0.98, "repeated": 0.97}
+    for name, accuracy in accuracies.items():
+        write_run(tmp_path / f"runs/{name}", [accuracy], epochs=1, seed=int(name == "second"))
+    (group,) = json.loads(call_runs(capsys, f"{tmp_path}/runs --group --json").out)
+    assert (group["seeds"], group["runs"]) == ("0 1", 2)
+    assert group["test_accuracy"] == pytest.approx(0.975)
+    # Other bits, as another number of processes gives them, are another run.
+    write_run(tmp_path / "runs/unlike", [0.96], epochs=1, seed=0)
+    (group,) = json.loads(call_runs(capsys, f"{tmp_path}/runs --group --json").out)
+    assert (group["seeds"], group["runs"]) == ("0 1", 3)
+
+
+def test_a_link_to_what_is_gone_is_named_with_its_target(several, capsys):
+    for name in ("broken", "runs/lost"):
+        (several.parent / name).symlink_to(several.parent / "gone")
+    with pytest.raises(UserError) as error:
+        call_runs(capsys, "broken")
+    sentence = f"is a symbolic link to {several.parent / 'gone'}, which is not there"
+    assert f"broken {sentence}" in str(error.value)
+    found = call_runs(capsys, "runs")
+    assert found.out.startswith("5 runs in runs")
+    assert found.err == f"warning: runs/lost is passed over: runs/lost {sentence}\n"
+
+
+def test_dollars_in_a_folder_s_name_are_no_formula(tmp_path, capsys):
+    write_run(tmp_path / "runs" / "a$\\frac$b", [0.9], epochs=1)
+    call_runs(capsys, f"{tmp_path}/runs --plot {tmp_path}/curves.svg")
+    assert b"a$\\frac$b" in (tmp_path / "curves.svg").read_bytes()
