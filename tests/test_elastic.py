@@ -14,7 +14,7 @@ import pytest
 from conftest import PYTHON, REPOSITORY, call, free_port
 
 from mnist_dist.core import UserError
-from mnist_dist.run import folder, launch, rendezvous
+from mnist_dist.run import folder, jobs, launch, locks, rendezvous
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 from elastic_agents import ElasticRun
@@ -44,12 +44,12 @@ def requeued(monkeypatch, times: int, step: str = "0") -> None:
 
 @pytest.mark.parametrize("asked_for", [folder.ROOT / "begun", None])
 def test_a_run_goes_on_by_itself_where_one_launcher_of_its_last_attempt_is_left(begun, asked_for):
-    begun({"launchers": ["elsewhere:1:2.00", folder.launcher()]})
+    begun({"launchers": ["elsewhere:1:2.00", jobs.launcher()]})
     run = folder.open_run(asked_for, "name", resume=False)
     assert (run.folder, run.resume, run.wandb_id) == (folder.ROOT / "begun", True, "abc")
     # Noted at once, so that an attempt that ends before its first update hands the run on, too.
     noted = folder.settings_of(run.folder)
-    assert noted["job"] == run.job and run.job["launchers"] == [folder.launcher()] and noted["wandb_id"] == "abc"
+    assert noted["job"] == run.job and run.job["launchers"] == [jobs.launcher()] and noted["wandb_id"] == "abc"
 
 
 @pytest.mark.parametrize("asked_for", [folder.ROOT / "begun", None])
@@ -72,14 +72,14 @@ def of_another_start() -> str:
     time_of = psutil.Process.create_time
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(psutil.Process, "create_time", lambda process: time_of(process) - 5)
-        return folder.launcher()
+        return jobs.launcher()
 
 
 @pytest.mark.parametrize(
     "job",
     [
         lambda: {"launchers": [of_another_start()]},
-        lambda: {"launchers": ["elsewhere:" + folder.launcher().split(":", 1)[1]]},
+        lambda: {"launchers": ["elsewhere:" + jobs.launcher().split(":", 1)[1]]},
         lambda: {"launchers": [None]},
         lambda: {"launchers": 3} | SLURM | {"slurm_restarts": 1},  # a second training in the same attempt
         lambda: {"launchers": []} | SLURM | {"slurm_job": "here:8"},
@@ -102,13 +102,13 @@ def test_the_run_of_another_job_is_refused(begun, job, monkeypatch):
 
 
 def test_the_attempt_before_is_waited_for(begun):
-    begun({"launchers": [folder.launcher()]})
+    begun({"launchers": [jobs.launcher()]})
     held = os.open(folder.ROOT / "begun", os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
     threading.Timer(0.3, os.close, [held]).start()
     assert folder.open_run(None, "name", resume=False).resume
     with pytest.raises(UserError, match="another process is writing the run"):
-        folder.lock(folder.ROOT / "begun")
+        locks.lock(folder.ROOT / "begun")
 
 
 def test_that_no_agent_can_join_is_known_where_their_number_may_change(monkeypatch):

@@ -1,0 +1,42 @@
+"""Finished runs: the newest one, and what can be done with one."""
+
+from pathlib import Path
+
+from mnist_dist.core.processes import UserError
+from mnist_dist.run.folder import PLOTS, ROOT, SUMMARY
+from mnist_dist.shell import shell
+
+
+def newest_run() -> Path:
+    """Find the finished run in runs/ that ended last.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    summaries = sorted(ROOT.glob(f"*/{SUMMARY}"), key=lambda file: file.stat().st_mtime)
+    if not summaries:
+        problem = f"there is no finished run in {ROOT}/"
+        raise UserError(f"{problem}: train one with `python train.py`, or name it with --weights")
+    return summaries[-1].parent
+
+
+def next_steps(folder: Path) -> str:
+    """Say what can be done with a finished run.
+
+    Args:
+        folder: the run's folder.
+
+    Returns:
+        Lines with commands that can be pasted into a shell.
+    """
+    predict = ["python", "-m", "mnist_dist", "predict"]
+    if folder.parent != ROOT:  # without --weights, predict takes the newest run in there
+        predict += ["--weights", str(folder)]
+    return (
+        f"evaluate: {shell('python', 'evaluate.py', folder)}\n"
+        f"predict:  {shell(*predict)} IMAGE...\n"
+        f"pictures: {shell(folder / PLOTS)}"
+    )
