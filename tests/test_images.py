@@ -11,7 +11,8 @@ from PIL import Image
 from mnist_dist.core import UserError
 from mnist_dist.task.data import load
 from mnist_dist.tools import pictures, predict
-from mnist_dist.tools.pictures import grey_values, parts, read_digit
+from mnist_dist.tools.ink import count_parts as parts
+from mnist_dist.tools.pictures import grey_values, read_digit
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +205,55 @@ def test_a_bad_picture_does_not_end_the_list_and_doubts_are_named(trained, digit
     torch.save({f"fc1.{name}": value for name, value in flat.items()}, tmp_path / "flat.pth")
     predict.main(predict.Config(images=(names[2],), weights=tmp_path / "flat.pth"))
     assert ": 9 (15.05%), in doubt: or 8?" in capsys.readouterr().out
+
+
+DEEP = {
+    "16 bits": (np.uint16, 65535, "png"),
+    "16 bits, TIFF": (np.uint16, 65535, "tiff"),
+    "8 bits in 32": (np.int32, 255, "tiff"),
+    "16 bits in 32": (np.int32, 65535, "tiff"),
+    "32 bits": (np.int32, 2**31 - 1, "tiff"),
+    "a share": (np.float32, 1, "tiff"),
+    "8 bits in a float": (np.float32, 255, "tiff"),
+    "16 bits in a float": (np.float32, 65535, "tiff"),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+@pytest.mark.parametrize("light", [False, True])
+def test_pictures_with_more_bits_a_pixel_are_scaled_by_their_range(digits, tmp_path, kind, light):
+    dtype, white, suffix = DEEP[kind]
+    sheet = np.pad(digits[0][7].numpy().astype(np.float64), 14).repeat(3, axis=0).repeat(3, axis=1)
+    sheet = sheet if light else 1 - sheet
+    Image.fromarray((255 * sheet).round().astype(np.uint8)).save(tmp_path / "plain.png")
+    Image.fromarray((white * sheet).astype(dtype)).save(tmp_path / f"deep.{suffix}")
+    deep, plain = (read_digit(tmp_path / name) for name in (f"deep.{suffix}", "plain.png"))
+    assert (deep - plain).abs().max() < 0.02
+    # The noise of a sensor on blank paper is no drawing.
+    noise = 0.6 + 0.005 * np.random.default_rng(0).standard_normal(sheet.shape)
+    Image.fromarray((white * noise).astype(dtype)).save(tmp_path / f"blank.{suffix}")
+    with pytest.raises(UserError, match="shows no digit"):
+        read_digit(tmp_path / f"blank.{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        (np.array([[0, 1e9]], np.float32), r"digit.tiff has values from 0 to 1e\+09 in mode F"),
+        (np.array([[-1, 1]], np.float32), r"digit.tiff has values from -1 to 1 in mode F"),
+        (np.array([[-7, 100]], np.int32), r"digit.tiff has values from -7 to 100 in mode I"),
+        (np.array([[0, np.nan]], np.float32), "digit.tiff has grey values that are not finite"),
+    ],
+)
+def test_values_of_an_unknown_range_are_refused(tmp_path, values, complaint):
+    Image.fromarray(values.repeat(50, axis=0).repeat(25, axis=1)).save(tmp_path / "digit.tiff")
+    with pytest.raises(UserError, match=complaint):
+        read_digit(tmp_path / "digit.tiff")
+
+
+def test_a_name_that_is_not_utf_8_does_no_harm(trained, digits, tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+    with open(name, "wb") as file:  # noqa: PTH123
+        picture_of(digits[0][0], (0, 0, 0), (255, 255, 255), 112, (20, 20)).save(file, "png")
+    done = call(PYTHON, "-m", "mnist_dist", "predict", name, "--weights", trained, PYTHONIOENCODING="utf-8")
+    assert done.returncode == 0 and "/?.png: 0 (" in done.stdout, done.stdout + done.stderr

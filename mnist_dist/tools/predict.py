@@ -1,24 +1,30 @@
-"""Classifying people's own pictures of digits."""
+"""The command `predict`: classifying people's own pictures of digits."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from torch import Tensor
 
 from mnist_dist.core import UserError
 from mnist_dist.run import weights
 from mnist_dist.run.folder import newest_run
 from mnist_dist.task import datasets, networks
-from mnist_dist.tools.pictures import as_text, parts, read_digit
+from mnist_dist.tools.ink import count_parts
+from mnist_dist.tools.pictures import read_digit
+from mnist_dist.tools.terminal import allow_any_name
 from mnist_dist.usage import UsageError
 
 SURE = 0.9  # the probability below which an answer is called in doubt
+SHADES = " .:-=+*#%@"  # from background to ink, for a terminal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Classify your own pictures of digits: any size, colour or grey, dark on light or light on dark."""
+    """Classify your own pictures of digits: any size, colour or grey, dark on light or light on
+    dark."""
 
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Picture files."""
@@ -34,42 +40,87 @@ class Config:
             UsageError: no picture was named.
         """
         if not self.images:
-            raise UsageError("no picture to classify was given: name one or more, such as digit.png")
+            advice = "name one or more, such as digit.png"
+            raise UsageError(f"no picture to classify was given: {advice}")
 
 
 def main(config: Config) -> None:
     """Print the class and the probabilities of each picture, and where to doubt them.
 
+    Args:
+        config: the flags.
+
     Raises:
         UserError: there is no such model, or a picture could not be read, when the others are done.
     """
+    allow_any_name()
     trained = weights.locate(config.weights or newest_run())
     model = networks.from_state_dict(weights.load_weights(trained.weights)).float()
-    classes = datasets.SOURCES.get(trained.dataset, datasets.SOURCES["mnist"]).classes
+    source = datasets.SOURCES.get(trained.dataset, datasets.SOURCES["mnist"])
     print(f"model: {trained.weights}")
-    bad = []
+    errors = []
     for path in config.images:
         try:
-            seen = read_digit(path)
+            digit = read_digit(path)
         except UserError as error:
-            bad.append(error)
+            errors.append(error)
             if len(config.images) > 1:
                 print(f"warning: {error}", file=sys.stderr)
             continue
-        probabilities = model.probabilities((seen - trained.mean)[None, None] / trained.std)[0]
+        images = (digit - trained.mean)[None, None] / trained.std
+        probabilities = model.probabilities(images)[0]
         if not probabilities.isfinite().all():
-            raise UserError(f"the model {trained.weights} gives {path} no finite probabilities: train it again")
-        best, second = probabilities.argsort(descending=True)[:2].tolist()
-        sure, found = float(probabilities[best]), parts(seen)
-        doubt = f", in doubt: or {classes[second]}?" if sure < SURE else ""
-        print(f"{path}: {classes[best]} ({100 * sure:.2f}%){doubt}")
-        if found > 1:
-            print(f"warning: {path} shows {found} separate parts: is it one digit?", file=sys.stderr)
-        if config.show:
-            print(as_text(seen))
-        for name, probability in zip(classes, probabilities.tolist(), strict=True):
-            print(f"  {name:>8} {100 * probability:6.2f}% {'#' * round(40 * probability)}")
-    if bad and len(config.images) == 1:
-        raise bad[0]
-    if bad:
-        raise UserError(f"{len(bad)} of {len(config.images)} pictures could not be read: the warnings say why")
+            fault = f"gives {path} no finite probabilities"
+            raise UserError(f"the model {trained.weights} {fault}: train it again")
+        print_answer(path, digit, probabilities, source.classes, config.show)
+    if not errors:
+        return
+    if len(config.images) == 1:
+        raise errors[0]
+    bad = f"{len(errors)} of {len(config.images)} pictures"
+    raise UserError(f"{bad} could not be read: the warnings say why")
+
+
+def print_answer(
+    path: Path,
+    digit: Tensor,
+    probabilities: Tensor,
+    classes: Sequence[str],
+    show: bool,
+) -> None:
+    """Print what a picture shows.
+
+    Args:
+        path: the picture's file.
+        digit: (28, 28), what the network has seen of it, in [0, 1].
+        probabilities: (classes,), those of the classes.
+        classes: their names.
+        show: whether to print the digit, too.
+    """
+    best, second = probabilities.argsort(descending=True)[:2].tolist()
+    confidence = float(probabilities[best])
+    doubt = "" if confidence >= SURE else f", in doubt: or {classes[second]}?"
+    print(f"{path}: {classes[best]} ({100 * confidence:.2f}%){doubt}")
+    parts = count_parts(digit)
+    if parts > 1:
+        print(f"warning: {path} shows {parts} separate parts: is it one digit?", file=sys.stderr)
+    if show:
+        print(as_text(digit))
+    for name, probability in zip(classes, probabilities.tolist(), strict=True):
+        bar = "#" * round(40 * probability)
+        print(f"  {name:>8} {100 * probability:6.2f}% {bar}")
+
+
+def as_text(digit: Tensor) -> str:
+    """Return a picture (28, 28) with values in [0, 1] as 28 lines of 56 letters."""
+    lines = []
+    for row in digit.tolist():
+        letters = [shade(value) for value in row]
+        lines.append("".join(letters))
+    return "\n".join(lines)
+
+
+def shade(value: float) -> str:
+    """Return a pixel for a terminal, two letters wide."""
+    number = min(int(10 * value), 9)
+    return 2 * SHADES[number]

@@ -13,10 +13,11 @@ from mnist_dist.core import UserError
 from mnist_dist.run import plots
 from mnist_dist.run.files import write_file
 from mnist_dist.run.folder import ROOT
-from mnist_dist.tools.runs_columns import Row, column_names, printable
+from mnist_dist.tools.runs_columns import Row, column_names
 from mnist_dist.tools.runs_files import find, pass_over, read, why_unreadable
 from mnist_dist.tools.runs_selection import holds, in_order, is_condition, seed_groups
 from mnist_dist.tools.runs_tables import as_csv, draw, table
+from mnist_dist.tools.terminal import allow_any_name, printable
 from mnist_dist.usage import UsageError, require
 
 
@@ -70,8 +71,7 @@ def main(config: Config) -> None:
         UserError: there is no such folder, or no run in it.
         UsageError: there is no such column.
     """
-    # Folders' names may hold what standard output cannot print.
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    allow_any_name()
     rows, curves = read_all(config.folders)
     names = column_names(rows)
     for condition in config.where:

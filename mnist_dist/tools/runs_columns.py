@@ -5,11 +5,11 @@ from dataclasses import fields
 from typing import Any
 
 from mnist_dist.run.settings import TrainConfig
+from mnist_dist.tools.terminal import printable
 
 Row = dict[str, Any]  # a run's or a group's values by column: numbers, words, None
 SPLITS = ("test", "val")
 FIGURES = ("accuracy", "error", "deviation", "loss")
-LONGEST = 200  # characters of a value that are printed
 
 # Columns that a training produces.
 RESULTS = {
@@ -54,15 +54,6 @@ def column_names(rows: Sequence[Row]) -> list[str]:
 def is_version(name: str) -> bool:
     """Return whether a column holds the version of a package."""
     return name.endswith("_version")
-
-
-def printable(value: object) -> str:
-    """Return text for a terminal: nothing in it can move the cursor, and it is not long."""
-    letters = [letter if letter.isprintable() else "?" for letter in str(value)]
-    text = "".join(letters)
-    if len(text) <= LONGEST:
-        return text
-    return f"{text[: LONGEST - 1]}…"
 
 
 def shown(value: object) -> str:

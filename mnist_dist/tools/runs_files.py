@@ -10,7 +10,8 @@ from typing import Any
 
 from mnist_dist.core import UserError
 from mnist_dist.run.folder import CONFIG, ENDED, JOURNAL, METRICS, SUMMARY, is_running
-from mnist_dist.tools.runs_columns import RESULTS, SPLITS, Row, printable
+from mnist_dist.tools.runs_columns import RESULTS, SPLITS, Row
+from mnist_dist.tools.terminal import printable
 
 REQUIRED = {"epochs", "seed", "wandb_id"}  # what the config.json of every run has
 LARGEST = 1e18  # no run writes a number beyond it

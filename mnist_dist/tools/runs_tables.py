@@ -16,10 +16,10 @@ from mnist_dist.tools.runs_columns import (
     Row,
     column_names,
     is_version,
-    printable,
     shown,
 )
 from mnist_dist.tools.runs_selection import same_but_seed
+from mnist_dist.tools.terminal import printable
 
 # Columns that tell runs apart and mean nothing to a person: their files' paths are shown instead.
 DIGESTS = {"data_digest", "teachers_digest"}

@@ -1,0 +1,196 @@
+"""What is drawn on a picture: told from the paper, counted, and laid out as MNIST's digits are."""
+
+import numpy as np
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+BOX = 20  # pixels of the longer side that MNIST's digits are scaled to (LeCun et al. 1998)
+SIDE = 28  # pixels of the field in which they are centred by mass
+UNEVEN = 0.05  # difference of light and dark at the edge that is no noise, of the grey range
+SMALL = 64  # pixels a side at which the shade of the paper is looked for
+DARKEST_PAPER = 0.1  # shade, of the grey range, below which a shadow is not evened out further
+PAPER = 0.2  # share of the strongest ink below which there are only paper and compression noise
+NEGLIGIBLE = 0.1  # share of the ink, or of the strongest, that is no part of a digit by itself
+
+
+def difference_from_paper(grey: np.ndarray) -> np.ndarray:
+    """Return by how much each pixel is lighter or darker than the paper, also in a shadow.
+
+    Args:
+        grey: (height, width), grey values in [0, 1].
+
+    Returns:
+        (height, width), 0 or more.
+    """
+    edge = edge_of(grey)
+    dark_edge, light_edge = np.quantile(edge, [0.1, 0.9])
+    if light_edge - dark_edge < UNEVEN:
+        return np.abs(grey - np.median(edge))
+    return difference_in_shadow(grey)
+
+
+def edge_of(pixels: np.ndarray) -> np.ndarray:
+    """Return the outermost pixels of (height, width), in a row."""
+    top, bottom = pixels[[0, -1]]
+    left, right = pixels[:, [0, -1]].T
+    return np.concatenate([top, bottom, left, right])
+
+
+def difference_in_shadow(grey: np.ndarray) -> np.ndarray:
+    """Return what `difference_from_paper` does for paper that is not of one shade."""
+    small = Image.fromarray((255 * grey).astype(np.uint8))
+    small.thumbnail((SMALL, SMALL), Image.Resampling.BOX)
+    # Filters of this size, which must be odd, see the paper beside a stroke.
+    seventh = min(small.size) // 7
+    window = max(3, seventh | 1)
+    ink_is_dark = has_dark_ink(small, window)
+    paper = resized(without_ink(small, window, ink_is_dark), grey.shape)
+    if not ink_is_dark:
+        grey = 1 - grey
+        paper = 1 - paper
+    # In a shadow ink differs from its paper by less.
+    darkening = np.maximum(paper - grey, 0)
+    ink = darkening / np.maximum(paper, DARKEST_PAPER)
+    return ink * away_from_edge(ink)
+
+
+def has_dark_ink(picture: Image.Image, window: int) -> bool:
+    """Return whether what differs most from its surroundings is darker than they are.
+
+    Args:
+        picture: a grey picture.
+        window: pixels, wider than a stroke.
+    """
+    surroundings = picture.filter(ImageFilter.MedianFilter(3 * window))
+    contrast = np.asarray(picture, float) - np.asarray(surroundings, float)
+    skewness = np.mean(contrast**3)
+    return bool(skewness < 0)
+
+
+def without_ink(picture: Image.Image, window: int, ink_is_dark: bool) -> Image.Image:
+    """Return a grey picture with the paper's shade in the place of strokes."""
+    lightest = ImageFilter.MaxFilter(window)
+    darkest = ImageFilter.MinFilter(window)
+    filters = (lightest, darkest) if ink_is_dark else (darkest, lightest)
+    for one in filters:
+        picture = picture.filter(one)
+    return picture.filter(ImageFilter.BoxBlur(window // 4))
+
+
+def resized(picture: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the values of an 8-bit grey picture in [0, 1], resized to (height, width)."""
+    height, width = shape
+    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(picture, float) / 255
+
+
+def away_from_edge(ink: np.ndarray) -> np.ndarray:
+    """Find what is drawn without touching the edge of the picture, as shadows do.
+
+    Args:
+        ink: (height, width), 0 or more.
+
+    Returns:
+        (height, width), 1 for what is drawn so and 0 for the rest.
+    """
+    picture = Image.fromarray(ink.astype(np.float32))
+    small = np.asarray(picture.resize((SMALL, SMALL), Image.Resampling.BOX))
+    part = connected_parts(small > NEGLIGIBLE * small.max())
+    touches_edge = np.isin(part, edge_of(part))
+    kept = (part > 0) & ~touches_edge
+    if small[kept].sum() < 0.2 * small.sum():
+        return np.ones_like(ink)  # the digit itself is at the edge
+    return resized(widened(kept), ink.shape)
+
+
+def widened(drawn: np.ndarray) -> Image.Image:
+    """Return what is drawn, (height, width) of bool, white on black, and a pixel wider."""
+    mask = Image.fromarray(drawn).convert("L")
+    return mask.filter(ImageFilter.MaxFilter(3))
+
+
+def connected_parts(drawn: np.ndarray) -> np.ndarray:
+    """Number the connected parts of what is drawn.
+
+    Args:
+        drawn: (height, width) of bool.
+
+    Returns:
+        (height, width) of int: the number of each pixel's part, 0 where nothing is drawn.
+    """
+    numbers = np.arange(1, drawn.size + 1).reshape(drawn.shape)
+    part = np.where(drawn, numbers, 0)
+    # Every pixel takes the largest number beside it, until each part has one of its own.
+    while True:
+        wide = np.pad(part, 1)
+        windows = np.lib.stride_tricks.sliding_window_view(wide, (3, 3))
+        largest = windows.max(axis=(2, 3))
+        larger = np.where(drawn, largest, 0)
+        if (larger == part).all():
+            return part
+        part = larger
+
+
+def count_parts(digit: Tensor) -> int:
+    """Count the separate parts in which a digit is drawn, with a tenth of its ink or more each.
+
+    Args:
+        digit: (28, 28), values in [0, 1].
+    """
+    ink = digit.numpy()
+    # Parts one pixel apart are one: many write the bar of a 5 so.
+    near = np.asarray(widened(ink > PAPER)) > 0
+    part = connected_parts(near)
+    amounts = [ink[part == number].sum() for number in np.unique(part[near])]
+    large = [amount for amount in amounts if amount >= NEGLIGIBLE * ink.sum()]
+    return len(large)
+
+
+def cut_out(ink: np.ndarray) -> np.ndarray:
+    """Return the smallest rectangle of a picture with all that is drawn on it.
+
+    Args:
+        ink: (height, width), values in [0, 1], the largest 1.
+    """
+    drawn = ink > PAPER
+    rows = np.flatnonzero(drawn.any(axis=1))
+    columns = np.flatnonzero(drawn.any(axis=0))
+    inside = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return ink[inside]
+
+
+def centred(ink: np.ndarray) -> np.ndarray:
+    """Scale ink so that its longer side is 20, and put its centre of mass into the middle.
+
+    Args:
+        ink: (height, width), at least 1x1, cut out, values in [0, 1] with some above 0.
+
+    Returns:
+        (28, 28) float32 in [0, 1].
+    """
+    scale = BOX / max(ink.shape)
+    sides = [round(side * scale) for side in ink.shape]
+    height, width = np.maximum(sides, 1).tolist()
+    method = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
+    picture = Image.fromarray(ink.astype(np.float32))
+    values = np.asarray(picture.resize((width, height), method))
+    small = np.clip(values / values.max(), 0, 1)
+    # The centre of mass goes to pixel (14, 14), where MNIST's digits have theirs (mean over its
+    # training set 13.99 and 14.00), as far as the digit then stays inside the field.
+    top = first_pixel(small.sum(axis=1))
+    left = first_pixel(small.sum(axis=0))
+    field = np.zeros((SIDE, SIDE), np.float32)
+    field[top : top + height, left : left + width] = small
+    return field
+
+
+def first_pixel(masses: np.ndarray) -> int:
+    """Return where a digit begins in the field so that its mass is in the middle of one direction.
+
+    Args:
+        masses: (size,), the ink of its rows, or of its columns.
+    """
+    size = len(masses)
+    centre = (masses @ np.arange(size)) / masses.sum()
+    begin = round(SIDE / 2 - centre)
+    return min(max(begin, 0), SIDE - size)
