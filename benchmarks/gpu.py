@@ -38,9 +38,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mnist_dist.core import GlobalBatches, Training
+from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run import graphs, launch, origin
 from mnist_dist.run.neighbour import Neighbour
-from mnist_dist.run.settings import TrainConfig
 from mnist_dist.task import data, networks
 from mnist_dist.task.objective import adam, average, loss_of
 

@@ -33,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from mnist_dist.core import GlobalBatches, Training
 from mnist_dist.core.batches import Sharing
 from mnist_dist.core.gradients import GradientSum
+from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run.launch import run, start
-from mnist_dist.run.settings import TrainConfig
 from mnist_dist.task import networks
 from mnist_dist.task.objective import adam, loss_of
 

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from mnist_dist.core import GlobalBatches, Training
-from mnist_dist.run.settings import TrainConfig
+from mnist_dist.digits.config import TrainConfig
 from mnist_dist.task import networks
 from mnist_dist.task.objective import adam, loss_of
 

@@ -567,7 +567,7 @@ def stop_and_resume(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
     stopped_at = 0
     first = begin(folder / "stopped")
     try:
-        with patch("mnist_dist.core.processes.OFTEN", 0):  # ask after every update
+        with patch("mnist_dist.core.stopping.MOST_SECONDS", 0):  # ask after every update
             go_on(*first, signal_at=5)
     except Stopped:
         stopped_at = first[0].progress.global_step

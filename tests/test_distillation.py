@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from conftest import forked, read_lines, rewind, train_py, weight_difference, weights_of
 
 from mnist_dist.core import UserError
+from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run.command_line import parse
-from mnist_dist.run.settings import TrainConfig
 from mnist_dist.run.weights import load_teachers
 from mnist_dist.task import data, networks
 from mnist_dist.tools import reference, verify

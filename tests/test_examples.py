@@ -96,7 +96,7 @@ def drive(run: dict) -> None:
         FAULTS[run["fault"]]() if run.get("fault") else nullcontext(),
         patch.object(Checkpoints, "after_update", stopped),
         patch.object(Training, "update", watched),
-        patch("mnist_dist.core.processes.OFTEN", 0),  # ask after every update
+        patch("mnist_dist.core.stopping.MOST_SECONDS", 0),  # ask after every update
         patch.object(folder, "lock", lambda _: None),  # which lasts as long as the process
     ):
         try:

@@ -10,8 +10,8 @@ from conftest import PYTHON, call, weight_difference, without
 
 import train
 from mnist_dist.core import GlobalBatches, Training, stream
+from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run import graphs, launch
-from mnist_dist.run.settings import TrainConfig
 from mnist_dist.task import networks
 from mnist_dist.task.objective import adam, average, loss_of
 

@@ -29,11 +29,11 @@ from conftest import (
 )
 
 from mnist_dist.core import UserError, checkpoints
+from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run.command_line import as_json
 from mnist_dist.run.files import write_file
 from mnist_dist.run.folder import Run
 from mnist_dist.run.locks import lock
-from mnist_dist.run.settings import TrainConfig
 from mnist_dist.run.tracking import Tracker
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))

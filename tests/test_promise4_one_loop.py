@@ -17,9 +17,9 @@ from conftest import (
 )
 
 from mnist_dist.core import UserError, checkpoints
+from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run import devices, graphs, launch
 from mnist_dist.run.launch import check_environment
-from mnist_dist.run.settings import TrainConfig
 from mnist_dist.task import networks
 from mnist_dist.task.objective import adam, loss_of
 

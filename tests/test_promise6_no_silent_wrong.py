@@ -22,10 +22,10 @@ from torch.distributed import DistStoreError
 
 from mnist_dist.core import Stopped, UserError
 from mnist_dist.core.processes import STATUS
+from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run import launch, rendezvous, weights
 from mnist_dist.run.command_line import parse
 from mnist_dist.run.folder import settings_of
-from mnist_dist.run.settings import TrainConfig
 from mnist_dist.task import datasets, networks
 from mnist_dist.task.recipes import RECIPES
 from mnist_dist.tools import predict

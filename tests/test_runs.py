@@ -16,11 +16,11 @@ from conftest import without
 from filelock import lock_descriptor
 
 from mnist_dist.core import Stopped, UserError
+from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run import folder as run_folder
 from mnist_dist.run import launch, origin
 from mnist_dist.run.command_line import as_json, parse
 from mnist_dist.run.folder import Run, is_running
-from mnist_dist.run.settings import TrainConfig
 from mnist_dist.run.tracking import Tracker
 from mnist_dist.tools import runs, runs_files, runs_tables
 

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from conftest import PYTHON, REPOSITORY, call, read_lines, torchrun, train_py, weights_of
 
 from mnist_dist.core import GlobalBatches, Training
-from mnist_dist.run.settings import TrainConfig
+from mnist_dist.digits.config import TrainConfig
 from mnist_dist.task import objective
 from mnist_dist.task.data import load
 from mnist_dist.task.networks import MNISTNet

@@ -25,11 +25,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from mnist_dist.core import Stopped, UserError
+from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run import plots
 from mnist_dist.run.command_line import as_flags, parse
-from mnist_dist.run.settings import TrainConfig
 from mnist_dist.task import datasets, networks
-from mnist_dist.tools import study, tune
+from mnist_dist.tools import search_report, search_space, search_trial, study, study_locks, tune
 from mnist_dist.usage import UsageError
 
 QUICK = "--dataset mnist-5k --val-size 2000 --epochs 1 --search lr weight-decay --batch-size 200 --cpu".split()
@@ -55,7 +55,7 @@ def search(folder: Path, *flags: str, trials: int = 2) -> list[optuna.trial.Froz
 
 def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
     """The trials in a study's journal."""
-    storage = JournalStorage(JournalFileBackend(str(folder / study.JOURNAL)))
+    storage = JournalStorage(JournalFileBackend(str(folder / study_locks.JOURNAL)))
     return optuna.load_study(study_name="tune", storage=storage).trials
 
 
@@ -82,7 +82,7 @@ def until(processes: Sequence[subprocess.Popen], condition: Callable[[], bool]) 
 
 def training(folder: Path) -> subprocess.Popen:
     """A search in a process of its own, in the middle of its first trial."""
-    process, journal = start(folder, *ENDLESS), folder / study.JOURNAL
+    process, journal = start(folder, *ENDLESS), folder / study_locks.JOURNAL
     until([process], lambda: journal.exists() and journal.read_text().count('"op_code":7') >= 3)  # three epochs
     return process
 
@@ -94,7 +94,7 @@ def states(trials: list[optuna.trial.FrozenTrial]) -> list[str]:
 
 @pytest.mark.slow
 def test_two_processes_share_a_study_and_each_trial_is_made_once(tmp_path):
-    locks = study.Locks(tmp_path)
+    locks = study_locks.Locks(tmp_path)
     with locks.claiming():  # until both are there
         both = [start(tmp_path, *QUICK, "--batch-size", "20", trials=6) for _ in range(2)]
         until(both, lambda: locks.journal.exists() and locks.journal.read_text().count('"op_code":0') == 2)
@@ -118,9 +118,9 @@ def test_the_settings_given_are_tried_again_where_their_trial_was_lost_though_ot
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(tune, "train_trial", interrupted)
         search(tmp_path)
-    storage = JournalStorage(JournalFileBackend(str(tmp_path / study.JOURNAL)))
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / study_locks.JOURNAL)))
     others = optuna.load_study(study_name="tune", storage=storage)
-    other = others.ask({name: tune.SPACE[name] for name in ("lr", "weight-decay")})
+    other = others.ask({name: search_space.SPACE[name] for name in ("lr", "weight-decay")})
     other.set_user_attr("train_seconds", 1.0)
     others.tell(other, 0.5)
     with monkeypatch.context() as patch, pytest.raises(Stopped):  # at the worst instant: announced, and not yet begun
@@ -137,7 +137,7 @@ def test_killed_in_mid_trial_and_started_again_the_study_goes_on(tmp_path):
     killed = training(tmp_path)
     killed.kill()
     killed.communicate()
-    (tmp_path / study.JOURNAL).open("a").write('{"op_code":6,"worker_id":"x","tri')  # a line half written
+    (tmp_path / study_locks.JOURNAL).open("a").write('{"op_code":6,"worker_id":"x","tri')  # a line half written
     before = trials_of(tmp_path)
     assert states(before) == ["RUNNING"] and before[0].params == {"lr": 0.001, "weight-decay": 0.0}
     # The settings must be those of before, so the same endless trials, made short.
@@ -188,10 +188,10 @@ def test_a_later_call_does_what_is_left_and_one_process_repeats_itself(tmp_path,
     other = search(tmp_path / "c", "--seed", "1", trials=2)
     assert other[1].params != once[1].params
     capsys.readouterr()
-    journal = (tmp_path / "b" / study.JOURNAL).read_text()
+    journal = (tmp_path / "b" / study_locks.JOURNAL).read_text()
     again = search(tmp_path / "b", trials=4)
     assert len(again) == 4 and capsys.readouterr().out.startswith("mnist-5k: 4 trials, 0 of them pruned; pictures in ")
-    grown = (tmp_path / "b" / study.JOURNAL).read_text().removeprefix(journal)
+    grown = (tmp_path / "b" / study_locks.JOURNAL).read_text().removeprefix(journal)
     assert grown.count("\n") == 1, "nothing but that it was opened"
 
 
@@ -272,11 +272,11 @@ def test_trials_are_compared_where_they_had_come_as_far(tmp_path, monkeypatch):
             seen.append(None)
             return Result(len(seen) / config.epochs, config.epochs)
 
-        monkeypatch.setattr(tune, "classify", evaluate)
+        monkeypatch.setattr(search_trial, "classify", evaluate)
         return train_trial(trial, config, *samples)
 
     monkeypatch.setattr(tune, "report", lambda *_: None)
-    monkeypatch.setattr(tune.Training, "epoch", epoch)
+    monkeypatch.setattr(search_trial.Training, "epoch", epoch)
     monkeypatch.setattr(tune, "train_trial", pretended)
     trials = search(tmp_path, "--search", "epochs", "--epochs", "4", trials=20)
     most = max(trial.params["epochs"] for trial in trials)
@@ -293,7 +293,7 @@ def test_the_settings_given_are_not_pruned_where_others_were_faster(tmp_path, mo
 
 
 def test_a_trial_whose_numbers_break_is_pruned_with_its_reason_and_the_study_goes_on(tmp_path, monkeypatch, capsys):
-    build, built = tune.networks.build, []
+    build, built = search_trial.networks.build, []
 
     def second_is_broken(*args):
         if torch.get_default_device().type == "meta":  # the check of the settings only looks at shapes
@@ -303,7 +303,7 @@ def test_a_trial_whose_numbers_break_is_pruned_with_its_reason_and_the_study_goe
             built[-1].fc1.weight.data.fill_(float("nan"))
         return built[-1]
 
-    monkeypatch.setattr(tune.networks, "build", second_is_broken)
+    monkeypatch.setattr(search_trial.networks, "build", second_is_broken)
     trials = search(tmp_path, trials=3)
     assert states(trials) == ["COMPLETE", "PRUNED", "COMPLETE"]
     assert "the loss of update 1 is nan" in trials[1].user_attrs["reason"]
@@ -322,8 +322,10 @@ def test_where_no_trial_came_to_its_end_it_says_so(tmp_path, monkeypatch):
 
 def test_the_pictures(tmp_path, monkeypatch):
     search(tmp_path, trials=3)
-    assert tune.ENOUGH == 20 and not (tmp_path / "importances.png").exists()  # three trials say nothing about them
-    monkeypatch.setattr(tune, "ENOUGH", 3)
+    assert (
+        search_report.ENOUGH == 20 and not (tmp_path / "importances.png").exists()
+    )  # three trials say nothing about them
+    monkeypatch.setattr(search_report, "ENOUGH", 3)
     search(tmp_path, trials=3)
     for name in ("history", "importances", "trade_off"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
@@ -395,10 +397,10 @@ def test_a_study_goes_on_with_its_own_teachers_alone(tmp_path):
 
 def test_a_damaged_journal_is_refused(tmp_path):
     search(tmp_path, trials=1)
-    lines = (tmp_path / study.JOURNAL).read_bytes().splitlines(keepends=True)
+    lines = (tmp_path / study_locks.JOURNAL).read_bytes().splitlines(keepends=True)
     for damage in (b"\x00" * 50 + b"\n", b"{}\n", b'{"op_code":99,"worker_id":"x"}\n', b"no JSON\n"):
         for place in (5, len(lines)):
-            (tmp_path / study.JOURNAL).write_bytes(b"".join([*lines[:place], damage, *lines[place:]]))
+            (tmp_path / study_locks.JOURNAL).write_bytes(b"".join([*lines[:place], damage, *lines[place:]]))
             with pytest.raises(UserError, match=r"the study in .* is damaged") as refusal:
                 search(tmp_path, trials=2)
             assert "\n" not in str(refusal.value)
@@ -406,7 +408,7 @@ def test_a_damaged_journal_is_refused(tmp_path):
 
 def test_a_journal_that_is_not_one_or_has_lost_its_beginning_is_refused_and_loses_nothing(tmp_path):
     search(tmp_path, trials=2)
-    journal = tmp_path / study.JOURNAL
+    journal = tmp_path / study_locks.JOURNAL
     lines = journal.read_bytes().splitlines(keepends=True)
     assert b'"fixed"' in lines[1]
     for content in (b"my diary", b"my diary\n", b"".join(lines[1:]), b"".join([lines[0], *lines[2:]])):
@@ -451,7 +453,7 @@ def test_what_the_sweep_starts_is_accepted_by_train_py(tmp_path):
     fake.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
     fake.chmod(0o755)
     knobs = sweep["parameters"]
-    assert {name.replace("_", "-") for name in knobs} == set(tune.SPACE)
+    assert {name.replace("_", "-") for name in knobs} == set(search_space.SPACE)
     choices = {name: knob.get("values") or [knob["min"], knob["max"]] for name, knob in knobs.items()}
     for number in range(max(map(len, choices.values()))):  # so that each value is drawn once at least
         drawn = {name: values[number % len(values)] for name, values in choices.items()}
@@ -471,7 +473,7 @@ def test_what_the_sweep_starts_is_accepted_by_train_py(tmp_path):
 
 def test_the_sweep_searches_what_tune_searches():
     knobs = yaml.safe_load((REPOSITORY / "sweep.yaml").read_text())["parameters"]
-    for name, knob in tune.SPACE.items():
+    for name, knob in search_space.SPACE.items():
         mine = knobs[name.replace("-", "_")]
         if isinstance(knob, optuna.distributions.CategoricalDistribution):
             assert list(knob.choices) == mine["values"]
@@ -480,3 +482,30 @@ def test_the_sweep_searches_what_tune_searches():
         else:
             assert (knob.low, knob.high) == (mine["min"], mine["max"])
             assert getattr(knob, "log", False) == ("log" in mine["distribution"])
+
+
+@pytest.mark.parametrize(
+    ("words", "searched"),
+    [
+        ("", set(search_space.SPACE)),
+        ("--epochs 1", set(search_space.SPACE) - {"epochs"}),
+        ("--epochs=5 --batch_size 64", set(search_space.SPACE) - {"epochs", "batch-size"}),  # as by default
+        ("--epochs 4 --search epochs lr", {"epochs", "lr"}),
+    ],
+)
+def test_what_has_a_flag_of_its_own_is_not_searched(words, searched):
+    assert set(parse(tune.Config, words.split()).searched) == searched
+
+
+def test_if_all_has_flags_of_its_own_there_is_nothing_to_search():
+    words = "--lr 1e-3 --hidden 8 --batch-size 64 --epochs 5 --schedule cosine --weight-decay 0 --label-smoothing 0"
+    with pytest.raises(UsageError, match="--search nothing is not possible: give some of lr, hidden, "):
+        parse(tune.Config, [*words.split(), *"--affine 0 --elastic 0".split()])
+
+
+def test_a_flag_decides_what_every_trial_does(tmp_path):
+    flags = "--dataset mnist-5k --val-size 2000 --epochs 1 --batch-size 200 --hidden 128 --affine 0 --elastic 0 --cpu"
+    tune.main(parse(tune.Config, [*flags.split(), "--output-dir", str(tmp_path), "--trials", "3"]))
+    for trial in trials_of(tmp_path):
+        assert trial.params.keys() == {"lr", "schedule", "weight-decay", "label-smoothing"}
+        assert len(trial.intermediate_values) == 1

@@ -1,0 +1,103 @@
+"""The flags of train.py: the settings of a training, and those of its run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from mnist_dist.run.command_line import flag
+from mnist_dist.run.settings import RunFlags
+from mnist_dist.task.recipes import RECIPES
+from mnist_dist.task.settings import GROUPS, Settings
+from mnist_dist.usage import MAY_CHANGE, UsageError, require, unset
+
+Recipe = Literal["original", "fast", "fast-cnn", "best", "best-cnn"]
+RecipeOrNone = Annotated[Recipe | None, unset("none, which is like original")]
+FolderOfRun = Annotated[Path | None, unset("runs/<timestamp>-<dataset>-<model>")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunFlags, Settings):
+    """Train a digit classifier. The defaults are those of the original single-file script."""
+
+    GROUPS: ClassVar[dict[str, str]] = GROUPS | {
+        "run": "output-dir resume checkpoint-every cpu mixed-precision dtype tf32 compile "
+        "cuda-graph log-every wandb wandb-project wandb-model help"
+    }
+    RECIPES: ClassVar[dict[str, dict[str, Any]]] = RECIPES
+
+    gradient_accumulation_steps: int = 1
+    """Pieces in which a process works through its share of a batch, to need less memory; changes nothing else."""
+    compile: bool = False
+    """Compile the network with torch.compile, for 10 seconds or more; it did not pay on the CPUs we measured."""
+    cuda_graph: bool = False
+    """Launch each update on an NVIDIA GPU as one CUDA graph, for small networks; not yet run on a GPU."""
+    recipe: RecipeOrNone = field(default=None, metadata=MAY_CHANGE)
+    """Named settings; explicit flags win over them."""
+    output_dir: FolderOfRun = field(default=None, metadata=MAY_CHANGE)
+    """The run's folder."""
+    log_every: int = field(default=50, metadata=MAY_CHANGE)
+    """Updates between two points of the loss curve."""
+    wandb_model: bool = field(default=False, metadata=MAY_CHANGE)
+    """Store the trained model in Weights & Biases as an artifact."""
+
+    def check(self) -> None:
+        """Refuse what cannot be, before anything is loaded.
+
+        Raises:
+            UsageError: names the flag, its value and what to give instead.
+        """
+        super().check()
+        self.check_run()
+        require(
+            1 <= self.gradient_accumulation_steps <= self.batch_size,
+            "--gradient-accumulation-steps",
+            self.gradient_accumulation_steps,
+            f"a number from 1 to the batch size, {self.batch_size}",
+        )
+        if self.compile and self.cuda_graph:
+            problem = "--compile and --cuda-graph do not go together"
+            raise UsageError(f"{problem}: leave one of them out")
+        require(self.log_every >= 1, "--log-every", self.log_every, "at least 1 update")
+
+    @property
+    def compile_mode(self) -> str | None:
+        """The mode in which torch.compile is to work on the network, or None for not at all."""
+        if not self.compile:
+            return None
+        # On CUDA, reduce-overhead makes graphs, whose launches need not be waited for. But the next
+        # replay writes over the gradients of the one before, which accumulation adds up (pytorch
+        # #169545).
+        if self.gradient_accumulation_steps == 1:
+            return "reduce-overhead"
+        return "default"
+
+    @property
+    def unused(self) -> set[str]:
+        """The fields that decide nothing, given the others."""
+        names = super().unused
+        if not self.cuda_graph:  # runs from before there was this flag must be resumable
+            names = names | {"cuda_graph"}
+        return names
+
+    def fixed(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Collect what may not differ when a run is resumed.
+
+        Args:
+            values: the settings by field, as `as_json` gives them, the automatic ones resolved.
+
+        Returns:
+            The values by flag.
+        """
+        skipped = set(self.unused)
+        rate_is_constant = self.schedule == "constant" and not self.warmup
+        if rate_is_constant:  # otherwise the number of epochs decides the rate of every update
+            skipped.add("epochs")
+        fixed = {}
+        for each in fields(self):
+            may_change = each.metadata.get("may_change")
+            if not may_change and each.name not in skipped:
+                fixed[flag(each.name)] = values[each.name]
+        if self.model == "mlp":  # it has no channels, whatever the flag says
+            fixed[flag("channels")] = TrainConfig.channels
+        return fixed
