@@ -322,9 +322,7 @@ def test_where_no_trial_came_to_its_end_it_says_so(tmp_path, monkeypatch):
 
 def test_the_pictures(tmp_path, monkeypatch):
     search(tmp_path, trials=3)
-    assert (
-        search_report.ENOUGH == 20 and not (tmp_path / "importances.png").exists()
-    )  # three trials say nothing about them
+    assert search_report.ENOUGH == 20 and not (tmp_path / "importances.png").exists()  # too few
     monkeypatch.setattr(search_report, "ENOUGH", 3)
     search(tmp_path, trials=3)
     for name in ("history", "importances", "trade_off"):

@@ -6,7 +6,7 @@ import itertools
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def parse(config_type: Any, args: Sequence[str] | None = None, prog: str | None 
         config_type: a dataclass with a field for each flag. Its method `check`, if it has one,
             refuses what cannot be. Its `GROUPS`, if it has some, divide the flags in --help. If it
             has a field `recipe`, its `RECIPES` are settings by name, which explicit flags win over.
+            If it has a field `flags_given`, the names of the flags on the command line go there.
         args: the words after the program's name. The default is those of this process.
         prog: the program's name in help and messages. The default is this process's.
 
@@ -43,6 +44,8 @@ def parse(config_type: Any, args: Sequence[str] | None = None, prog: str | None 
         settings = config_type.RECIPES[recipe]
         defaults = config_type(**settings, recipe=recipe)
         config = parse_words(config_type, args, prog, default=defaults)
+    if hasattr(config, "flags_given"):
+        config = replace(config, flags_given=flags_in(words))
     if hasattr(config, "check"):
         config.check()
     return config
@@ -81,6 +84,16 @@ def parse_words(
         groups = getattr(config_type, "GROUPS", {})
         print(page_in_groups(said.getvalue(), groups), end="")
         raise
+
+
+def flags_in(words: Sequence[str]) -> frozenset[str]:
+    """Return the flags on a command line, with their hyphens and without their values.
+
+    Args:
+        words: the words after the program's name.
+    """
+    names = [word.partition("=")[0] for word in words if word.startswith("--")]
+    return frozenset(name.replace("_", "-") for name in names)
 
 
 def refuse_empty_values(words: Sequence[str]) -> None:

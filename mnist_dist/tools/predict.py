@@ -23,8 +23,10 @@ SHADES = " .:-=+*#%@"  # from background to ink, for a terminal
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Classify your own pictures of digits: any size, colour or grey, dark on light or light on
-    dark."""
+    """Classify your own pictures of digits.
+
+    They may have any size, be in colour or grey, dark on light or light on dark.
+    """
 
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Picture files."""

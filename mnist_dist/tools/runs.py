@@ -28,15 +28,15 @@ class Config:
     folders: tyro.conf.Positional[tuple[Path, ...]] = (ROOT,)
     """Runs' folders, or folders of runs."""
     where: tuple[str, ...] = ()
-    """Conditions on columns, all of which hold, such as model=cnn 'test_accuracy>0.99' (also !=, <,
-    <=, >=)."""
+    """Conditions on columns, all of which hold, such as model=cnn 'test_accuracy>0.99'
+    (also !=, <, <=, >=)."""
     sort: str = "run"
     """The column to sort by, such as test_accuracy, ascending. --json shows all columns."""
     reverse: bool = False
     """Sort descending."""
     group: bool = False
-    """A row for each group of finished runs that differ in nothing but the seed: mean and standard
-    deviation."""
+    """A row for each group of finished runs that differ in nothing but the seed:
+    mean and standard deviation."""
     json: bool = False
     """Print all columns as JSON, a list of objects."""
     csv: bool = False
