@@ -1,9 +1,10 @@
-"""Fetching a data set beforehand, for machines without internet."""
+"""The command `download`: fetching a data set beforehand, for machines without internet."""
 
 from dataclasses import dataclass
 
 from mnist_dist.task import data, datasets
 from mnist_dist.task.settings import DataConfig
+from mnist_dist.tools.terminal import allow_any_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,17 @@ class Config(DataConfig):
 
 
 def main(config: Config) -> None:
-    """Fetch a data set, or check the one that is there."""
+    """Fetch a data set, or check the one that is there.
+
+    Args:
+        config: the flags.
+
+    Raises:
+        UserError: it cannot be had, or is damaged.
+    """
+    allow_any_name()
     datasets.find(config.dataset, config.data_dir)
     samples = data.load(config.dataset, config.data_dir)
-    print(f"{config.dataset} is complete in {config.data_dir}: {len(samples.train):,} + {len(samples.test):,} samples")
+    train = f"{len(samples.train):,}"
+    test = f"{len(samples.test):,}"
+    print(f"{config.dataset} is complete in {config.data_dir}: {train} + {test} samples")
