@@ -14,8 +14,10 @@ from typing import Literal
 import tyro
 from torch import Tensor
 
+from mnist_dist import plots
 from mnist_dist.core import Batch, UserError, all_or_none, announce, same_everywhere
-from mnist_dist.run import launch, plots, weights
+from mnist_dist.digits import weights
+from mnist_dist.run import launch
 from mnist_dist.run.command_line import parse
 from mnist_dist.run.files import write_json
 from mnist_dist.run.folder import CONFIG, EVALUATION, PLOTS

@@ -9,15 +9,17 @@ import mnist_dist  # noqa: F401  # isort: skip  # first: it says in words if the
 import torch
 from accelerate.utils import set_seed
 
+from mnist_dist import plots
 from mnist_dist.core import Checkpoints, GlobalBatches, Training, all_or_none, announce, same_everywhere
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.digits.finished import next_steps
-from mnist_dist.run import graphs, launch, origin, plots
+from mnist_dist.digits.teachers import load_teachers, teachers_digest
+from mnist_dist.digits.tracking import Tracker
+from mnist_dist.run import graphs, launch, origin
 from mnist_dist.run.command_line import as_json, flag, parse
 from mnist_dist.run.files import write_json
 from mnist_dist.run.folder import PLOTS, SUMMARY, WEIGHTS, go_on, open_run
-from mnist_dist.run.tracking import Tracker
-from mnist_dist.run.weights import load_teachers, save_weights, teachers_digest
+from mnist_dist.run.weights import save_weights
 from mnist_dist.task import data, networks
 from mnist_dist.task.evaluation import Evaluation, classify
 from mnist_dist.task.objective import adam, average, loss_of, schedule

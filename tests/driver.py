@@ -6,7 +6,7 @@ A run with `verify`, the name of a file, is no training: `python -m mnist_dist v
 written to that file. Beside `runs`, the document may hold
     record: a folder for what each process saw: batches-<rank>.pt (the sample numbers of every update, in order) and
         left-<rank>.json (how it left);
-    timeouts: values for the constants of `mnist_dist.run.tracking`, in seconds;
+    timeouts: values for the constants of `mnist_dist.run.wandb_run`, in seconds;
     updates: the most in an epoch of a training that `verify` is given;
     forked: so many processes to go on as, instead of those that a launcher has started.
 `fault` is one of the traps of this stack, let back in for that run; see `FAULTS`.
@@ -36,9 +36,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from forked import fork
 
 import train
+from mnist_dist import plots
 from mnist_dist.core import GlobalBatches, Training, checkpoints, gradients, processes, stream
 from mnist_dist.core.batches import Batch
-from mnist_dist.run import launch, plots, tracking
+from mnist_dist.run import launch, tracking, wandb_run
 from mnist_dist.run.command_line import parse
 from mnist_dist.run.files import write_json
 from mnist_dist.run.neighbour import Neighbour
@@ -635,7 +636,7 @@ FAULTS = {
 def main() -> None:
     spec = json.loads(sys.argv[1])
     for name, seconds in spec.get("timeouts", {}).items():
-        setattr(tracking, name, seconds)
+        setattr(wandb_run, name, seconds)
     verify.MOST = spec.get("updates", verify.MOST)
     update, seen = Training.update, []
 

@@ -33,7 +33,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import evaluate
 import train
 from mnist_dist.core import Training, UserError, batches, gradients
-from mnist_dist.run import graphs, launch, locks, plots
+from mnist_dist.plots import figures
+from mnist_dist.run import graphs, launch, locks
 
 ROOT, NAME = Path(__file__).resolve().parents[1], "pretended"
 _setup_privateuseone_for_python_backend(NAME)  # once a process, and for good: torch.accelerator is this from now on
@@ -222,7 +223,7 @@ if __name__ == "__main__":
     gradients.GradientSum.FEW = 0  # all-reduces, as on GPUs
     graphs.Recorder, graphs.DEVICES = Recorder, (NAME,)
     locks.lock = lambda _: None  # a run may go on in the same process
-    plots.save = lambda *_: None  # drawn, for what they read, but not written, which takes seconds
+    figures.save = lambda *_: None  # drawn, for what they read, but not written, which takes seconds
     _, runs, result = sys.argv
     found = [run(**each) for each in json.loads(runs)]
     Path(f"{result}-{os.environ.get('RANK', 0)}.json").write_text(json.dumps(found))

@@ -12,8 +12,8 @@ from conftest import forked, read_lines, rewind, train_py, weight_difference, we
 
 from mnist_dist.core import UserError
 from mnist_dist.digits.config import TrainConfig
+from mnist_dist.digits.teachers import load_teachers
 from mnist_dist.run.command_line import parse
-from mnist_dist.run.weights import load_teachers
 from mnist_dist.task import data, networks
 from mnist_dist.tools import reference, verify
 from mnist_dist.usage import UsageError

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from conftest import REPOSITORY, torchrun
 
+from mnist_dist import plots
 from mnist_dist.core import GlobalBatches, UserError
-from mnist_dist.run import plots, weights
+from mnist_dist.digits import weights
 from mnist_dist.run.command_line import parse
 from mnist_dist.task import networks
 from mnist_dist.task.data import load

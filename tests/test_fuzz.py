@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mnist_dist.core import UserError, checkpoints
-from mnist_dist.run import weights
+from mnist_dist.digits import weights
 from mnist_dist.task import datasets, networks
 
 

@@ -28,8 +28,8 @@ PLACES = {
     "mnist_dist/core/checkpoints.py:write_checkpoint": "a checkpoint is written",
     "mnist_dist/core/training.py:load_state_dict": "and read",
     "mnist_dist/run/weights.py:save_weights": "the weights are written",
-    "mnist_dist/run/plots.py:evaluation": "pictures are drawn",
-    "mnist_dist/run/plots.py:digits": "pictures are drawn",
+    "mnist_dist/plots/classification.py:evaluation": "pictures are drawn",
+    "mnist_dist/plots/classification.py:digits": "pictures are drawn",
     "evaluate.py:main": "the weights go to the device",
 }
 OF_FP16 = {

@@ -22,8 +22,9 @@ from torch.distributed import DistStoreError
 
 from mnist_dist.core import Stopped, UserError
 from mnist_dist.core.processes import STATUS
+from mnist_dist.digits import weights
 from mnist_dist.digits.config import TrainConfig
-from mnist_dist.run import launch, rendezvous, weights
+from mnist_dist.run import launch, rendezvous
 from mnist_dist.run.command_line import parse
 from mnist_dist.run.folder import settings_of
 from mnist_dist.task import datasets, networks

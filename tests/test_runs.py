@@ -20,7 +20,8 @@ from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run import folder as run_folder
 from mnist_dist.run import launch, origin
 from mnist_dist.run.command_line import as_json, parse
-from mnist_dist.run.folder import Run, is_running
+from mnist_dist.run.folder import Run
+from mnist_dist.run.locks import is_running
 from mnist_dist.run.tracking import Tracker
 from mnist_dist.tools import runs, runs_files, runs_tables
 

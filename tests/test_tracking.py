@@ -14,7 +14,7 @@ import psutil
 import pytest
 from conftest import PYTHON, REPOSITORY, call, clean_environment, read_lines, torchrun, train_py
 
-from mnist_dist.run import tracking
+from mnist_dist.run import wandb_run
 
 FLAGS = "--dataset mnist-5k --cpu --epochs 3 --output-dir".split()
 NOWHERE = "http://127.0.0.1:9"  # nothing listens there
@@ -215,7 +215,7 @@ def test_what_its_own_log_says_of_what_it_could_not_send(lines, found, tmp_path)
     (tmp_path / "logs").mkdir()
     if lines is not None:
         (tmp_path / "logs" / "debug-internal.log").write_text(lines)
-    assert tracking.upload_error(tmp_path) == found
+    assert wandb_run.upload_error(tmp_path) == found
 
 
 @pytest.mark.slow

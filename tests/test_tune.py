@@ -24,9 +24,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from mnist_dist import plots
 from mnist_dist.core import Stopped, UserError
 from mnist_dist.digits.config import TrainConfig
-from mnist_dist.run import plots
 from mnist_dist.run.command_line import as_flags, parse
 from mnist_dist.task import datasets, networks
 from mnist_dist.tools import search_report, search_space, search_trial, study, study_locks, tune

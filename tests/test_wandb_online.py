@@ -15,7 +15,7 @@ import pytest
 from conftest import PYTHON, REPOSITORY, call, clean_environment, read_lines, torchrun
 from wandb_server import HISTORY, Run, Server
 
-from mnist_dist.run import tracking
+from mnist_dist.run import wandb_run
 
 pytestmark = pytest.mark.slow
 
@@ -240,7 +240,7 @@ def test_a_server_that_cannot_begin_a_run_costs_a_warning_and_little_time(name, 
     assert warning.startswith("warning: Weights & Biases goes offline for this run (")
     # START_TIMEOUT and more if it were waited for; the rest is the epoch, on a machine that is busy.
     assert training.when("epoch 1/") - training.when("mlp with") < TIMEOUTS["START_WAIT"] + 10
-    assert tracking.START_WAIT <= 5 and tracking.START_TIMEOUT <= 10
+    assert wandb_run.START_WAIT <= 5 and wandb_run.START_TIMEOUT <= 10
 
 
 def test_the_command_printed_sends_all_of_a_run_that_could_not_begin(failing):

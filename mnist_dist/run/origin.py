@@ -1,4 +1,7 @@
-"""Where a result comes from: code, machine, versions, and the command that began it. None of it is compared."""
+"""Where a result comes from: code, machine, versions, and the command that began it.
+
+A run notes all this for its readers. None of it is compared when the run is resumed.
+"""
 
 import hashlib
 import platform
@@ -12,58 +15,103 @@ import torch
 from accelerate import Accelerator
 
 from mnist_dist.run import launch
+from mnist_dist.run.versions import versions
 from mnist_dist.shell import shell
 
 PACKAGE = Path(__file__).parents[1]
 CHECKOUT = PACKAGE.parent  # of the repository, unless the package is installed by itself
+DESCRIBE = "git --no-optional-locks describe --always --dirty --abbrev=40 --exclude=*"
 
 
 def about(accelerator: Accelerator) -> dict[str, Any]:
-    """JSON values by name: what a reader of a result asks for, and who starts it anew needs."""
+    """Collect what a reader of a result asks for, and what is needed to reproduce it.
+
+    Args:
+        accelerator: the Accelerator of this process.
+
+    Returns:
+        JSON values by name.
+    """
+    now = datetime.now(UTC)
     return {
         "set_up": launch.describe(accelerator),
         "num_processes": accelerator.num_processes,
         "command": shell(*sys.orig_argv),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": now.isoformat(timespec="seconds"),
         "commit": commit(),
         "code": code_digest(),
         "processor": processor(accelerator.device),
-        "threads": torch.get_num_threads(),  # of each process: on a CPU they decide the last bits
-        "versions": launch.versions(),
+        # Of each process. On a CPU their number decides the last bits.
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
     }
 
 
 def code_digest() -> str:
-    """Hexadecimal SHA-256 of train.py, evaluate.py and all of the package: their names and their bytes."""
-    scripts = [path for path in (CHECKOUT / "train.py", CHECKOUT / "evaluate.py") if path.exists()]
+    """Compute a digest of train.py, evaluate.py and all of the package.
+
+    Returns:
+        SHA-256 of the files' names, lengths and bytes, hexadecimal.
+    """
+    scripts = (CHECKOUT / "train.py", CHECKOUT / "evaluate.py")
+    paths = [path for path in scripts if path.exists()]
+    paths += PACKAGE.rglob("*.py")
     digest = hashlib.sha256()
-    for path in sorted([*scripts, *PACKAGE.rglob("*.py")]):
+    for path in sorted(paths):
+        name = path.relative_to(CHECKOUT).as_posix()
         content = path.read_bytes()
-        digest.update(f"{path.relative_to(CHECKOUT).as_posix()} {len(content)}\n".encode() + content)
+        digest.update(f"{name} {len(content)}\n".encode())
+        digest.update(content)
     return digest.hexdigest()
 
 
 def commit() -> str | None:
-    """The commit of the checkout, with `-dirty` behind it if files differ from it; None without checkout or git."""
-    if not (CHECKOUT / ".git").exists():  # or git would answer for a repository that happens to lie around
+    """Find the commit of the checkout.
+
+    Returns:
+        Its hash, with `-dirty` behind it if files differ from it. None without checkout or git.
+    """
+    # Without this, git would answer for a repository that happens to lie around the package.
+    if not (CHECKOUT / ".git").exists():
         return None
-    describe = "git --no-optional-locks describe --always --dirty --abbrev=40 --exclude=*".split()
     try:
-        found = subprocess.run(describe, cwd=CHECKOUT, capture_output=True, text=True, timeout=10, check=True)
+        found = subprocess.run(
+            DESCRIBE.split(),
+            cwd=CHECKOUT,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() or None
 
 
 def processor(device: torch.device) -> str:
-    """The name of the GPU or, on a CPU, of that, as far as the system tells it."""
+    """Find the name of what computes.
+
+    Args:
+        device: the device of this process.
+
+    Returns:
+        The name of the GPU or, on a CPU, of the CPU, as far as the system tells it.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return device.type.upper()
+    return cpu_name() or platform.processor() or platform.machine()
+
+
+def cpu_name() -> str | None:
+    """Find the name of the CPU as Linux tells it, or None on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        return None
+    for line in lines:
+        if line.startswith("model name"):
+            _, _, name = line.partition(":")
+            return name.strip()
+    return None

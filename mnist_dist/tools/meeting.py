@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from mnist_dist.core.processes import SIGNALS
-from mnist_dist.run.folder import let_go
+from mnist_dist.run.locks import let_go
 
 BEAT, SILENCE = 0.2, 1.5  # seconds between two signs of life, and without one until a process is dead or frozen
 ALONE = 3.0  # seconds in which all fail alike, or one has failed alone

@@ -9,7 +9,7 @@ import tyro
 from torch import Tensor
 
 from mnist_dist.core import UserError
-from mnist_dist.run import weights
+from mnist_dist.digits import weights
 from mnist_dist.run.folder import newest_run
 from mnist_dist.task import datasets, networks
 from mnist_dist.tools.ink import count_parts

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import tyro
 
+from mnist_dist import plots
 from mnist_dist.core import UserError
-from mnist_dist.run import plots
 from mnist_dist.run.files import write_file
 from mnist_dist.run.folder import ROOT
 from mnist_dist.tools.runs_columns import Row, column_names

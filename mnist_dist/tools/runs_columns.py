@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from mnist_dist.run.settings import TrainConfig
+from mnist_dist.digits.config import TrainConfig
 from mnist_dist.tools.terminal import printable
 
 Row = dict[str, Any]  # a run's or a group's values by column: numbers, words, None

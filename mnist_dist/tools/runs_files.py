@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mnist_dist.core import UserError
-from mnist_dist.run.folder import CONFIG, ENDED, JOURNAL, METRICS, SUMMARY, is_running
+from mnist_dist.run.folder import CONFIG, ENDED, JOURNAL, METRICS, SUMMARY
+from mnist_dist.run.locks import is_running
 from mnist_dist.tools.runs_columns import RESULTS, SPLITS, Row
 from mnist_dist.tools.terminal import printable
 

@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mnist_dist import plots
 from mnist_dist.core import UserError
-from mnist_dist.run import plots
 from mnist_dist.tools.runs_columns import (
     INCIDENTAL,
     RESULTS,

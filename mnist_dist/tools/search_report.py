@@ -8,9 +8,9 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from mnist_dist import plots
 from mnist_dist.core import UserError
 from mnist_dist.digits.config import TrainConfig
-from mnist_dist.run import plots
 from mnist_dist.run.command_line import as_flags
 from mnist_dist.shell import shell
 from mnist_dist.tools.search_space import fields_of

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from mnist_dist.core import Stopped, UserError
 from mnist_dist.core.processes import SIGNALS, STATUS
 from mnist_dist.digits.config import TrainConfig
+from mnist_dist.digits.teachers import load_teachers, teachers_digest
 from mnist_dist.run import launch
 from mnist_dist.run.command_line import as_json, flag
-from mnist_dist.run.weights import load_teachers, teachers_digest
 from mnist_dist.task import data
 from mnist_dist.task.data import DataSet
 from mnist_dist.task.settings import Settings

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from mnist_dist import plots
 from mnist_dist.core import Batch, Checkpoints, Stopped, Training, UserError
 from mnist_dist.core.checkpoints import newest_checkpoint
 from mnist_dist.core.processes import SIGNALS, explain
-from mnist_dist.run import launch, plots
+from mnist_dist.digits.config import TrainConfig
+from mnist_dist.run import launch
 from mnist_dist.run.command_line import as_flags
-from mnist_dist.run.settings import TrainConfig
 from mnist_dist.task import data
 from mnist_dist.task.data import DataSet, Split
 from mnist_dist.tools import reference

@@ -1,0 +1,103 @@
+"""Teachers: trained models from whose predictions another model learns."""
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from mnist_dist.core.processes import UserError, all_or_none, same_everywhere
+from mnist_dist.digits.trained import Trained, locate
+from mnist_dist.run.weights import fingerprint, load_weights
+from mnist_dist.task.data import DataSet
+from mnist_dist.task.networks import MNISTNet, from_state_dict
+from mnist_dist.task.settings import Settings
+
+
+def load_teachers(settings: Settings, samples: DataSet, device: torch.device) -> list[MNISTNet]:
+    """Load the models that a training is to learn from. Every process must call this.
+
+    Args:
+        settings: those of the training, which name the teachers and the arithmetic.
+        samples: the data of the training.
+        device: where the teachers are to be.
+
+    Returns:
+        The teachers, in eval mode and without gradients.
+
+    Raises:
+        UserError: on every process, if a teacher is no model of ours, was trained on other data, or
+            differs between the processes.
+    """
+    dtype = getattr(torch, settings.dtype)
+    teachers = []
+    with all_or_none():
+        for path in settings.teacher:
+            trained = locate(path)
+            refuse_other_data(path, trained, samples)
+            try:
+                network = from_state_dict(load_weights(trained.weights))
+            except UserError as error:
+                raise UserError(f"--teacher {path} cannot teach: {error}") from error
+            network.requires_grad_(False)
+            teachers.append(network.to(device, dtype))
+            warn_of_seen(path, trained, settings, samples)
+    same_everywhere("the teachers", teachers_digest(teachers))
+    return teachers
+
+
+def refuse_other_data(path: Path, trained: Trained, samples: DataSet) -> None:
+    """Refuse a teacher that would not understand the images.
+
+    Args:
+        path: what the user calls the teacher.
+        trained: what is known of it.
+        samples: the data of the training.
+
+    Raises:
+        UserError: the teacher was trained on other data, or on images normalised otherwise.
+    """
+    if trained.dataset == "auto":  # it is not known on what
+        return
+    known = (trained.dataset, trained.mean, trained.std)
+    if known != (samples.name, samples.mean, samples.std):
+        raise UserError(
+            f"--teacher {path} was trained on {trained.dataset} "
+            f"(mean {trained.mean}, std {trained.std}), and here are {samples.name} "
+            f"({samples.mean}, {samples.std}): give models of the same data"
+        )
+
+
+def warn_of_seen(path: Path, trained: Trained, settings: Settings, samples: DataSet) -> None:
+    """Warn of a teacher that knows samples by which the student will be judged.
+
+    Args:
+        path: what the user calls the teacher.
+        trained: what is known of it.
+        settings: those of the training.
+        samples: the data of the training.
+    """
+    if not samples.val or not PartialState().is_main_process:
+        return
+    held_out = (trained.val_size, trained.seed)
+    if held_out != (settings.val_size, settings.seed):
+        warning = f"warning: --teacher {path} may have seen samples that are held out here"
+        print(f"{warning}: the accuracy on them will be too good", file=sys.stderr)
+
+
+def teachers_digest(teachers: Sequence[nn.Module]) -> str | None:
+    """Compute a digest of the weights of all teachers, in order.
+
+    Args:
+        teachers: the teachers.
+
+    Returns:
+        SHA-256, hexadecimal. None if there are no teachers.
+    """
+    if not teachers:
+        return None
+    digests = [fingerprint(teacher.state_dict()) for teacher in teachers]
+    return hashlib.sha256(repr(digests).encode()).hexdigest()
