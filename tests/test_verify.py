@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ACCELERATE, DRIVER, PYTHON, REPOSITORY, call, torchrun
 
-from mnist_dist.tools import program
+from mnist_dist.tools import program_results
 from mnist_dist.tools.answer import Process
 from mnist_dist.tools.preflight import check_equal, check_processes
 from mnist_dist.tools.verify import throughput
@@ -341,7 +341,7 @@ def test_an_example_and_train_py_are_programs_that_pass():
     ],
 )
 def test_weights_that_cannot_be_compared_or_differ_fail(one, several, complaint):
-    _, passed, detail, _ = program.compare_weights(one, several, 2)
+    _, passed, detail, _ = program_results.compare_weights(one, several, 2)
     assert passed is not bool(complaint) and complaint in detail
 
 
@@ -372,8 +372,12 @@ def command_line(process: psutil.Process) -> list[str]:
 
 def test_figures_are_compared_but_for_times():
     one = [{"epoch": 1, "loss": 0.5, "seen": 300}]
-    assert all(passed for _, passed, *_ in program.compare_figures(one, [{**one[0], "loss": 0.5 + 1e-14}], 2))
-    names = [name for name, passed, *_ in program.compare_figures(one, [{**one[0], "seen": 301}], 2) if not passed]
+    assert all(passed for _, passed, *_ in program_results.compare_figures(one, [{**one[0], "loss": 0.5 + 1e-14}], 2))
+    names = [
+        name for name, passed, *_ in program_results.compare_figures(one, [{**one[0], "seen": 301}], 2) if not passed
+    ]
     assert names == ["counts"]
-    names = [name for name, passed, *_ in program.compare_figures(one, [{**one[0], "loss": 0.51}], 2) if not passed]
+    names = [
+        name for name, passed, *_ in program_results.compare_figures(one, [{**one[0], "loss": 0.51}], 2) if not passed
+    ]
     assert names == ["metrics"]
