@@ -1,7 +1,9 @@
 """Other formats: each is read by its own library alone, and gives the logits of the original."""
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from conftest import PYTHON, call
 from safetensors.torch import save_file
 
 from mnist_dist.core import UserError
-from mnist_dist.run import weights
+from mnist_dist.digits import weights
 from mnist_dist.task import networks
 from mnist_dist.tools import export
 
@@ -117,3 +119,15 @@ def test_the_command_says_what_it_wrote_and_refuses_in_one_sentence(tmp_path):
     assert done.returncode == 2 and "give a .onnx file" in done.stderr and done.stderr.count("\n") == 1
     done = call(PYTHON, "-m", "mnist_dist", "export", model, "--format", "keras")
     assert done.returncode == 2 and "'keras'" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", export.SUFFIXES)
+def test_a_folder_whose_name_is_not_utf_8_does_no_harm(kind, tmp_path, capsys):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/run-\xff"))
+    folder.mkdir()
+    weights.save_weights(folder / "mnist_model.pth", networks.build("mlp", ()))
+    export.main(export.Config(model=folder, format=kind))
+    target = folder / f"mnist_model{export.SUFFIXES[kind]}"
+    assert target.stat().st_size > 10_000
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/run-?/{target.name}: its logits, read back, ")
+    assert sorted(path.name for path in folder.iterdir()) == sorted([target.name, "mnist_model.pth"])
