@@ -18,7 +18,7 @@ from filelock import lock_descriptor
 from mnist_dist.core import Stopped, UserError
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run import folder as run_folder
-from mnist_dist.run import launch, origin
+from mnist_dist.run import launch, locks, origin
 from mnist_dist.run.command_line import as_json, parse
 from mnist_dist.run.folder import Run
 from mnist_dist.run.locks import is_running
@@ -288,9 +288,9 @@ def test_who_looks_whether_a_run_is_running_keeps_nobody_from_it(tmp_path):
     looking = os.open(tmp_path, os.O_RDONLY)
     assert lock_descriptor(looking, blocking=False)
     threading.Timer(0.02, os.close, [looking]).start()
-    run_folder.lock(tmp_path)
+    locks.lock(tmp_path)
     with pytest.raises(UserError, match="another process is writing the run"):
-        run_folder.lock(tmp_path)
+        locks.lock(tmp_path)
 
 
 def test_who_launched_a_run_is_no_setting(tmp_path, capsys):

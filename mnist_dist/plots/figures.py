@@ -2,10 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".pdf", ".svg")  # the endings of files that a picture can be written to
@@ -28,11 +27,11 @@ def figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def count_whole_numbers(axes: "Axes") -> None:
+def count_whole_numbers(axes: Any) -> None:
     """Let the ticks of a horizontal axis be whole numbers.
 
     Args:
-        axes: what the axis belongs to.
+        axes: what the axis belongs to, an `Axes` of Matplotlib.
     """
     axes.xaxis.get_major_locator().set_params(integer=True)
 

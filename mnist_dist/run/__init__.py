@@ -1,1 +1,1 @@
-"""What surrounds a training: flags, launching, the run's folder and files, Weights & Biases, plots."""
+"""What surrounds any training: flags, launching, the run's folder and files, Weights & Biases."""

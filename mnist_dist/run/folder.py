@@ -20,7 +20,6 @@ from mnist_dist.core.processes import UserError, all_or_none
 from mnist_dist.run import locks
 from mnist_dist.run.files import write_json
 from mnist_dist.run.jobs import has_begun, this_job
-from mnist_dist.run.locks import is_running, let_go, lock  # noqa: F401
 
 ROOT = Path("runs")  # where runs go that were given no folder
 
@@ -280,15 +279,3 @@ def go_on(run: Run, checkpoints: Checkpoints, epochs: int) -> Progress:
         problem = f"--epochs {epochs} is less than what {run.folder} has done"
         raise UserError(f"{problem}: it is in epoch {progress.epoch + 1}")
     return progress
-
-
-def next_steps(folder: Path) -> str:  # TEMPORARY
-    from mnist_dist.digits.finished import next_steps as moved
-
-    return moved(folder)
-
-
-def newest_run() -> Path:  # TEMPORARY
-    from mnist_dist.digits.finished import newest_run as moved
-
-    return moved()

@@ -6,7 +6,7 @@ They know nothing of what is trained. Those of train.py are in `digits.config`.
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from mnist_dist.run.command_line import flag
 from mnist_dist.usage import MAY_CHANGE, UsageError, require, unset
@@ -82,11 +82,3 @@ class OwnConfig(RunFlags):
             value = getattr(self, name)
             expected = f"a number from {least} to {2**32 - 1:,}"
             require(least <= value < 2**32, flag(name), value, expected)
-
-
-def __getattr__(name: str) -> Any:  # TEMPORARY
-    if name == "TrainConfig":
-        from mnist_dist.digits.config import TrainConfig
-
-        return TrainConfig
-    raise AttributeError(name)

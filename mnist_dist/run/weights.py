@@ -167,12 +167,3 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(content)
     return digest.hexdigest()
-
-
-def __getattr__(name: str) -> Any:  # TEMPORARY
-    from mnist_dist.digits import teachers, trained
-
-    for module in (trained, teachers):
-        if hasattr(module, name):
-            return getattr(module, name)
-    raise AttributeError(name)

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 
 from mnist_dist.task import datasets, networks
-from mnist_dist.usage import MAX_PARAMETERS, MAY_CHANGE, UsageError, require, unset  # noqa: F401
+from mnist_dist.usage import MAX_PARAMETERS, MAY_CHANGE, require, unset
 
 MAX_AFFINE, MAX_ELASTIC = 4, 8  # strengths at which nobody could tell the digits
 MAX_SHARES = 1024  # of a batch: more would be a slip of the keyboard

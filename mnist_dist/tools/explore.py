@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mnist_dist import plots
 from mnist_dist.core import GlobalBatches
-from mnist_dist.run import launch, plots
+from mnist_dist.run import launch
 from mnist_dist.task import data
 from mnist_dist.task.data import DataSet, Split
 from mnist_dist.task.distortions import distort

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mnist_dist.core import UserError
 from mnist_dist.digits import weights
-from mnist_dist.run.folder import newest_run
+from mnist_dist.digits.finished import newest_run
 from mnist_dist.task import datasets, networks
 from mnist_dist.tools.ink import count_parts
 from mnist_dist.tools.pictures import read_digit

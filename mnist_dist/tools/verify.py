@@ -23,8 +23,9 @@ from accelerate import Accelerator
 
 from mnist_dist.core import Batch, GlobalBatches, Training, UserError
 from mnist_dist.core.processes import explain
+from mnist_dist.digits import weights
 from mnist_dist.digits.config import TrainConfig
-from mnist_dist.run import launch, weights
+from mnist_dist.run import launch
 from mnist_dist.run.command_line import as_flags, parse
 from mnist_dist.task import data, networks
 from mnist_dist.task.data import DataSet, Split
