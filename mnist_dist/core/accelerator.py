@@ -1,0 +1,606 @@
+"""`ExactAccelerator`: Accelerate's `Accelerator`, with the same training at any number of processes."""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from . import refusals, state
+from .agreement import all_or_none, same_everywhere
+from .bits import fix_bits
+from .buffers import BufferMean
+from .digests import digest
+from .errors import UserError
+from .exchange import GradientSum
+from .gathering import gather_rows
+from .hooks import call_hooks
+from .loader import ExactDataLoader
+from .optimizer import ExactOptimizer, ExactScheduler
+from .randomness import GeneratorStates, seed_generators, seed_of
+from .sharing import MicroBatch, Sharing
+
+
+class ExactAccelerator(Accelerator):
+    """Accelerate's `Accelerator`, with the same training at any number of processes.
+
+    A loop written as Accelerate's documentation writes it needs no change but the class. What differs:
+
+    - `prepare(loader)`: `batch_size` is that of the global batch, of which each process gets its rows, every sample
+      exactly once an epoch. What a data set draws at random for a sample depends on seed, epoch and sample alone.
+    - `backward(loss)`: the loss is the mean over the rows that the loader has just given, and counts by their share of
+      the global batch; all processes' gradients are summed, not averaged.
+    - optimizer and scheduler make one step an update.
+    - `gather_for_metrics` gives every row exactly once.
+    - `save_state` and `load_state` hold the whole training, the loaders' positions included, as plain data; a training
+      goes on at another number of processes.
+
+    What cannot be exact is refused by a `UserError`.
+
+    Args:
+        virtual_processes: V, the shares that every global batch is divided into, for the same float32 bits on 1 to V
+            processes. Each process works through its shares one by one: the loader gives one share at a time, and
+            `sync_gradients` is true with the last one. 0: one share for each process, equal but for rounding.
+        seed: of the order of the samples and of all random numbers; not of the first weights, which `set_seed` decides.
+        micro_batches: pieces that every share is given in, one after the other, to save memory.
+        ddp: wrap models in `DistributedDataParallel` if there are several processes, so that gradients travel during
+            the backward pass. None: on GPUs without virtual processes; on CPUs an exchange after it is faster.
+        options: as for `Accelerator`. `gradient_accumulation_steps` is the number of global batches an update.
+
+    Attributes:
+        sharing: the shares, and who works on which.
+        micro_batch: what the loader has just given; None outside of a loop over a prepared loader.
+        updates: made so far.
+        last_checkpoint: the folder of the last one that was written or read, for messages.
+
+    Raises:
+        UserError: something was asked for that is not exact, or there are more processes than shares.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        virtual_processes: int = 0,
+        seed: int = 0,
+        micro_batches: int = 1,
+        ddp: bool | None = None,
+        **options: Any,
+    ) -> None:
+        refusals.refuse_divided_models(options)
+        super().__init__(*arguments, **options)
+        world = self.num_processes
+        if 0 < virtual_processes < world:
+            raise UserError(
+                f"{world} processes are more than the {virtual_processes} virtual processes they share: start fewer"
+            )
+        self.virtual_processes = virtual_processes
+        self.seed = seed
+        self.micro_batches = micro_batches
+        self.sharing = Sharing(
+            shares=virtual_processes or world,
+            world=world,
+            rank=self.process_index,
+            fixed=virtual_processes > 0,
+        )
+        on_gpus = self.device.type == "cuda"
+        wanted = on_gpus if ddp is None else ddp
+        self.ddp = wanted and world > 1 and not virtual_processes
+        self.bits = fix_bits(self.device) if virtual_processes else {}
+        self.micro_batch: MicroBatch | None = None
+        self.updates = 0
+        self.last_checkpoint: str | os.PathLike[str] | None = None
+        self._loader: ExactDataLoader | None = None
+        self._wrappers: list[DistributedDataParallel] = []
+        self._buffers: BufferMean | None = None
+        self._sums: dict[Any, GradientSum] = {}
+        self._kept_gradients: list[Tensor | None] | None = None  # of earlier updates, not yet forgotten
+        self._terms: Tensor | None = None  # counted by `backward` in this update, under DDP
+        self._backward_done: MicroBatch | None = None
+        self._counted: MicroBatch | None = None
+        self._epoch_checked: tuple[int, int] | None = None
+        self._before_forward: tuple[GeneratorStates, list[Tensor]] | None = None
+
+    # ------------------------------------------------------------------------------------------------------- prepare
+
+    def prepare(self, *args: Any, device_placement: list[bool] | None = None) -> Any:
+        """Prepare models, optimizers, loaders and schedulers, as `Accelerator.prepare`.
+
+        Every process must give the same ones, in the same order.
+
+        Raises:
+            UserError: on every process, if they differ or cannot be trained exactly.
+        """
+        with all_or_none():
+            prepared = super().prepare(*args, device_placement=device_placement)
+        self._check_parameters()
+        return prepared
+
+    def prepare_data_loader(
+        self, data_loader: DataLoader, device_placement: bool | None = None, slice_fn_for_dispatch: Any = None
+    ) -> ExactDataLoader:
+        """Make a loader of global batches, of which each process gets its rows.
+
+        Raises:
+            UserError: it cannot be shared exactly.
+        """
+        if isinstance(data_loader, ExactDataLoader):
+            prepared = data_loader
+        else:
+            prepared = ExactDataLoader(self, data_loader, number=len(self._dataloaders))
+        if prepared not in self._dataloaders:
+            self._dataloaders.append(prepared)
+        return prepared
+
+    def prepare_model(
+        self, model: nn.Module, device_placement: bool | None = None, evaluation_mode: bool = False
+    ) -> nn.Module:
+        """Move a model to the device, with mixed precision and compilation as asked for, and without averaging.
+
+        Raises:
+            UserError: it differs between processes, or cannot be trained exactly.
+        """
+        refusals.refuse_counting_embeddings(model)
+        wrap = self.ddp and not evaluation_mode
+        same_everywhere("the weights, not drawn from the same seed,", digest([*model.parameters(), *model.buffers()]))
+        prepared = super().prepare_model(model, device_placement, evaluation_mode=not wrap)
+        wrapper = self._ddp_of(prepared)
+        if wrapper is not None:
+            wrapper.register_comm_hook(None, sum_gradients)
+            self._wrappers.append(wrapper)
+        self._buffers = None
+        return prepared
+
+    @staticmethod
+    def _ddp_of(model: nn.Module) -> DistributedDataParallel | None:
+        """The wrapper that a prepared model has, which may itself have been compiled."""
+        inner = getattr(model, "_orig_mod", model)
+        return inner if isinstance(inner, DistributedDataParallel) else None
+
+    def prepare_optimizer(
+        self, optimizer: torch.optim.Optimizer, device_placement: bool | None = None
+    ) -> ExactOptimizer:
+        """Let an optimizer make one step an update."""
+        if not isinstance(optimizer, ExactOptimizer):
+            placement = self.device_placement if device_placement is None else device_placement
+            optimizer = ExactOptimizer(optimizer, self, device_placement=placement)
+        if optimizer not in self._optimizers:
+            self._optimizers.append(optimizer)
+        return optimizer
+
+    def prepare_scheduler(self, scheduler: LRScheduler) -> ExactScheduler:
+        """Let a scheduler move on once an update."""
+        if not isinstance(scheduler, ExactScheduler):
+            of_its_own = [each for each in self._optimizers if each.optimizer is getattr(scheduler, "optimizer", None)]
+            optimizers = of_its_own or self._optimizers
+            scheduler = ExactScheduler(scheduler, optimizers, step_with_optimizer=self.step_scheduler_with_optimizer)
+        if scheduler not in self._schedulers:
+            self._schedulers.append(scheduler)
+        return scheduler
+
+    @property
+    def bare_models(self) -> list[nn.Module]:
+        """The prepared models without wrappers, in the order in which they were prepared."""
+        return [extract_model_from_parallel(model, keep_torch_compile=False) for model in self._models]
+
+    def _check_parameters(self) -> None:
+        """See that optimizers have the models' parameters, in the same order everywhere.
+
+        Raises:
+            UserError: they do not.
+        """
+        if not (self._optimizers and self._models):
+            return
+        orders = refusals.refuse_optimizers_of_other_parameters(self.bare_models, self._optimizers)
+        same_everywhere("the optimizer's parameters, by their numbers in the model,", orders)
+
+    def parameter_orders(self) -> list[list[int]]:
+        """For each optimizer the numbers of its parameters among those of all models, in its order."""
+        return refusals.refuse_optimizers_of_other_parameters(self.bare_models, self._optimizers)
+
+    # ---------------------------------------------------------------------------------------------------- micro-batches
+
+    def begin_micro_batch(self, micro_batch: MicroBatch, loader: ExactDataLoader) -> None:
+        """Get ready for what a loader is about to give; loaders call this.
+
+        Args:
+            micro_batch: what it is.
+            loader: that gives it.
+        """
+        self.micro_batch = micro_batch
+        self._loader = loader
+        self.sync_gradients = micro_batch.closes_update
+        if self.ddp:
+            for wrapper in self._wrappers:
+                wrapper.require_backward_grad_sync = micro_batch.closes_update
+        if self.sharing.fixed:
+            self._begin_share(micro_batch)
+        elif self._epoch_checked != (micro_batch.loader, micro_batch.epoch):
+            buffers = [buffer.clone() for model in self.bare_models for buffer in model.buffers()]
+            self._before_forward = GeneratorStates(self.device), buffers
+        call_hooks("micro_batch", self)
+
+    def _begin_share(self, micro_batch: MicroBatch) -> None:
+        """Under virtual processes: buffers as before the update, and generators that belong to the share."""
+        if self._buffers is None:
+            self._buffers = BufferMean(self.bare_models)
+        if self._buffers.in_training:
+            self._buffers.begin(opens_share=micro_batch.piece == 0, empty=len(micro_batch) == 0)
+            if micro_batch.opens_batch:
+                self._buffers.shares_with_samples += min(micro_batch.shares, micro_batch.size)
+        place = micro_batch.loader, micro_batch.epoch, micro_batch.batch, micro_batch.share, micro_batch.piece
+        seed_generators(seed_of("share", self.seed, *place), self.device)
+
+    def end_epoch(self, loader: ExactDataLoader, epoch: int) -> None:
+        """Compare weights between processes, and let generators not depend on shares; loaders call this.
+
+        Raises:
+            UserError: on every process, if they no longer have the same weights.
+        """
+        if self._counted is not None and self._counted is self.micro_batch:
+            self.check_weights()
+        if self.sharing.fixed:
+            seed_generators(seed_of("epoch", self.seed, loader.batches.number, epoch), self.device)
+
+    @contextmanager
+    def accumulate(self, *models: nn.Module) -> Iterator[None]:
+        """Accelerate's context for gradient accumulation; here the loaders decide when gradients are complete."""
+        yield
+
+    @contextmanager
+    def no_sync(self, model: nn.Module) -> Iterator[None]:
+        """Not offered: gradients that are not summed would be those of a process's samples alone.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            "accelerator.no_sync leaves gradients to each process: use ExactAccelerator(gradient_accumulation_steps=N) "
+            "to make updates from several batches"
+        )
+        yield
+
+    @contextmanager
+    def join_uneven_inputs(self, joinables: Any, even_batches: bool | None = None) -> Iterator[None]:
+        """Accelerate's context for processes with more batches than others, of which there are none here."""
+        yield
+
+    def skip_first_batches(self, dataloader: ExactDataLoader, num_batches: int = 0) -> ExactDataLoader:
+        """Begin the next iteration behind so many batches; after `load_state` the loader itself knows where to begin.
+
+        Args:
+            dataloader: a prepared one.
+            num_batches: global batches to skip.
+
+        Returns:
+            The loader.
+        """
+        return dataloader.skip(num_batches)
+
+    # -------------------------------------------------------------------------------------------------------- gradients
+
+    def backward(self, loss: Tensor, terms: int | float | Tensor | None = None, **kwargs: Any) -> None:
+        """Compute the gradients of a loss; after an update's last micro-batch they are those of the whole update.
+
+        Args:
+            loss: a scalar, the mean over the rows that the loader has just given.
+            terms: what the loss is the mean over if not over the rows, such as the number of tokens in them.
+            kwargs: as for `Tensor.backward`.
+
+        Raises:
+            UserError: the loss is no scalar, there is no loop over a prepared loader, or the model or loss draws random
+                numbers or changes buffers without virtual processes.
+        """
+        micro_batch = self._micro_batch_of_backward(loss)
+        parameters = self._trained_parameters()
+        if self._kept_gradients is None:
+            self._set_aside(parameters)
+        weight = len(micro_batch) / micro_batch.update_size if terms is None else terms
+        scaled = self.scaler.scale(loss) if self.scaler else loss
+        if isinstance(weight, float) and weight == 1.0:
+            scaled.backward(**kwargs)
+        else:
+            scaled.backward(torch.as_tensor(weight, dtype=scaled.dtype, device=scaled.device), **kwargs)
+        if self.ddp:
+            self._after_ddp(micro_batch, parameters, terms)
+        else:
+            self._add_to_sum(micro_batch, parameters, terms)
+        self._check_first_of_epoch(micro_batch)
+        self._backward_done = micro_batch
+        if micro_batch.closes_update:
+            call_hooks("gradients", self)
+
+    def _micro_batch_of_backward(self, loss: Tensor) -> MicroBatch:
+        """What the loss is of.
+
+        Raises:
+            UserError: that cannot be told, or cannot be exact.
+        """
+        micro_batch = self.micro_batch
+        if micro_batch is None:
+            raise UserError(
+                "accelerator.backward was called outside of a loop over a prepared loader, so nobody knows how many "
+                "samples the loss is of: iterate over what accelerator.prepare made of your DataLoader"
+            )
+        if loss.ndim:
+            raise UserError(f"the loss has the shape {tuple(loss.shape)}: give the mean over its rows, a scalar")
+        again = self._backward_done is micro_batch
+        if again and self.sharing.fixed and not micro_batch.closes_update:
+            raise UserError(
+                "accelerator.backward was called twice for one share of a batch (virtual_processes "
+                f"{self.virtual_processes} on {self.num_processes} processes): add the losses and call it once, or "
+                "start as many processes as there are virtual ones"
+            )
+        return micro_batch
+
+    def _trained_parameters(self) -> list[nn.Parameter]:
+        """The parameters of all prepared optimizers that take gradients, or of all models without one."""
+        if not self._optimizers:
+            models = self.bare_models
+            return [each for model in models for each in model.parameters() if each.requires_grad]
+        parameters = []
+        for optimizer in self._optimizers:
+            for group in optimizer.optimizer.param_groups:
+                parameters += [each for each in group["params"] if each.requires_grad]
+        return parameters
+
+    def _set_aside(self, parameters: list[nn.Parameter]) -> None:
+        """Keep gradients that `zero_grad` has not forgotten, so that they are not summed over processes again."""
+        self._kept_gradients = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+
+    def _add_kept(self, parameters: list[nn.Parameter]) -> None:
+        """Add what `_set_aside` has kept to the gradients of the update."""
+        for parameter, kept in zip(parameters, self._kept_gradients or [], strict=False):
+            if kept is not None:
+                parameter.grad = kept if parameter.grad is None else kept + parameter.grad
+        self._kept_gradients = None
+
+    def _add_to_sum(
+        self, micro_batch: MicroBatch, parameters: list[nn.Parameter], terms: int | float | Tensor | None
+    ) -> None:
+        """Add this micro-batch's gradients to those of the update, and let them be the sum after its last one."""
+        found = take_gradients(parameters, keep=len(micro_batch) > 0)
+        changes = []
+        if self._buffers is not None and self._buffers.floating:
+            changes = self._buffers.changes(closes_share=micro_batch.piece == micro_batch.pieces - 1)
+        counted = [torch.zeros((), device=self.device) if terms is None else self._as_number(terms)]
+        gradient_sum = self._sum_for(parameters, changes, counted)
+        gradient_sum.add(micro_batch.share, found + changes + counted, complete=micro_batch.completes_share)
+        if not micro_batch.closes_update:
+            return
+        total = gradient_sum.total()
+        gradients = total[: len(parameters)]
+        if terms is not None:
+            torch._foreach_div_(gradients, total[-1])
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if self._buffers is not None:
+            self._buffers.finish(total[len(parameters) : -1])
+        self._add_kept(parameters)
+
+    def _as_number(self, terms: int | float | Tensor) -> Tensor:
+        """A number of terms as a float32 scalar on the device, exact up to 16,777,216."""
+        return torch.as_tensor(terms, device=self.device).detach().to(torch.float32).reshape(())
+
+    def _sum_for(self, parameters: list[nn.Parameter], changes: list[Tensor], counted: list[Tensor]) -> GradientSum:
+        """The sum of gradients for these parameters, made once: there are others if layers are frozen or thawed."""
+        key = len(changes), *map(id, parameters)
+        if key not in self._sums:
+            self._sums[key] = GradientSum([*parameters, *changes, *counted], self.sharing)
+        return self._sums[key]
+
+    def _after_ddp(
+        self, micro_batch: MicroBatch, parameters: list[nn.Parameter], terms: int | float | Tensor | None
+    ) -> None:
+        """`DistributedDataParallel` has summed the gradients if this was the update's last micro-batch."""
+        if terms is not None:
+            so_far = self._as_number(terms)
+            self._terms = so_far if self._terms is None else self._terms + so_far
+        if not micro_batch.closes_update:
+            return
+        if self._terms is not None:
+            dist.all_reduce(self._terms)
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            torch._foreach_div_(gradients, self._terms)
+            self._terms = None
+        self._add_kept(parameters)
+
+    def _check_first_of_epoch(self, micro_batch: MicroBatch) -> None:
+        """Without virtual processes: see once an epoch that nothing depends on how batches are shared.
+
+        Raises:
+            UserError: on every process, if a layer, the model or the loss does.
+        """
+        if self._before_forward is None:
+            return
+        generators, buffers = self._before_forward
+        self._before_forward = None
+        self._epoch_checked = micro_batch.loader, micro_batch.epoch
+        with all_or_none():
+            models = self.bare_models
+            for model in models:
+                refusals.refuse_layers_that_depend_on_sharing(model)
+            drawn = generators.changed()
+            if drawn:
+                raise UserError(
+                    f"the model or loss draws at random ({' and '.join(drawn)}) for a process's samples alone, so each "
+                    "number of processes would train another model: draw by accelerator.micro_batch.rand, or give "
+                    "ExactAccelerator virtual_processes"
+                )
+            now = [(name, buffer) for model in models for name, buffer in model.named_buffers()]
+            changed = [
+                name for (name, buffer), before in zip(now, buffers, strict=True) if not same_bits(buffer, before)
+            ]
+            if changed:
+                raise UserError(
+                    f"the model changes its buffer {changed[0]} by a process's samples alone, so each number of "
+                    "processes would train another model: let buffers be, or give ExactAccelerator virtual_processes"
+                )
+
+    def clip_grad_norm_(self, parameters: Any, max_norm: float, norm_type: float = 2) -> Tensor:
+        """Limit the norm of the gradients of an update; before its last micro-batch there are none, and it is 0.
+
+        Returns:
+            The norm before, a scalar.
+        """
+        if not self.sync_gradients:
+            return torch.zeros((), device=self.device)
+        return super().clip_grad_norm_(parameters, max_norm, norm_type)
+
+    def clip_grad_value_(self, parameters: Any, clip_value: float) -> None:
+        """Limit each number of the gradients of an update; before its last micro-batch there are none."""
+        if self.sync_gradients:
+            super().clip_grad_value_(parameters, clip_value)
+
+    def count_update(self) -> None:
+        """Note that an update is done; optimizers call this after their step."""
+        micro_batch = self.micro_batch
+        if micro_batch is None or self._counted is micro_batch:
+            return  # one of several optimizers has made its step of this update before
+        self._counted = micro_batch
+        self.updates += 1
+        if self._loader:
+            self._loader.update_is_done(micro_batch)
+        call_hooks("update", self)
+
+    # ------------------------------------------------------------------------------------------------ what goes wrong
+
+    @torch.no_grad()
+    def weight_norm(self) -> Tensor:
+        """The sum of the norms of all parameters in training, a scalar on the device."""
+        parameters = self._trained_parameters()
+        if not parameters:
+            return torch.zeros((), device=self.device)
+        return torch.stack([torch.linalg.vector_norm(parameter) for parameter in parameters]).sum()
+
+    def check_weights(self) -> None:
+        """See that all processes have the same, finite weights; every process must call this.
+
+        Raises:
+            UserError: on every process, if they have not.
+        """
+        norm = self.weight_norm().double() if self.device.type != "mps" else self.weight_norm()
+        self.judge_weights(self.gather(norm.reshape(1)).tolist())
+
+    def judge_weights(self, norms: list[float]) -> None:
+        """Compare norms of the weights of several processes.
+
+        Raises:
+            UserError: they differ by more than what two kinds of processors may round differently.
+        """
+        if not all(map(math.isfinite, norms)):
+            raise self.gone_wrong(f"the gradient of update {self.updates} is not finite")
+        if max(norms) - min(norms) > 1e-5 * max(norms):
+            raise self.gone_wrong(
+                f"processes no longer have the same weights after update {self.updates}",
+                "look for what changes weights or gradients on each process by itself",
+            )
+
+    def gone_wrong(self, what: str, advice: str = "") -> UserError:
+        """The error for a training that has gone wrong, with what it can be gone on from."""
+        numbers = "look for such numbers in the data, or try a lower learning rate or clipping"
+        return UserError(f"{what}; the last good checkpoint is {self.last_checkpoint or 'none'}: {advice or numbers}")
+
+    # ---------------------------------------------------------------------------------------------- metrics and state
+
+    def gather_for_metrics(self, input_data: Any, use_gather_object: bool = False) -> Any:
+        """The rows of all processes, every sample's exactly once, in the order of the global batch.
+
+        Under virtual processes these are the rows of the shares that the processes work on now.
+
+        Args:
+            input_data: a tensor, or a structure of tensors, with a row for every row that the loader has just given;
+                or a list with as many objects.
+            use_gather_object: take `input_data` as a list of objects.
+
+        Returns:
+            The same structure with the rows of all processes.
+
+        Raises:
+            UserError: on every process, if the rows are not those of the micro-batch, or have different shapes.
+        """
+        if self.micro_batch is None:
+            return super().gather_for_metrics(input_data, use_gather_object)
+        return gather_rows(input_data, self.micro_batch, self.sharing, self.device, as_objects=use_gather_object)
+
+    def save_state(self, output_dir: str | os.PathLike[str] | None = None, **_: Any) -> str:
+        """Write all that the training needs to go on, on any number of processes; every process calls this.
+
+        It is written aside, flushed to the disk and then moved into place, with a digest, and holds plain data only.
+
+        Args:
+            output_dir: a new folder, or one with a checkpoint to be replaced; None with automatic checkpoint naming.
+
+        Returns:
+            The folder.
+
+        Raises:
+            UserError: on every process, if it cannot be written.
+        """
+        return state.save(self, output_dir)
+
+    def load_state(self, input_dir: str | os.PathLike[str] | None = None, **_: Any) -> None:
+        """Go back to where `save_state` was called, perhaps on another number of processes; every process calls this.
+
+        Args:
+            input_dir: what was given to `save_state`; None for the newest with automatic checkpoint naming.
+
+        Raises:
+            UserError: on every process, if it is missing, damaged or of another training.
+        """
+        state.load(self, input_dir)
+
+    def free_memory(self, *objects: Any) -> list[Any]:
+        """Forget all that was prepared, as `Accelerator.free_memory`."""
+        self._sums = {}
+        self._buffers = None
+        self._kept_gradients = None
+        self._wrappers = []
+        self.micro_batch = None
+        return super().free_memory(*objects)
+
+
+def take_gradients(parameters: list[nn.Parameter], *, keep: bool) -> list[Tensor]:
+    """Take the gradients off parameters: dense, each in memory of its own, and zeros where there is none.
+
+    Args:
+        parameters: whose `grad` is None afterwards.
+        keep: whether they count; those of no rows do not, and may be NaN.
+    """
+    found = []
+    for parameter in parameters:
+        gradient = parameter.grad if keep else None
+        found.append(torch.zeros_like(parameter) if gradient is None else gradient.to_dense())
+        parameter.grad = None
+    # Autograd may give one gradient to two parameters that are added together. Clipping would then change it twice.
+    distinct = {gradient.untyped_storage()._cdata for gradient in found}
+    if len(distinct) < len(found):
+        found = [gradient.clone() for gradient in found]
+    return found
+
+
+def sum_gradients(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """A communication hook for `DistributedDataParallel` that sums over processes, where DDP's own averages."""
+    buffer = bucket.buffer()
+    if buffer.is_cpu:  # gloo would call back from a thread of its own, which may outlive the interpreter
+        dist.all_reduce(buffer)
+        done: torch.futures.Future[Tensor] = torch.futures.Future()
+        done.set_result(buffer)
+        return done
+    work = dist.all_reduce(buffer, async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal, NaN to NaN."""
+    return bool(torch.equal(one, other)) or digest([one]) == digest([other])

@@ -1,0 +1,58 @@
+"""How processes agree: a step that all take or none, a value that must be the same on all of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from .errors import UserError, explain
+
+
+@contextmanager
+def all_or_none() -> Iterator[None]:
+    """A block that fails on every process if it fails on one, so that no process waits for another in vain.
+
+    Every process must enter the block.
+
+    Raises:
+        UserError: on every process, if the block raised a `UserError` or an `OSError` on one of them. Any other
+            exception is raised as it is where it occurred, and as a `UserError` on the other processes.
+    """
+    failure: tuple[str, int] | None = None
+    bug: Exception | None = None
+    try:
+        yield
+    except (UserError, OSError) as error:
+        failure = explain(error), getattr(error, "status", 1)
+    except Exception as error:
+        bug = error
+        failure = f"another process failed with {type(error).__name__}: its own message says where", 1
+    for other in gather_object([failure]):
+        if other is not None:
+            raise bug or UserError(*other)
+
+
+def same_everywhere(what: str, value: object) -> None:
+    """Compare the `repr` of a value between all processes; each of them must call this.
+
+    Args:
+        what: the name of the value, a plural, for the message.
+        value: this process's.
+
+    Raises:
+        UserError: on every process, if two of them have different values.
+    """
+    values = gather_object([repr(value)])
+    for rank, other in enumerate(values):
+        if other != values[0]:
+            raise UserError(
+                f"{what} differ between processes 0 and {rank} ({values[0]} against {other}): "
+                "start all of them with the same command on the same files"
+            )
+
+
+def announce(text: str) -> None:
+    """Print a line once, on the first process; `accelerator.print` prints it once on every node."""
+    if PartialState().is_main_process:
+        print(text, flush=True)

@@ -1,0 +1,170 @@
+"""The checkpoints of a run: written when it is time or somebody asks the run to stop, and gone on from."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import broadcast_object_list
+
+from . import files, state
+from .agreement import all_or_none, announce
+from .errors import STOPPED, Stopped, UserError
+from .hooks import call_hooks
+from .stopping import StopRequest
+
+if TYPE_CHECKING:
+    from .accelerator import ExactAccelerator
+
+FOLDER = "checkpoints"
+NAMES = f"step-{10 * '[0-9]'}"
+KEPT = 2  # checkpoints of a run, the newest
+
+
+class Checkpoints:
+    """The checkpoints of a run, in a folder of its own; the newest two are kept.
+
+    Create one on every process, and make the same calls on all of them. What was prepared by the accelerator or
+    registered by `register_for_checkpointing` is in a checkpoint.
+
+    Args:
+        accelerator: of the training.
+        run: the run's folder.
+        fixed: plain values that may not differ when the run goes on, by the name that messages give them.
+        every: updates between two checkpoints within an epoch; 0: none within an epoch.
+    """
+
+    def __init__(
+        self, accelerator: "ExactAccelerator", run: Path, fixed: dict[str, Any] | None = None, every: int = 0
+    ) -> None:
+        self.accelerator = accelerator
+        self.run = run
+        self.fixed = fixed or {}
+        self.every = every
+        self.request = StopRequest()
+        self.stopping = False
+
+    def after_update(self) -> None:
+        """At the end of the loop's body: save if it is time, or a process was asked to stop.
+
+        Between the micro-batches of an update there is nothing to do. After an epoch's last update `save` is to be
+        called, when what belongs to the epoch is done.
+
+        Raises:
+            Stopped: on every process, if one was asked to stop.
+        """
+        if not self.accelerator.sync_gradients:
+            return
+        self.stopping = self.request.agreed() or self.stopping
+        due = self.every > 0 and self.accelerator.updates % self.every == 0
+        epoch_is_complete = self.accelerator.gradient_state.end_of_dataloader
+        if (due or self.stopping) and not epoch_is_complete:
+            self.save()
+
+    def save(self, last: bool = False) -> None:
+        """Write a checkpoint.
+
+        Args:
+            last: the run is complete, so a request to stop is no reason to leave.
+
+        Raises:
+            Stopped: on every process, if one was asked to stop.
+            UserError: on every process, if the checkpoint cannot be written.
+        """
+        self.stopping = self.request.agreed() or self.stopping  # also if nobody asks after the updates
+        call_hooks("checkpoint", self.accelerator)
+        payload = {"fixed": self.fixed, "state": state.collect(self.accelerator)}
+        updates = self.accelerator.updates
+        with all_or_none():
+            if self.accelerator.is_main_process:
+                self.accelerator.last_checkpoint = write_checkpoint(self.run, payload, updates)
+        if self.stopping and not last:
+            raise Stopped(f"stopped on request at update {updates}, saved in {self.run / FOLDER}", STOPPED, self.run)
+
+    def resume(self) -> bool:
+        """Go back to where the newest intact checkpoint was taken.
+
+        Returns:
+            Whether there is one; False also means that nothing was changed.
+
+        Raises:
+            UserError: on every process, if all checkpoints are damaged, or the newest one is of another training.
+        """
+        payload: dict[str, Any] | None = None
+        with all_or_none():
+            if self.accelerator.is_main_process:
+                payload, warnings = newest_checkpoint(self.run)
+                for warning in warnings:
+                    print(f"warning: {warning}", file=sys.stderr)
+                if warnings and payload is None:
+                    raise UserError(f"{self.run} holds a run but no intact checkpoint: choose another, or delete it")
+        (payload,) = broadcast_object_list([payload])
+        if payload is None:
+            announce(f"no checkpoint in {self.run / FOLDER}: starting from scratch")
+            return False
+        with all_or_none():
+            self.restore(payload)
+        self.accelerator.last_checkpoint = place_of(self.run, self.accelerator.updates)
+        return True
+
+    def restore(self, payload: dict[str, Any]) -> None:
+        """Put the training back to where a checkpoint was taken.
+
+        Raises:
+            UserError: it is of another training.
+        """
+        try:
+            self.refuse_other_values(payload["fixed"])
+            state.restore(self.accelerator, payload["state"])
+        except state.WRONG_STATE as error:
+            what = f"the newest checkpoint in {self.run / FOLDER} holds another training ({type(error).__name__})"
+            raise UserError(f"{what}: delete it, or start another run") from error
+
+    def refuse_other_values(self, then: dict[str, Any]) -> None:
+        """Refuse to go on with other values than the run was begun with.
+
+        Raises:
+            UserError: names the first one that differs.
+        """
+        for name in {**then, **self.fixed}:
+            before, now = then.get(name), self.fixed.get(name)
+            if before != now:
+                raise UserError(
+                    f"{name} is {now}, but the run in {self.run} was trained with {before}: resume with that, or "
+                    "start another run"
+                )
+
+
+def place_of(run: Path, updates: int) -> Path:
+    """The folder of the checkpoint that was taken after so many updates."""
+    return run / FOLDER / f"step-{updates:010d}"
+
+
+def write_checkpoint(run: Path, payload: dict[str, Any], updates: int) -> Path:
+    """Write a checkpoint, and remove all but the newest ones.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        OSError: it cannot be written; those of before are as they were.
+    """
+    folder = run / FOLDER
+    place = place_of(run, updates)
+    files.write_folder(place, payload, {"updates": updates})
+    # Newer ones are damaged, or the run would have gone on from them; what begins with a dot was never finished.
+    newer = [other for other in folder.glob(NAMES) if other > place]
+    unfinished = list(folder.glob(f".{NAMES}*"))
+    older = sorted(other for other in folder.glob(NAMES) if other <= place)
+    files.remove([*newer, *unfinished, *older[:-KEPT]])
+    return place
+
+
+def newest_checkpoint(run: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest checkpoint of a run that is intact, or None, and a warning for each damaged one passed over."""
+    warnings: list[str] = []
+    for place in sorted((run / FOLDER).glob(NAMES), reverse=True):
+        try:
+            return files.read_folder(place), warnings
+        except UserError as error:
+            warnings.append(f"{error}; looking for an older one")
+    return None, warnings

@@ -1,0 +1,16 @@
+"""Digests of tensors, to compare them between processes."""
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """Hexadecimal SHA-256 of the bytes of some tensors, one after the other."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        on_the_cpu = tensor.detach().cpu().contiguous()
+        found.update(on_the_cpu.flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,219 @@
+"""How the gradients of all shares become one sum, with the same bits on every process.
+
+The sum over V shares is a fixed tree: that over the first half plus that over the second, and so on down. A process
+adds the subtrees of which it has every share before it sends anything, so with virtual processes the sum has the same
+bits at any number of processes.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .sharing import Sharing
+
+# Processes and bytes up to which every process sends its sums to every other, because that is faster.
+FEW_PROCESSES = 4
+SMALL_GRADIENT = 1 << 20
+PATIENCE = timedelta(minutes=15)  # with a process that says nothing
+
+Stretch = tuple[int, int]  # shares from the first on to behind the last
+
+
+def complete_subtrees(held: range, first: int, stop: int) -> list[Stretch]:
+    """The largest stretches that halving [first, stop) leads to of which a process has every share.
+
+    Args:
+        held: the shares that the process has.
+        first, stop: the shares to look at.
+    """
+    if held.start <= first and stop <= held.stop:
+        return [(first, stop)]
+    if stop <= held.start or held.stop <= first:
+        return []
+    middle = (first + stop) // 2
+    return complete_subtrees(held, first, middle) + complete_subtrees(held, middle, stop)
+
+
+def tree_sum(sums: dict[Stretch, list[Tensor]], first: int, stop: int) -> list[Tensor]:
+    """The sum over a stretch of the shares: that over its first half plus that over its second, whoever adds them.
+
+    Args:
+        sums: tensors for each stretch that has been added up already; together they cover [first, stop).
+        first, stop: the stretch.
+    """
+    if (first, stop) in sums:
+        return sums[first, stop]
+    middle = (first + stop) // 2
+    first_half = tree_sum(sums, first, middle)
+    second_half = tree_sum(sums, middle, stop)
+    return list(torch._foreach_add(first_half, second_half))
+
+
+class GradientSum:
+    """Takes the gradients of one share after the other, and gives their sum over all shares of all processes.
+
+    Args:
+        like: one tensor for each gradient, with its shape, dtype and device.
+        sharing: the shares that this process has, and who has the others.
+    """
+
+    def __init__(self, like: list[Tensor], sharing: Sharing) -> None:
+        self.like = like
+        self.sharing = sharing
+        self.sums: dict[Stretch, list[Tensor]] = {}
+        self.exchange = choose_exchange(like, sharing)
+
+    def add(self, share: int | None, gradients: list[Tensor], complete: bool) -> None:
+        """Add gradients to those of a share.
+
+        Args:
+            share: its number; None if this process has no more shares, and nothing is to be added.
+            gradients: like those that the sum was made for; they are kept, not copied.
+            complete: whether nothing more will be added to this share before `total` is asked for.
+        """
+        if share is None:
+            return
+        key = share, share + 1
+        earlier = self.sums.get(key)
+        self.sums[key] = gradients if earlier is None else list(torch._foreach_add(earlier, gradients))
+        if complete:
+            self.add_up(range(self.sharing.mine.start, share + 1))
+
+    def add_up(self, held: range) -> None:
+        """Put complete shares together as far as the tree allows, to hold few gradients at a time."""
+        subtrees = complete_subtrees(held, 0, self.sharing.shares)
+        added = {stretch: tree_sum(self.sums, *stretch) for stretch in subtrees}
+        incomplete = {stretch: sums for stretch, sums in self.sums.items() if stretch[0] >= held.stop}
+        self.sums = added | incomplete
+
+    def total(self) -> list[Tensor]:
+        """The sum over all shares, the same on every process; after it the next sum begins from nothing.
+
+        Every process must call this after the same update.
+        """
+        sums = self.sums
+        self.sums = {}
+        if self.exchange:
+            sums = self.exchange.all_sums(sums)
+        return tree_sum(sums, 0, self.sharing.shares)
+
+
+def choose_exchange(like: list[Tensor], sharing: Sharing) -> "PeerExchange | AllReduce | None":
+    """The fastest way for processes to exchange their sums that keeps the bits where these are promised."""
+    if sharing.world == 1:
+        return None
+    small = sum(tensor.nbytes for tensor in like) <= SMALL_GRADIENT
+    on_gloo = dist.get_backend() == "gloo"
+    if sharing.fixed or (on_gloo and small and sharing.world <= FEW_PROCESSES):
+        return PeerExchange(like, sharing)
+    return AllReduce(like, sharing)
+
+
+class AllReduce:
+    """The library's own all-reduce of all gradients in one vector; the bits of the sum are the library's choice.
+
+    The arguments are those of `GradientSum`.
+    """
+
+    def __init__(self, like: list[Tensor], sharing: Sharing) -> None:
+        self.like = like
+        self.sharing = sharing
+
+    def all_sums(self, mine: dict[Stretch, list[Tensor]]) -> dict[Stretch, list[Tensor]]:
+        """The sum over all shares, from the sums of this process."""
+        (gradients,) = mine.values()
+        vector = flatten(gradients)
+        dist.all_reduce(vector)
+        return {(0, self.sharing.shares): unflatten(vector, self.like)}
+
+
+class PeerExchange:
+    """Every process sends its sums to every other, and each adds them along the same tree.
+
+    On gloo there is a connection for each direction, since gloo burns time if one has to send and to receive at once.
+    And receives are posted one update ahead, so that gloo sends without asking first.
+
+    The arguments are those of `GradientSum`.
+    """
+
+    def __init__(self, like: list[Tensor], sharing: Sharing) -> None:
+        self.like = like
+        self.sharing = sharing
+        stretches = [complete_subtrees(sharing.shares_of(rank), 0, sharing.shares) for rank in range(sharing.world)]
+        self.stretches_of_others = {
+            rank: found for rank, found in enumerate(stretches) if rank != sharing.rank and found
+        }
+        self.expected: dict[int, Tensor] = {}
+        self.receives: list[Any] = []
+        self.on_gloo = dist.get_backend() == "gloo"
+        if self.on_gloo:
+            self.upwards: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+            self.downwards: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    def all_sums(self, mine: dict[Stretch, list[Tensor]]) -> dict[Stretch, list[Tensor]]:
+        """The sums of every process, from those of this one."""
+        rows = torch.stack([flatten(gradients) for gradients in mine.values()])
+        received = self.over_gloo(rows) if self.on_gloo else self.at_once(rows)
+        sums = dict(mine)
+        for rank, its_rows in received.items():
+            for stretch, row in zip(self.stretches_of_others[rank], its_rows, strict=True):
+                sums[stretch] = unflatten(row, self.like)
+        return sums
+
+    def over_gloo(self, rows: Tensor) -> dict[int, Tensor]:
+        """Send this process's rows on the connections of gloo; returns those of each other process."""
+        if not self.expected:
+            self.expect(rows)
+        received = self.expected
+        messages = self.receives
+        for rank in received:
+            group = self.upwards if rank > self.sharing.rank else self.downwards
+            messages.append(dist.isend(rows, rank, group))
+        for message in messages:
+            message.wait()
+        self.expect(rows)
+        return received
+
+    def expect(self, rows: Tensor) -> None:
+        """Make room for what the others will send next, and tell gloo."""
+        self.expected = self.room_for_others(rows)
+        self.receives = []
+        for rank, its_rows in self.expected.items():
+            group = self.upwards if rank < self.sharing.rank else self.downwards
+            self.receives.append(dist.irecv(its_rows, rank, group))
+
+    def at_once(self, rows: Tensor) -> dict[int, Tensor]:
+        """Send and receive in one batch of messages, as NCCL needs it; returns the rows of each other process."""
+        received = self.room_for_others(rows)
+        sends = [dist.P2POp(dist.isend, rows, rank) for rank in received]
+        receives = [dist.P2POp(dist.irecv, its_rows, rank) for rank, its_rows in received.items()]
+        for message in dist.batch_isend_irecv(sends + receives):
+            message.wait()
+        return received
+
+    def room_for_others(self, rows: Tensor) -> dict[int, Tensor]:
+        """For each other process memory for its rows."""
+        length = rows.shape[1]
+        return {rank: rows.new_empty(len(stretches), length) for rank, stretches in self.stretches_of_others.items()}
+
+
+def flatten(gradients: list[Tensor]) -> Tensor:
+    """All gradients in one vector, in the widest of their dtypes."""
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def unflatten(vector: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """All gradients from one vector, each in the dtype and layout that it has where it was computed."""
+    parts = vector.split([tensor.numel() for tensor in like])
+    return [alike(part.view_as(tensor), tensor) for part, tensor in zip(parts, like, strict=True)]
+
+
+def alike(part: Tensor, tensor: Tensor) -> Tensor:
+    """A part of a vector in the dtype and layout of a tensor, so that sums with it have the same bits everywhere."""
+    part = part.to(tensor.dtype)
+    if part.is_cpu and tensor.is_contiguous():
+        return part
+    return torch.empty_like(tensor).copy_(part)  # on GPUs the alignment of memory, too, may decide bits

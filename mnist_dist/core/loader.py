@@ -1,0 +1,372 @@
+"""Loaders that give each process its rows of every global batch, from tensors where they are or through workers."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+    get_worker_info,
+)
+
+from .agreement import same_everywhere
+from .digests import digest
+from .errors import UserError
+from .randomness import GeneratorStates, seed_generators, seed_of
+from .sampler import ExactSampler, MicroBatchSampler
+from .sharing import MicroBatch
+
+if TYPE_CHECKING:
+    from .accelerator import ExactAccelerator
+
+
+class ExactDataLoader:
+    """What `ExactAccelerator.prepare` makes of a `DataLoader`: its batch size is that of the global batch.
+
+    Iterating over it gives this process's micro-batches of one epoch: one of every global batch, unless there are
+    virtual processes or `micro_batches`. Each iteration is another epoch, in another order if the loader shuffles;
+    after `load_state` the first one begins where the saved training was. What it does not offer itself (`dataset`,
+    `collate_fn`, ...) is that of the loader it was made of.
+
+    Args:
+        accelerator: the processes.
+        loader: with a map-style data set and a batch size, shuffled by a `RandomSampler` or not at all.
+        number: of this loader among those of the accelerator.
+
+    Raises:
+        UserError: the loader cannot be shared exactly.
+    """
+
+    _is_accelerate_prepared = True  # for Accelerate: to be left as it is
+
+    def __init__(self, accelerator: "ExactAccelerator", loader: DataLoader, number: int) -> None:
+        refuse_what_cannot_be_shared(loader)
+        self.accelerator = accelerator
+        self.loader = loader
+        self.sampler = ExactSampler(
+            loader.dataset,  # type: ignore[arg-type]  # which has a length, for it is a map-style one
+            accelerator.sharing,
+            shuffle=isinstance(loader.sampler, RandomSampler),
+            seed=accelerator.seed,
+        )
+        assert loader.batch_size is not None
+        self.batch_size = loader.batch_size
+        self.batches = MicroBatchSampler(
+            self.sampler,
+            loader.batch_size,
+            drop_last=loader.drop_last,
+            pieces=accelerator.micro_batches,
+            number=number,
+            device=accelerator.device,
+        )
+        self.next_epoch = 0
+        self.first_batch = 0  # of the next iteration
+        self.position: tuple[int, int] | None = None  # epoch and batch of the iteration in progress
+        self.end_of_dataloader = False
+        self.remainder = -1  # for Accelerate: nothing was padded
+        self.compared = False
+        self.reader = self.make_reader()
+
+    def make_reader(self) -> "TensorReader | WorkerReader":
+        """What fetches the rows: by one indexing of tensors where they are, or by torch's own loader."""
+        dataset = self.loader.dataset
+        plain = self.loader.collate_fn is default_collate and self.loader.num_workers == 0
+        if type(dataset) is TensorDataset and plain:
+            where = {tensor.device.type for tensor in dataset.tensors}
+            if where == {self.accelerator.device.type}:
+                return TensorReader(list(dataset.tensors), self.batches)
+        return WorkerReader(self.loader, self.batches, self.accelerator)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        """Global batches in an epoch: the number of its updates, unless gradients are accumulated."""
+        return len(self.batches)
+
+    @property
+    def total_batch_size(self) -> int:
+        """Samples in a global batch, under the name that Accelerate's loaders have for it."""
+        return self.batch_size
+
+    @property
+    def total_dataset_length(self) -> int:
+        """Samples in the data set, under the name that Accelerate's loaders have for it."""
+        return self.sampler.samples
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; a position that `load_state` has set within it stays."""
+        if epoch != self.next_epoch:
+            self.first_batch = 0
+        self.next_epoch = epoch
+
+    def skip(self, batches: int) -> "ExactDataLoader":
+        """Begin the next iteration behind so many global batches, unless `load_state` has said where to begin."""
+        if not self.first_batch:
+            self.first_batch = batches
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        accelerator = self.accelerator
+        self.compare_between_processes()
+        outer = accelerator.micro_batch, accelerator.sync_gradients
+        epoch, first = self.next_epoch, self.first_batch
+        self.next_epoch, self.first_batch = epoch + 1, 0
+        self.position = epoch, first
+        self.sampler.set_epoch(epoch)
+        self.end_of_dataloader = False
+        accelerator.gradient_state._add_dataloader(self)
+        try:
+            steps = accelerator.gradient_accumulation_steps
+            for micro_batch, rows in self.reader.epoch(epoch, first, steps):
+                self.end_of_dataloader = micro_batch.closes_batch and micro_batch.batch == len(self) - 1
+                accelerator.begin_micro_batch(micro_batch, self)
+                yield rows
+                if micro_batch.closes_update:
+                    self.position = epoch, micro_batch.batch + 1
+            accelerator.end_epoch(self, epoch)
+        finally:
+            self.position = None
+            accelerator.gradient_state._remove_dataloader(self)
+            accelerator.micro_batch, accelerator.sync_gradients = outer
+
+    def update_is_done(self, micro_batch: MicroBatch) -> None:
+        """Note that the weights have been updated from this micro-batch and those before it."""
+        if self.position and micro_batch.closes_update:
+            self.position = micro_batch.epoch, micro_batch.batch + 1
+
+    def compare_between_processes(self) -> None:
+        """See once that every process has the same data set.
+
+        Raises:
+            UserError: they differ.
+        """
+        if self.compared:
+            return
+        self.compared = True
+        what = "the data, which every process is to hold whole and in the same order,"
+        same_everywhere(what, self.reader.fingerprint())
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next update begins: the epoch, and the number of the global batch within it."""
+        epoch, batch = self.position or (self.next_epoch, self.first_batch)
+        if batch >= len(self):
+            epoch, batch = epoch + 1, 0
+        return {"epoch": epoch, "batch": batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begin the next iteration where `state_dict` was asked for."""
+        self.next_epoch = state["epoch"]
+        self.first_batch = state["batch"]
+
+
+class TensorReader:
+    """Takes rows of tensors by one `index_select` each, on the device that they are on.
+
+    Args:
+        tensors: each with a row for every sample.
+        batches: the samples of each micro-batch.
+    """
+
+    def __init__(self, tensors: list[Tensor], batches: MicroBatchSampler) -> None:
+        self.tensors = tensors
+        self.batches = batches
+
+    def epoch(self, epoch: int, first: int, batches_per_update: int) -> Iterator[tuple[MicroBatch, list[Tensor]]]:
+        """Each micro-batch of an epoch with its rows; the arguments are those of `MicroBatchSampler.epoch`."""
+        device = self.tensors[0].device
+        for micro_batches in self.batches.epoch(epoch, first, batches_per_update, device):
+            for micro_batch in micro_batches:
+                yield micro_batch, [tensor.index_select(0, micro_batch.index) for tensor in self.tensors]
+
+    def fingerprint(self) -> list[str]:
+        """A digest of a thousand rows of each tensor."""
+        step = max(1, self.batches.sampler.samples // 1000)
+        return [digest([tensor[::step]])[:12] for tensor in self.tensors]
+
+
+class WorkerReader:
+    """Reads rows of any map-style data set through torch's `DataLoader`, with its workers.
+
+    Args:
+        loader: the user's, with a data set, a function that collates, and options for its workers.
+        batches: the samples of each micro-batch.
+        accelerator: the processes.
+    """
+
+    def __init__(self, loader: DataLoader, batches: MicroBatchSampler, accelerator: "ExactAccelerator") -> None:
+        self.batches = batches
+        self.accelerator = accelerator
+        self.plan = Plan(batches)
+        fetch = Fetch(loader.dataset, loader.collate_fn, may_draw=accelerator.sharing.fixed)
+        self.loader: DataLoader = DataLoader(
+            fetch,
+            batch_size=None,
+            sampler=self.plan,
+            collate_fn=as_it_is,
+            num_workers=loader.num_workers,
+            pin_memory=loader.pin_memory,
+            timeout=loader.timeout,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+            prefetch_factor=loader.prefetch_factor,
+            persistent_workers=loader.persistent_workers,
+            generator=torch.Generator().manual_seed(0),  # otherwise it would draw from the global one
+        )
+
+    def epoch(self, epoch: int, first: int, batches_per_update: int) -> Iterator[tuple[MicroBatch, Any]]:
+        """Each micro-batch of an epoch with its rows; the arguments are those of `MicroBatchSampler.epoch`."""
+        self.plan.choose(epoch, first, batches_per_update)
+        move = self.accelerator.device_placement
+        for micro_batches, rows, problem in self.loader:
+            if problem:
+                raise UserError(problem)
+            for micro_batch, its_rows in zip(micro_batches, rows, strict=True):
+                if move:
+                    device, blocking = self.accelerator.device, not self.loader.pin_memory
+                    its_rows = send_to_device(its_rows, device, non_blocking=not blocking)
+                yield micro_batch, its_rows
+
+    def fingerprint(self) -> str:
+        """How many samples there are: to read them all would take too long."""
+        return f"{self.batches.sampler.samples} samples"
+
+
+class Plan:
+    """The micro-batches to fetch, as an iterable that a `DataLoader` with workers can be given once and for all."""
+
+    def __init__(self, batches: MicroBatchSampler) -> None:
+        self.batches = batches
+        self.choose(0, 0, 1)
+
+    def choose(self, epoch: int, first: int, batches_per_update: int) -> None:
+        """Choose what the next iteration is to give; the arguments are those of `MicroBatchSampler.epoch`."""
+        self.arguments = epoch, first, batches_per_update
+
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
+        for micro_batches in self.batches.epoch(*self.arguments):
+            for micro_batch in micro_batches:
+                micro_batch.index = micro_batch.index.tolist()
+            yield micro_batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class Fetch(Dataset):
+    """Reads the rows of micro-batches, in a worker or in the process itself.
+
+    Before each sample is read, and before rows are collated, the generators of Python, NumPy and torch are seeded: for
+    a sample by the seed of the training, the epoch and the sample's number. So what a transform draws does not depend
+    on the process, its workers, or where the training was resumed.
+
+    Args:
+        dataset: a map-style data set.
+        collate: makes a batch of a list of samples.
+        may_draw: whether `collate` may draw random numbers, which belong to a share.
+    """
+
+    def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Any], *, may_draw: bool) -> None:
+        self.dataset = dataset
+        self.collate = collate
+        self.may_draw = may_draw
+        self.checked = may_draw
+
+    def __getitem__(self, micro_batches: list[MicroBatch]) -> tuple[list[MicroBatch], list[Any], str]:
+        """The micro-batches, the rows of each, and what is wrong with them, if anything is."""
+        in_a_worker = get_worker_info() is not None
+        kept = None if in_a_worker else GeneratorStates()
+        try:
+            rows = [self.rows(micro_batch) for micro_batch in micro_batches]
+            return micro_batches, rows, ""
+        except UserError as error:  # as text: a worker's exceptions arrive with its stack in their message
+            return [], [], str(error)
+        finally:
+            if kept:
+                kept.restore()
+
+    def rows(self, micro_batch: MicroBatch) -> Any:
+        """The collated rows of a micro-batch; if it has none, what one sample gives, cut to no rows."""
+        numbers = micro_batch.index or [0]
+        samples = []
+        for number in numbers:
+            seed_generators(seed_of("sample", micro_batch.seed, micro_batch.epoch, number))
+            samples.append(self.dataset[number])
+        place = micro_batch.batch, micro_batch.share, micro_batch.piece
+        seed_generators(seed_of("collate", micro_batch.seed, micro_batch.epoch, *place))
+        before = None if self.checked else GeneratorStates()
+        rows = self.collate(samples)
+        if before:
+            self.refuse_draws(before)
+        return rows if micro_batch.index else without_rows(rows)
+
+    def refuse_draws(self, before: GeneratorStates) -> None:
+        """Look once whether collating draws random numbers.
+
+        Raises:
+            UserError: it does, and without virtual processes these would depend on how batches are shared.
+        """
+        self.checked = True
+        if before.changed():
+            raise UserError(
+                "collate_fn draws random numbers for just the samples that a process holds, so each number of "
+                "processes would train another model: give ExactAccelerator virtual_processes, or draw in the data "
+                "set's __getitem__"
+            )
+
+
+def as_it_is(rows: Any) -> Any:
+    """What a `DataLoader` without a batch size is to do with what its data set gives."""
+    return rows
+
+
+def without_rows(rows: Any) -> Any:
+    """The same structure with no rows: tensors (0, ...) and empty lists."""
+    if isinstance(rows, Tensor):
+        return rows[:0]
+    if isinstance(rows, Mapping):
+        cut = {name: without_rows(value) for name, value in rows.items()}
+        return type(rows)(cut) if type(rows) is not dict else cut  # type: ignore[call-arg]
+    if isinstance(rows, tuple) and hasattr(rows, "_fields"):
+        return type(rows)(*map(without_rows, rows))
+    if isinstance(rows, list | tuple):
+        if rows and all(isinstance(value, Tensor | Mapping | list | tuple) for value in rows):
+            return type(rows)(map(without_rows, rows))
+        return type(rows)()
+    return rows
+
+
+def refuse_what_cannot_be_shared(loader: DataLoader) -> None:
+    """Refuse a loader whose samples cannot be dealt out exactly, yet.
+
+    Raises:
+        UserError: says why, and what to give instead.
+    """
+    instead = "give a DataLoader with a map-style data set, batch_size, and shuffle=True or not"
+    if isinstance(loader.dataset, IterableDataset):
+        raise UserError(f"the data set {type(loader.dataset).__name__} can only be iterated over: {instead}")
+    if isinstance(loader.sampler, DistributedSampler):
+        raise UserError(
+            "the loader has a DistributedSampler, and prepare would share its part out again (accelerate #3520): "
+            "leave the sampler out, and give the global batch size"
+        )
+    if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler:
+        raise UserError(f"the loader cuts batches by {type(loader.batch_sampler).__name__}: {instead}")
+    if type(loader.sampler) not in (RandomSampler, SequentialSampler):
+        raise UserError(f"the loader draws samples by {type(loader.sampler).__name__}: {instead}")
+    if isinstance(loader.sampler, RandomSampler):
+        whole = loader.sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+        if loader.sampler.replacement or not whole:
+            raise UserError(f"the loader's RandomSampler repeats samples or leaves some out: {instead}")

@@ -1,0 +1,187 @@
+"""The mean loss over all samples of all processes, and what its reading tells of a training that has gone wrong."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from .accelerator import ExactAccelerator
+
+
+class MeanLoss:
+    """Averages the losses of updates over samples (or terms), the same at any number of processes.
+
+    Nothing waits for the device until the mean is asked for. `accelerator.register_for_checkpointing` takes it, so
+    that an epoch's mean survives a stop.
+
+    Args:
+        accelerator: the processes. Create one on each, and make the same calls on all of them.
+    """
+
+    def __init__(self, accelerator: "ExactAccelerator") -> None:
+        self.accelerator = accelerator
+        self.loss_sum = 0.0
+        self.terms = 0.0
+        self.recent_loss_sum = 0.0
+        self.recent_terms = 0.0
+        self.waiting: list[Waiting] = []  # this process's losses that have not been added up yet
+
+    def update(self, loss: Tensor, terms: int | float | Tensor | None = None) -> None:
+        """Note the loss of this micro-batch; nothing here waits for the device.
+
+        Args:
+            loss: a scalar, as it is given to `accelerator.backward`.
+            terms: as they are given to it.
+        """
+        micro_batch = self.accelerator.micro_batch
+        if micro_batch is None:
+            raise UserError("MeanLoss.update was called outside of a loop over a prepared loader: call it within")
+        count = len(micro_batch) if terms is None else terms
+        value = loss.detach() * count if len(micro_batch) else torch.zeros_like(loss.detach())
+        if micro_batch.piece > 0:
+            self.waiting[-1].add(value, count)
+            return
+        update = self.accelerator.updates + 1  # of which this loss is a part
+        size = micro_batch.size if terms is None else None
+        self.waiting.append(Waiting(value, count, micro_batch.share, micro_batch.opens_batch, size, update))
+
+    def compute(self) -> float:
+        """The mean over all samples since the last `reset`; every process must ask.
+
+        Raises:
+            UserError: on every process, if a loss is not finite or the processes' weights differ.
+        """
+        self.collect()
+        return self.loss_sum / (self.terms or 1)
+
+    def compute_recent(self) -> float:
+        """The mean over the samples since this was last asked; every process must ask.
+
+        Raises:
+            UserError: as `compute`.
+        """
+        self.collect()
+        mean = self.recent_loss_sum / (self.recent_terms or 1)
+        self.recent_loss_sum = 0.0
+        self.recent_terms = 0.0
+        return mean
+
+    def reset(self) -> None:
+        """Begin a new mean, with the next micro-batch."""
+        self.collect()
+        self.loss_sum = 0.0
+        self.terms = 0.0
+
+    def collect(self) -> None:
+        """Add up what waits, over all processes; they also compare their weights, in the same message.
+
+        Raises:
+            UserError: on every process, if a loss is not finite or the processes' weights differ.
+        """
+        if not self.waiting:
+            return
+        waiting, self.waiting = self.waiting, []
+        opened = [item for item in waiting if item.opens_batch]
+        losses, norms = self.sum_over_shares(waiting, len(opened), [item.loss for item in waiting])
+        for loss, item in zip(losses, opened, strict=True):
+            if not math.isfinite(loss):
+                raise self.accelerator.gone_wrong(f"the loss of update {item.update} is {loss}")
+        self.accelerator.judge_weights(norms)
+        for loss in losses:  # one by one: the same bits however often they are collected
+            self.loss_sum += loss
+            self.recent_loss_sum += loss
+        terms = self.terms_of(waiting, opened)
+        self.terms += terms
+        self.recent_terms += terms
+
+    def terms_of(self, waiting: list["Waiting"], opened: list["Waiting"]) -> float:
+        """The terms of all processes that the losses of these micro-batches are sums over.
+
+        Args:
+            waiting: the micro-batches of this process.
+            opened: those of them that are the first of a global batch.
+        """
+        if all(item.size is not None for item in opened):
+            return sum(item.size or 0 for item in opened)
+        terms = [torch.as_tensor(item.terms, device=item.loss.device).double() for item in waiting]
+        sums, _ = self.sum_over_shares(waiting, len(opened), terms)
+        return sum(sums)
+
+    def sum_over_shares(
+        self, waiting: list["Waiting"], batches: int, values: list[Tensor]
+    ) -> tuple[list[float], list[float]]:
+        """Sum values of micro-batches over the shares of each global batch.
+
+        Args:
+            waiting: the micro-batches.
+            batches: global batches that they are of.
+            values: one scalar for each.
+
+        Returns:
+            The sum for each global batch, and a norm of the weights for each share's process.
+        """
+        sharing = self.accelerator.sharing
+        stacked = torch.stack(values)
+        table = stacked.new_zeros(batches + 1, sharing.shares)
+        rows, columns, kept = [], [], []
+        row = -1
+        for number, item in enumerate(waiting):
+            row += 1 if item.opens_batch else 0
+            if item.share is not None:
+                rows.append(row)
+                columns.append(item.share)
+                kept.append(number)
+        table[rows, columns] = stacked[kept]
+        table[-1, sharing.mine.start : sharing.mine.stop] = self.accelerator.weight_norm().to(table.dtype)
+        # Each place has a number from one process and zeros from the others, so no sum here is rounded.
+        full = self.accelerator.reduce(table, "sum").cpu().double()
+        return full[:-1].sum(dim=1).tolist(), full[-1].tolist()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far, for a checkpoint; every process must ask."""
+        self.collect()
+        return {
+            "loss_sum": self.loss_sum,
+            "terms": self.terms,
+            "recent_loss_sum": self.recent_loss_sum,
+            "recent_terms": self.recent_terms,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the sums of a checkpoint."""
+        self.waiting = []
+        self.loss_sum = state["loss_sum"]
+        self.terms = state["terms"]
+        self.recent_loss_sum = state["recent_loss_sum"]
+        self.recent_terms = state["recent_terms"]
+
+
+@dataclass
+class Waiting:
+    """The loss of one micro-batch that has not been added up yet.
+
+    Attributes:
+        loss: the sum over its terms, a scalar on the device.
+        terms: how many.
+        share: its number; None if the process had no samples to work on.
+        opens_batch: whether it is this process's first of a global batch.
+        size: terms in the global batch, if known without asking the others.
+        update: the number of the update that it is a part of, from 1.
+    """
+
+    loss: Tensor
+    terms: int | float | Tensor
+    share: int | None
+    opens_batch: bool
+    size: int | None
+    update: int
+
+    def add(self, loss: Tensor, terms: int | float | Tensor) -> None:
+        """Add another piece of the same share."""
+        self.loss = self.loss + loss
+        self.terms = self.terms + terms

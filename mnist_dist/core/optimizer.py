@@ -1,0 +1,89 @@
+"""Optimizers and schedulers that make one step an update, however many micro-batches it is computed from."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.scheduler import AcceleratedScheduler
+from torch.optim.lr_scheduler import LRScheduler
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from .accelerator import ExactAccelerator
+
+
+class ExactOptimizer(AcceleratedOptimizer):
+    """Accelerate's optimizer, which steps only when the gradients of an update are complete.
+
+    Without fp16's scaler it calls the optimizer itself: Accelerate's `step` looks for a package and its `zero_grad`
+    reads a signature at every call, together a fifth of a small network's update (accelerate 1.15).
+
+    Args:
+        optimizer: the one to step.
+        accelerator: says when, and is told of it.
+        device_placement: move the optimizer's state to the device.
+    """
+
+    _is_accelerate_prepared = True
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, accelerator: "ExactAccelerator", *, device_placement: bool
+    ) -> None:
+        super().__init__(optimizer, device_placement=device_placement, scaler=accelerator.scaler)
+        self.accelerator = accelerator
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
+        """Make a step if this micro-batch completes the gradients of an update; otherwise do nothing.
+
+        Raises:
+            UserError: a closure was given, which would compute the loss several times from one batch.
+        """
+        if closure is not None:
+            raise UserError(
+                f"{type(self.optimizer).__name__}.step was given a closure, which computes the loss several times from "
+                "one batch: compute it once, and choose an optimizer that needs no closure"
+            )
+        if not self.gradient_state.sync_gradients:
+            return
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            super().step()
+        self.accelerator.count_update()
+
+    def zero_grad(self, set_to_none: bool | None = None) -> None:
+        """Forget the gradients if they have been used for an update; otherwise do nothing.
+
+        Args:
+            set_to_none: let them be None, and not zeros; None means True, as in PyTorch.
+        """
+        if not self.gradient_state.sync_gradients:
+            return
+        if set_to_none is False:
+            self.optimizer.zero_grad(set_to_none=False)
+            return
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+
+class ExactScheduler(AcceleratedScheduler):
+    """Accelerate's scheduler, which moves on once an update, where Accelerate's own does so once a process."""
+
+    _is_accelerate_prepared = True
+
+    def __init__(self, scheduler: LRScheduler, optimizers: list[ExactOptimizer], *, step_with_optimizer: bool) -> None:
+        super().__init__(scheduler, optimizers, step_with_optimizer=step_with_optimizer, split_batches=True)
+
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        """Move on if the optimizer has just made a step."""
+        if not self.step_with_optimizer:
+            self.scheduler.step(*args, **kwargs)
+            return
+        if not self.gradient_state.sync_gradients:
+            return
+        skipped = any(optimizer.step_was_skipped for optimizer in self.optimizers)
+        if not skipped:
+            self.scheduler.step(*args, **kwargs)

@@ -1,0 +1,80 @@
+"""Random numbers that depend on what they are for, and not on the process that draws them."""
+
+import random
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import torch
+
+Word = str | int | None
+
+
+def seed_of(*words: Word) -> int:
+    """A 64-bit seed that depends on these words alone."""
+    digest = sha256(repr(words).encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+def stream(*words: Word, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator whose numbers depend on these words and the kind of device (two models of GPU are two kinds)."""
+    return torch.Generator(device).manual_seed(seed_of(*words))
+
+
+def seed_generators(seed: int, device: torch.device | str = "cpu") -> None:
+    """Seed what layers, losses and transforms draw from: Python's, NumPy's and torch's global generators.
+
+    `torch.manual_seed` would do for torch, but it also looks for devices that this process does not use.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    if torch.device(device).type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+class GeneratorStates:
+    """What the global generators of this process held at one moment.
+
+    Args:
+        device: the process's, whose generator is one of them.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.states = self.read()
+
+    def read(self) -> dict[str, Any]:
+        """The states of all generators now, by name."""
+        states: dict[str, Any] = {
+            "Python's random": random.getstate(),
+            "NumPy": np.random.get_state(),
+            "torch": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            states["torch.cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
+
+    def restore(self) -> None:
+        """Put all generators back to that moment."""
+        random.setstate(self.states["Python's random"])
+        np.random.set_state(self.states["NumPy"])
+        torch.set_rng_state(self.states["torch"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(self.states["torch.cuda"], self.device)
+
+    def changed(self) -> list[str]:
+        """The generators that something has drawn from since, by name."""
+        now = self.read()
+        return [name for name, before in self.states.items() if not same_state(before, now[name])]
+
+
+def same_state(one: Any, other: Any) -> bool:
+    """Whether two states of one generator are equal."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(same_state, one, other))
+    if isinstance(one, np.ndarray):
+        return bool(np.array_equal(one, other))
+    return bool(one == other)

@@ -1,0 +1,126 @@
+"""What is refused because it would be another training at another number of processes, and nobody would notice."""
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import UserError
+
+DIVIDED = {
+    "deepspeed": ("deepspeed_plugin", "deepspeed_plugins"),
+    "fsdp": ("fsdp_plugin",),
+    "megatron_lm": ("megatron_lm_plugin",),
+    "tensor or context parallelism": ("torch_tp_plugin", "parallelism_config"),
+}
+SWITCHES = {
+    "ACCELERATE_USE_DEEPSPEED": "deepspeed",
+    "ACCELERATE_USE_FSDP": "fsdp",
+    "ACCELERATE_USE_MEGATRON_LM": "megatron_lm",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism",
+}
+
+
+def refuse_divided_models(options: dict[str, Any]) -> None:
+    """Refuse what divides a model over processes, or batches in the first process.
+
+    Args:
+        options: the keyword arguments for Accelerate's `Accelerator`.
+
+    Raises:
+        UserError: names what was asked for.
+    """
+    asked = [kind for kind, names in DIVIDED.items() if any(options.get(name) is not None for name in names)]
+    asked += [kind for name, kind in SWITCHES.items() if os.environ.get(name, "").lower() in ("1", "true")]
+    if asked:
+        raise UserError(
+            f"{asked[0]} divides a model over processes, and ExactAccelerator needs all of it on each: leave it out, "
+            "or launch with a configuration without it"
+        )
+    dataloader_config = options.get("dataloader_config")
+    if dataloader_config is not None and dataloader_config.dispatch_batches:
+        raise UserError(
+            "dispatch_batches lets the first process read for all, and ExactAccelerator has each read its own rows: "
+            "leave it out"
+        )
+    if options.get("mixed_precision") == "fp8":
+        raise UserError("mixed_precision='fp8' is not exact yet: use 'no', 'fp16' or 'bf16'")
+    plugin = options.get("gradient_accumulation_plugin")
+    if plugin is not None and not plugin.sync_with_dataloader:
+        raise UserError(
+            "sync_with_dataloader=False lets an update reach into the next epoch, whose samples are shared anew: "
+            "leave it at True"
+        )
+
+
+def refuse_layers_that_depend_on_sharing(model: nn.Module) -> None:
+    """Refuse layers that compute over, or draw random numbers for, just the samples that a process holds.
+
+    Args:
+        model: bare, in training.
+
+    Raises:
+        UserError: names the layer and what to do.
+    """
+    so = "a process's samples alone, so each number of processes would train another model"
+    for name, layer in model.named_modules():
+        if not layer.training:
+            continue
+        kind = f"{type(layer).__name__} {name}"
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) or getattr(layer, "track_running_stats", False):
+            raise UserError(f"{kind} computes over {so}: use GroupNorm or LayerNorm, or virtual_processes")
+        if draws(layer):
+            raise UserError(
+                f"{kind} draws for {so}: set it to 0 and use a mask from micro_batch.rand, or use virtual_processes"
+            )
+        if getattr(layer, "scale_grad_by_freq", False) or getattr(layer, "max_norm", None) is not None:
+            raise UserError(f"{kind} counts or scales by {so}: leave out scale_grad_by_freq and max_norm")
+
+
+def draws(layer: nn.Module) -> bool:
+    """Whether a layer draws random numbers in training."""
+    if isinstance(layer, nn.modules.dropout._DropoutNd):
+        return layer.p > 0
+    if isinstance(layer, nn.RNNBase | nn.MultiheadAttention):
+        return layer.dropout > 0
+    return False
+
+
+def refuse_counting_embeddings(model: nn.Module) -> None:
+    """Refuse, under virtual processes too, embeddings that change their own weights in a forward pass.
+
+    Raises:
+        UserError: names the layer.
+    """
+    for name, layer in model.named_modules():
+        if getattr(layer, "max_norm", None) is not None:
+            raise UserError(
+                f"{type(layer).__name__} {name} rescales its weights in the forward pass by a process's samples alone, "
+                "so each number of processes would train another model: leave out max_norm"
+            )
+
+
+def refuse_optimizers_of_other_parameters(
+    models: list[nn.Module], optimizers: list[torch.optim.Optimizer]
+) -> list[list[int]]:
+    """Refuse optimizers with parameters that no prepared model has, which no checkpoint would hold.
+
+    Returns:
+        For each optimizer the numbers of its parameters among all parameters of the models, in its order.
+
+    Raises:
+        UserError: there is such a parameter.
+    """
+    parameters = [parameter for model in models for parameter in model.parameters()]
+    numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
+    orders = []
+    for optimizer in optimizers:
+        own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        orders.append([numbers.get(id(parameter), -1) for parameter in own])
+    if any(-1 in order for order in orders):
+        raise UserError(
+            "the optimizer has parameters that are not the model's: make them part of it, to be saved, and give both "
+            "to prepare"
+        )
+    return orders

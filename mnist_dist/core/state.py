@@ -1,0 +1,163 @@
+"""The state of a training, as `save_state` writes and `load_state` reads it: plain data, for any number of processes."""
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import broadcast_object_list
+
+from . import files
+from .agreement import all_or_none
+from .errors import UserError
+from .hooks import call_hooks
+
+if TYPE_CHECKING:
+    from .accelerator import ExactAccelerator
+
+# What a wrong payload makes the parts of a training raise.
+WRONG_STATE = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)
+
+
+def collect(accelerator: "ExactAccelerator") -> dict[str, Any]:
+    """All that a training needs to go on; every process calls this, for some parts ask the others.
+
+    Returns:
+        Numbers, strings, tensors, and lists and dicts of these.
+    """
+    accelerator.check_weights()
+    scaler = accelerator.scaler
+    return {
+        "virtual_processes": accelerator.virtual_processes,
+        "seed": accelerator.seed,
+        "updates": accelerator.updates,
+        "parameter_orders": accelerator.parameter_orders(),
+        "models": [model.state_dict() for model in accelerator.bare_models],
+        "optimizers": [optimizer.state_dict() for optimizer in accelerator._optimizers],
+        "schedulers": [plain_scheduler_state(scheduler) for scheduler in accelerator._schedulers],
+        "scaler": scaler.state_dict() if scaler else {},
+        "loaders": [loader.state_dict() for loader in accelerator._dataloaders],
+        "custom": [custom.state_dict() for custom in accelerator._custom_objects],
+    }
+
+
+def plain_scheduler_state(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's state without what is neither number nor text, such as the functions of `LambdaLR`."""
+    return {name: value for name, value in scheduler.state_dict().items() if name != "lr_lambdas"}
+
+
+def restore(accelerator: "ExactAccelerator", found: dict[str, Any]) -> None:
+    """Put a training back to where `collect` was called.
+
+    Raises:
+        UserError: the state is that of another training.
+    """
+    refuse_another_training(accelerator, found)
+    parts = {
+        "models": accelerator.bare_models,
+        "optimizers": accelerator._optimizers,
+        "schedulers": accelerator._schedulers,
+        "loaders": accelerator._dataloaders,
+        "custom": accelerator._custom_objects,
+    }
+    for kind, those in parts.items():
+        for part, its_state in zip(those, found[kind], strict=True):
+            if kind == "schedulers" and "lr_lambdas" in part.state_dict():
+                its_state = {**its_state, "lr_lambdas": part.state_dict()["lr_lambdas"]}
+            part.load_state_dict(its_state)
+    if accelerator.scaler:
+        accelerator.scaler.load_state_dict(found["scaler"])
+    accelerator.updates = found["updates"]
+
+
+def refuse_another_training(accelerator: "ExactAccelerator", found: dict[str, Any]) -> None:
+    """Refuse a state that this training cannot go on from.
+
+    Raises:
+        UserError: names what differs.
+    """
+    now = {
+        "virtual_processes": accelerator.virtual_processes,
+        "seed": accelerator.seed,
+        "parameter_orders": accelerator.parameter_orders(),
+    }
+    names = {"parameter_orders": "parameter order"}
+    for name, value in now.items():
+        if value != found[name]:
+            raise UserError(
+                f"{names.get(name, name)} is {value}, but the checkpoint was written with {found[name]}: "
+                "go on with that, or start another training"
+            )
+
+
+def save(accelerator: "ExactAccelerator", output_dir: str | os.PathLike[str] | None) -> str:
+    """Write the state of a training into a folder; see `ExactAccelerator.save_state`."""
+    project = accelerator.project_configuration
+    automatic = project.automatic_checkpoint_naming
+    if automatic:
+        if not accelerator.project_dir:
+            raise UserError("automatic_checkpoint_naming needs a project_dir: give one to ExactAccelerator")
+        output_dir = Path(accelerator.project_dir) / "checkpoints" / f"checkpoint_{accelerator.save_iteration}"
+    if output_dir is None:
+        raise UserError("save_state was given no folder: name one, or use automatic_checkpoint_naming")
+    place = Path(output_dir)
+    call_hooks("checkpoint", accelerator)
+    payload = collect(accelerator)
+    with all_or_none():
+        if accelerator.is_main_process:
+            if automatic and place.exists():
+                raise UserError(f"{place} exists already: load_state first, or choose another project_dir")
+            files.write_folder(place, payload, {"updates": accelerator.updates})
+            if automatic and project.total_limit is not None:
+                files.remove(numbered(place.parent)[: -project.total_limit])
+    project.iteration += 1
+    accelerator.last_checkpoint = place
+    return os.fspath(place)
+
+
+def load(accelerator: "ExactAccelerator", input_dir: str | os.PathLike[str] | None) -> None:
+    """Read the state of a training from a folder; see `ExactAccelerator.load_state`."""
+    project = accelerator.project_configuration
+    payload = place = None
+    with all_or_none():
+        if accelerator.is_main_process:
+            place = Path(input_dir).expanduser() if input_dir is not None else newest_by_number(accelerator)
+            payload = files.read_folder(place)
+    payload, place = broadcast_object_list([payload, place])
+    with all_or_none():
+        try:
+            restore(accelerator, payload)
+        except WRONG_STATE as error:
+            raise UserError(
+                f"the checkpoint {place} holds another training ({type(error).__name__}): prepare the same models, "
+                "optimizers, schedulers and loaders in the same order"
+            ) from error
+    accelerator.last_checkpoint = place
+    if project.automatic_checkpoint_naming and re.fullmatch(r"checkpoint_\d+", place.name):
+        project.iteration = number_of(place) + 1
+
+
+def number_of(place: Path) -> int:
+    """The number in the name of an automatically named checkpoint."""
+    return int(place.name.removeprefix("checkpoint_"))
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The automatically named checkpoints in a folder, the oldest first."""
+    found = [place for place in folder.glob("checkpoint_*") if re.fullmatch(r"checkpoint_\d+", place.name)]
+    return sorted(found, key=number_of)
+
+
+def newest_by_number(accelerator: "ExactAccelerator") -> Path:
+    """The newest automatically named checkpoint.
+
+    Raises:
+        UserError: there is none, or names are not automatic.
+    """
+    if not accelerator.project_configuration.automatic_checkpoint_naming or not accelerator.project_dir:
+        raise UserError("load_state was given no folder: name one, or use automatic_checkpoint_naming")
+    folder = Path(accelerator.project_dir) / "checkpoints"
+    found = numbered(folder)
+    if not found:
+        raise UserError(f"there is no checkpoint in {folder}: save_state has written none there")
+    return found[-1]
