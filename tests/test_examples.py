@@ -25,7 +25,7 @@ from PIL import Image
 
 from mnist_dist.core import Batch, Checkpoints, GlobalBatches, Stopped, Training, UserError, stream
 from mnist_dist.core.processes import explain
-from mnist_dist.run import folder, launch
+from mnist_dist.run import launch, locks
 
 sys.path.insert(0, str(REPOSITORY / "examples"))
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -97,7 +97,7 @@ def drive(run: dict) -> None:
         patch.object(Checkpoints, "after_update", stopped),
         patch.object(Training, "update", watched),
         patch("mnist_dist.core.stopping.MOST_SECONDS", 0),  # ask after every update
-        patch.object(folder, "lock", lambda _: None),  # which lasts as long as the process
+        patch.object(locks, "lock", lambda _: None),  # which lasts as long as the process
     ):
         try:
             importlib.import_module(run["example"]).main()
