@@ -15,7 +15,7 @@ import tyro
 from torch import Tensor
 
 from mnist_dist import plots
-from mnist_dist.core import Batch, UserError, all_or_none, announce, same_everywhere
+from mnist_dist.core import MicroBatch, UserError, all_or_none, announce, same_everywhere
 from mnist_dist.digits import weights
 from mnist_dist.run import launch
 from mnist_dist.run.command_line import parse
@@ -23,7 +23,7 @@ from mnist_dist.run.files import write_json
 from mnist_dist.run.folder import CONFIG, EVALUATION, PLOTS
 from mnist_dist.task import data, datasets, networks
 from mnist_dist.task.distortions import distort, shift
-from mnist_dist.task.evaluation import classify, mean
+from mnist_dist.task.evaluation import classify, evaluation_loader, mean
 from mnist_dist.task.settings import DataConfig, require_strengths
 from mnist_dist.usage import UsageError, require
 
@@ -109,19 +109,21 @@ def main() -> None:
     )
 
     # Every sample counted once, each process its share; and the same again for every shifted or distorted copy.
-    def distorted(copy: int, images: Tensor, batch: Batch) -> Tensor:
-        return distort(images, batch, affine=config.affine, elastic=config.elastic, copy=copy)
+    def distorted(copy: int, images: Tensor, micro_batch: MicroBatch) -> Tensor:
+        return distort(images, micro_batch.rand, affine=config.affine, elastic=config.elastic, copy=copy)
 
-    def shifted(down: int, right: int, images: Tensor, _: Batch) -> Tensor:
+    def shifted(down: int, right: int, images: Tensor, _: MicroBatch) -> Tensor:
         return shift(images, down, right)
 
     shifts = ((-1, 0), (1, 0), (0, -1), (0, 1)) if config.shifts else ()
     views = [None, *(partial(shifted, *by) for by in shifts)]
     views += [partial(distorted, copy) for copy in range(config.distortions)]
-    split = getattr(samples, config.split)
-    result = mean(
-        [classify(accelerator, model.to(accelerator.device, dtype), split, view) for model in models for view in views]
-    )
+    loader = accelerator.prepare(evaluation_loader(getattr(samples, config.split)))
+    results = []
+    for model in models:
+        network = model.to(accelerator.device, dtype)
+        results += [classify(accelerator, network, loader, view) for view in views]
+    result = mean(results)
 
     result.metrics(config.split)  # refuses a loss that is not finite, before anything is written
     folder = config.output_dir or first.weights.parent

@@ -8,115 +8,189 @@ torchrun --nproc-per-node 2 train.py --cpu
 import mnist_dist  # noqa: F401  # isort: skip  # first: it says in words if the environment lets nothing be imported
 import torch
 from accelerate.utils import set_seed
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from mnist_dist import plots
-from mnist_dist.core import Checkpoints, GlobalBatches, Training, all_or_none, announce, same_everywhere
+from mnist_dist.core import ExactAccelerator, MeanLoss, all_or_none, announce, as_stored, same_everywhere
+from mnist_dist.core.checkpointing import Checkpoints
+from mnist_dist.core.loader import ExactDataLoader
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.digits.finished import next_steps
 from mnist_dist.digits.teachers import load_teachers, teachers_digest
 from mnist_dist.digits.tracking import Tracker
-from mnist_dist.run import graphs, launch, origin
+from mnist_dist.run import launch, origin
 from mnist_dist.run.command_line import as_json, flag, parse
 from mnist_dist.run.files import write_json
 from mnist_dist.run.folder import PLOTS, SUMMARY, WEIGHTS, go_on, open_run
+from mnist_dist.run.progress import progress_bar
+from mnist_dist.run.stopwatch import Stopwatch
 from mnist_dist.run.weights import save_weights
 from mnist_dist.task import data, networks
-from mnist_dist.task.evaluation import Evaluation, classify
+from mnist_dist.task.data import DataSet
+from mnist_dist.task.evaluation import Evaluation, evaluation_loader, evaluation_of
 from mnist_dist.task.objective import adam, average, loss_of, schedule
 
 
-def main() -> None:
+def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> None:
+    """Train, evaluate after every epoch, and leave the trained model and its figures in the run's folder.
+
+    Args:
+        config: the settings; None for those of the command line.
+        samples: the data, on the device; None for those that the settings name.
+    """
     # The settings, and the processes, which must agree on them.
-    config: TrainConfig = parse(TrainConfig)
-    dtype, virtual = getattr(torch, config.dtype), config.virtual_processes
-    accelerator = launch.start(config.cpu, config.mixed_precision, dtype, config.compile_mode, config.tf32)
+    config = config or parse(TrainConfig)
+    dtype = getattr(torch, config.dtype)
+    accelerator = launch.start(
+        config.cpu,
+        config.mixed_precision,
+        dtype,
+        config.compile_mode,
+        config.tf32,
+        virtual_processes=config.virtual_processes,
+        seed=config.seed,
+        micro_batches=config.gradient_accumulation_steps,
+    )
     for name, value in as_json(config).items():
         same_everywhere("the settings", f"{flag(name)} {value}")
     announce(launch.describe(accelerator))
-    bits = launch.fix_bits(virtual, config.cuda_graph)
 
-    # The data, whole on every process's device, dealt out by global batches.
-    samples = data.obtain(accelerator, config.dataset, config.data_dir, config.val_size, config.seed, dtype)
+    # The data, whole on every process's device. The batch size is that of all processes together.
+    samples = samples or data.obtain(accelerator, config.dataset, config.data_dir, config.val_size, config.seed, dtype)
     data.check_shares(samples, config.batch_size, accelerator.num_processes)
-    train = GlobalBatches(samples.train.tensors, config.batch_size, accelerator, seed=config.seed, virtual=virtual)
-    splits = {"test": samples.test} | ({"val": samples.val} if samples.val else {})
+    train_data = TensorDataset(samples.train.images, samples.train.labels)
+    train_loader = DataLoader(train_data, batch_size=config.batch_size, shuffle=True)
+    test_loader = evaluation_loader(samples.test)
 
-    # The model, the same on every process, its optimizer, and what is minimised.
+    # The model, its optimizer, what is minimised, and the learning rate of every update.
     set_seed(config.seed)
     network = networks.build(config.model, config.hidden, config.channels).to(accelerator.device, dtype)
     optimizer = adam(network, config)
     averaged = average(network, optimizer, config.ema) if config.ema else None
+    trained = averaged.module if averaged else network
     teachers = load_teachers(config, samples, accelerator.device)
-    kind_of_training = graphs.GraphTraining if config.cuda_graph else Training
-    training = kind_of_training(accelerator, network, optimizer, loss_of(network, config, teachers))
-    trained, rate = averaged.module if averaged else network, schedule(config, config.epochs * len(train))
+    loss_function = loss_of(network, config, teachers)
+    scheduler = schedule(optimizer, config, updates=config.epochs * len(train_loader))
 
-    # The run's folder, and where a stopped run left off.
+    model, optimizer, train_loader, test_loader, scheduler = accelerator.prepare(
+        network, optimizer, train_loader, test_loader, scheduler
+    )
+    loaders = {"test": test_loader}
+    if samples.val:
+        loaders["val"] = accelerator.prepare(evaluation_loader(samples.val))
+
+    # The run's folder, its record, and where it left off if it was stopped.
     run = open_run(config.output_dir, f"{samples.name}-{config.model}", config.resume)
-    values = as_json(config) | {"dataset": samples.name, "mixed_precision": accelerator.mixed_precision}
-    about = {
-        "data_digest": samples.digest,
-        "teachers_digest": teachers_digest(teachers),
-        "normalization": {"mean": samples.mean, "std": samples.std},
-    } | origin.about(accelerator)
-    tracker = Tracker(accelerator, run, values | about)
-    parts = {"tracker": tracker} | ({"averaged": averaged} if averaged else {})
-    digests = {"the data's digest": samples.digest, "the teachers' digest": about["teachers_digest"]}
-    fixed = digests | config.fixed(values) | bits
-    checkpoints = Checkpoints(run.folder, training, parts, fixed, config.checkpoint_every)
+    settings = as_json(config) | {"dataset": samples.name, "mixed_precision": accelerator.mixed_precision}
+    digests = {"data_digest": samples.digest, "teachers_digest": teachers_digest(teachers)}
+    normalization = {"normalization": {"mean": samples.mean, "std": samples.std}}
+    tracker = Tracker(accelerator, run, settings | digests | normalization | origin.about(accelerator))
+    train_loss = MeanLoss(accelerator)
+    stopwatch = Stopwatch()
+    accelerator.register_for_checkpointing(tracker, train_loss, stopwatch)
+    if averaged:
+        accelerator.register_for_checkpointing(averaged)
+    fixed = {
+        "the data's digest": digests["data_digest"],
+        "the teachers' digest": digests["teachers_digest"],
+        **config.fixed(settings),
+        **accelerator.bits,
+    }
+    checkpoints = Checkpoints(accelerator, run.folder, fixed, config.checkpoint_every)
     announce(
         f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples\n"
         f"{config.model} with {networks.parameter_count(network):,} parameters; writing to {run.folder}"
     )
-    progress, results = go_on(run, checkpoints, config.epochs), dict[str, Evaluation]()
-
-    def evaluate() -> dict[str, Evaluation]:
-        return {name: classify(accelerator, trained, split, virtual=virtual) for name, split in splits.items()}
+    go_on(run, checkpoints, train_loader, config.epochs)
+    results: dict[str, Evaluation] = {}
 
     with tracker:
-        while progress.epoch < config.epochs:
-            for batch in training.epoch(train, f"epoch {progress.epoch + 1}/{config.epochs}"):
-                training.set_rate(rate(progress.global_step))
-                training.update(batch, pieces=config.gradient_accumulation_steps, clip_norm=config.clip_norm)
-                if progress.step % config.log_every == 0 or training.epoch_is_complete:
-                    point = {"train/loss": training.recent_loss(), "train/learning_rate": training.rate}
-                    tracker.curve({"global_step": progress.global_step} | point)
+        for epoch in range(train_loader.next_epoch, config.epochs):
+            stopwatch.start_epoch()
+            model.train()
+            for images, labels in progress_bar(accelerator, train_loader, f"epoch {epoch + 1}/{config.epochs}"):
+                loss = loss_function(model, images, labels, accelerator.micro_batch.rand)
+                train_loss.update(loss)
+                accelerator.backward(loss)
+                if config.clip_norm:
+                    accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
+                learning_rate = optimizer.param_groups[0]["lr"]
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+
+                if is_logged(accelerator, len(train_loader), config.log_every):
+                    point = {"train/loss": train_loss.compute_recent(), "train/learning_rate": learning_rate}
+                    tracker.curve({"global_step": accelerator.updates} | point)
                 checkpoints.after_update()
-            results = evaluate()
-            line = {"epoch": progress.epoch, "global_step": progress.global_step} | training.figures
+
+            line = {
+                "epoch": epoch + 1,
+                "global_step": accelerator.updates,
+                "train_loss": train_loss.compute(),
+                "learning_rate": learning_rate,
+                "samples_per_second": len(samples.train) / stopwatch.end_epoch(),
+            }
+            train_loss.reset()
+            results = {name: evaluate(accelerator, trained, loader) for name, loader in loaders.items()}
             for name, result in results.items():
                 line |= result.metrics(name)
             tracker.epoch(line)
-            accuracies = "  val ".join(f"{100 * result.accuracy:.2f}%" for result in results.values())
-            announce(
-                f"epoch {progress.epoch}/{config.epochs}  loss {line['train_loss']:.4f}  test accuracy {accuracies}  "
-                f"{line['samples_per_second']:,.0f} samples/s"
-            )
-            checkpoints.save(last=progress.epoch == config.epochs)
+            announce_epoch(line, results, config.epochs)
+            checkpoints.save(last=epoch + 1 == config.epochs)
 
         # What remains of it: the weights, the pictures, and the summary. It is written last: a run with it succeeded.
-        test = (results or evaluate())["test"]  # none yet if a run is resumed that had only this left to do
+        if not results:  # the run was stopped when only this was left to do
+            results = {"test": evaluate(accelerator, trained, test_loader)}
+        test = results["test"]
         save_weights(run.folder / WEIGHTS, trained)
         with all_or_none():
-            if accelerator.is_main_process:
-                title, place = f"{config.model} of {run.folder.resolve().name}", run.folder / PLOTS
-                plots.learning_curves(place / "learning_curves.png", tracker.lines, f"{samples.name}: {title}")
-                plots.evaluation(place, test, samples, "test", title)
+            if accelerator.is_main_process and config.plots:
+                title = f"{config.model} of {run.folder.resolve().name}"
+                curves = run.folder / PLOTS / "learning_curves.png"
+                plots.learning_curves(curves, tracker.lines, f"{samples.name}: {title}")
+                plots.evaluation(run.folder / PLOTS, test, samples, "test", title)
         tracker.end(test, samples)
     summary = tracker.lines[-1] | {
-        "samples_per_second": progress.epoch * len(samples.train) / progress.train_seconds,
+        "samples_per_second": config.epochs * len(samples.train) / stopwatch.total,
         "dataset": samples.name,
         "model": config.model,
         "parameters": networks.parameter_count(network),
         "train_samples": len(samples.train),
         "num_processes": accelerator.num_processes,
-        "train_seconds": progress.train_seconds,
+        "train_seconds": stopwatch.total,
     }
     with all_or_none():
         if accelerator.is_main_process:
             write_json(run.folder / SUMMARY, summary)
     announce(next_steps(run.folder))
     announce(f"Test Accuracy: {100 * test.accuracy:.2f}% ({test.correct}/{test.total})")
+
+
+def is_logged(accelerator: ExactAccelerator, updates_per_epoch: int, every: int) -> bool:
+    """Whether the update that has just been made gets a point in the loss curve: every so many, and an epoch's last."""
+    update = accelerator.updates % updates_per_epoch
+    return accelerator.sync_gradients and (update % every == 0 or update == 0)
+
+
+def evaluate(accelerator: ExactAccelerator, network: nn.Module, loader: ExactDataLoader) -> Evaluation:
+    """Classify every sample once, each process its rows, and gather the logits on all processes."""
+    gathered = []
+    with as_stored(network):
+        for images, labels, numbers in loader:
+            logits = network(images)
+            gathered.append(accelerator.gather_for_metrics((logits, labels, numbers)))
+    return evaluation_of(gathered)
+
+
+def announce_epoch(line: dict[str, float], results: dict[str, Evaluation], epochs: int) -> None:
+    """Print an epoch's figures."""
+    accuracies = "  val ".join(f"{100 * result.accuracy:.2f}%" for result in results.values())
+    announce(
+        f"epoch {line['epoch']}/{epochs}  loss {line['train_loss']:.4f}  test accuracy {accuracies}  "
+        f"{line['samples_per_second']:,.0f} samples/s"
+    )
 
 
 if __name__ == "__main__":

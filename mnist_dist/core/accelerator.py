@@ -1,5 +1,6 @@
 """`ExactAccelerator`: Accelerate's `Accelerator`, with the same training at any number of processes."""
 
+import inspect
 import math
 import os
 from collections.abc import Iterator
@@ -58,7 +59,6 @@ class ExactAccelerator(Accelerator):
 
     Attributes:
         sharing: the shares, and who works on which.
-        micro_batch: what the loader has just given; None outside of a loop over a prepared loader.
         updates: made so far.
         last_checkpoint: the folder of the last one that was written or read, for messages.
 
@@ -75,7 +75,7 @@ class ExactAccelerator(Accelerator):
         ddp: bool | None = None,
         **options: Any,
     ) -> None:
-        refusals.refuse_divided_models(options)
+        refusals.refuse_divided_models(inspect.signature(Accelerator).bind(*arguments, **options).arguments)
         super().__init__(*arguments, **options)
         world = self.num_processes
         if 0 < virtual_processes < world:
@@ -95,11 +95,13 @@ class ExactAccelerator(Accelerator):
         wanted = on_gpus if ddp is None else ddp
         self.ddp = wanted and world > 1 and not virtual_processes
         self.bits = fix_bits(self.device) if virtual_processes else {}
-        self.micro_batch: MicroBatch | None = None
+        self._micro_batch: MicroBatch | None = None
         self.updates = 0
         self.last_checkpoint: str | os.PathLike[str] | None = None
         self._loader: ExactDataLoader | None = None
         self._wrappers: list[DistributedDataParallel] = []
+        self._summed_by_ddp: set[int] = set()  # the identities of parameters
+        self._parameters: dict[int, nn.Parameter] = {}  # of all models and optimizers, by their identities
         self._buffers: BufferMean | None = None
         self._sums: dict[Any, GradientSum] = {}
         self._kept_gradients: list[Tensor | None] | None = None  # of earlier updates, not yet forgotten
@@ -156,6 +158,8 @@ class ExactAccelerator(Accelerator):
         if wrapper is not None:
             wrapper.register_comm_hook(None, sum_gradients)
             self._wrappers.append(wrapper)
+            self._summed_by_ddp.update(id(each) for each in wrapper.parameters() if each.requires_grad)
+        self._parameters = {}
         self._buffers = None
         return prepared
 
@@ -208,6 +212,20 @@ class ExactAccelerator(Accelerator):
 
     # ---------------------------------------------------------------------------------------------------- micro-batches
 
+    @property
+    def micro_batch(self) -> MicroBatch:
+        """What the loader has just given: which samples of which global batch.
+
+        Raises:
+            UserError: there is no loop over a prepared loader.
+        """
+        if self._micro_batch is None:
+            raise UserError(
+                "accelerator.micro_batch was asked for outside of a loop over a prepared loader: iterate over what "
+                "accelerator.prepare made of your DataLoader"
+            )
+        return self._micro_batch
+
     def begin_micro_batch(self, micro_batch: MicroBatch, loader: ExactDataLoader) -> None:
         """Get ready for what a loader is about to give; loaders call this.
 
@@ -215,7 +233,7 @@ class ExactAccelerator(Accelerator):
             micro_batch: what it is.
             loader: that gives it.
         """
-        self.micro_batch = micro_batch
+        self._micro_batch = micro_batch
         self._loader = loader
         self.sync_gradients = micro_batch.closes_update
         if self.ddp:
@@ -223,10 +241,15 @@ class ExactAccelerator(Accelerator):
                 wrapper.require_backward_grad_sync = micro_batch.closes_update
         if self.sharing.fixed:
             self._begin_share(micro_batch)
-        elif self._epoch_checked != (micro_batch.loader, micro_batch.epoch):
-            buffers = [buffer.clone() for model in self.bare_models for buffer in model.buffers()]
-            self._before_forward = GeneratorStates(self.device), buffers
+        else:
+            checked = self._epoch_checked == (micro_batch.loader, micro_batch.epoch)
+            self._before_forward = None if checked else self._generators_and_buffers()
         call_hooks("micro_batch", self)
+
+    def _generators_and_buffers(self) -> tuple[GeneratorStates, list[Tensor]]:
+        """What a forward pass may not change without virtual processes, as it is now."""
+        buffers = [buffer.clone() for model in self.bare_models for buffer in model.buffers()]
+        return GeneratorStates(self.device), buffers
 
     def _begin_share(self, micro_batch: MicroBatch) -> None:
         """Under virtual processes: buffers as before the update, and generators that belong to the share."""
@@ -245,7 +268,7 @@ class ExactAccelerator(Accelerator):
         Raises:
             UserError: on every process, if they no longer have the same weights.
         """
-        if self._counted is not None and self._counted is self.micro_batch:
+        if self._counted is not None and self._counted is self._micro_batch:
             self.check_weights()
         if self.sharing.fixed:
             seed_generators(seed_of("epoch", self.seed, loader.batches.number, epoch), self.device)
@@ -324,7 +347,7 @@ class ExactAccelerator(Accelerator):
         Raises:
             UserError: that cannot be told, or cannot be exact.
         """
-        micro_batch = self.micro_batch
+        micro_batch = self._micro_batch
         if micro_batch is None:
             raise UserError(
                 "accelerator.backward was called outside of a loop over a prepared loader, so nobody knows how many "
@@ -342,15 +365,17 @@ class ExactAccelerator(Accelerator):
         return micro_batch
 
     def _trained_parameters(self) -> list[nn.Parameter]:
-        """The parameters of all prepared optimizers that take gradients, or of all models without one."""
-        if not self._optimizers:
-            models = self.bare_models
-            return [each for model in models for each in model.parameters() if each.requires_grad]
-        parameters = []
+        """The parameters of all prepared models and optimizers that take gradients.
+
+        Also those that no optimizer has: clipping counts their gradients, and an optimizer may be given them later.
+        """
+        if not self._parameters:
+            self._parameters = {id(each): each for model in self.bare_models for each in model.parameters()}
         for optimizer in self._optimizers:
             for group in optimizer.optimizer.param_groups:
-                parameters += [each for each in group["params"] if each.requires_grad]
-        return parameters
+                for parameter in group["params"]:
+                    self._parameters.setdefault(id(parameter), parameter)
+        return [parameter for parameter in self._parameters.values() if parameter.requires_grad]
 
     def _set_aside(self, parameters: list[nn.Parameter]) -> None:
         """Keep gradients that `zero_grad` has not forgotten, so that they are not summed over processes again."""
@@ -369,11 +394,11 @@ class ExactAccelerator(Accelerator):
         self, micro_batch: MicroBatch, parameters: list[nn.Parameter], terms: int | float | Tensor | None
     ) -> None:
         """Add this micro-batch's gradients to those of the update, and let them be the sum after its last one."""
-        found = take_gradients(parameters, keep=len(micro_batch) > 0)
+        found = take_gradients(parameters, keep=is_of_something(micro_batch, terms))
         changes = []
         if self._buffers is not None and self._buffers.floating:
             changes = self._buffers.changes(closes_share=micro_batch.piece == micro_batch.pieces - 1)
-        counted = [torch.zeros((), device=self.device) if terms is None else self._as_number(terms)]
+        counted = [self._as_number(0 if terms is None else terms, parameters)]
         gradient_sum = self._sum_for(parameters, changes, counted)
         gradient_sum.add(micro_batch.share, found + changes + counted, complete=micro_batch.completes_share)
         if not micro_batch.closes_update:
@@ -381,16 +406,18 @@ class ExactAccelerator(Accelerator):
         total = gradient_sum.total()
         gradients = total[: len(parameters)]
         if terms is not None:
-            torch._foreach_div_(gradients, total[-1])
+            divide(gradients, total[-1])
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         if self._buffers is not None:
             self._buffers.finish(total[len(parameters) : -1])
         self._add_kept(parameters)
 
-    def _as_number(self, terms: int | float | Tensor) -> Tensor:
-        """A number of terms as a float32 scalar on the device, exact up to 16,777,216."""
-        return torch.as_tensor(terms, device=self.device).detach().to(torch.float32).reshape(())
+    def _as_number(self, terms: int | float | Tensor, parameters: list[nn.Parameter]) -> Tensor:
+        """A number of terms as a scalar on the device: float32, exact up to 16,777,216, or float64 if weights are."""
+        precise = any(parameter.dtype == torch.float64 for parameter in parameters)
+        number = torch.as_tensor(terms, device=self.device).detach()
+        return number.to(torch.float64 if precise else torch.float32).reshape(())
 
     def _sum_for(self, parameters: list[nn.Parameter], changes: list[Tensor], counted: list[Tensor]) -> GradientSum:
         """The sum of gradients for these parameters, made once: there are others if layers are frozen or thawed."""
@@ -404,14 +431,18 @@ class ExactAccelerator(Accelerator):
     ) -> None:
         """`DistributedDataParallel` has summed the gradients if this was the update's last micro-batch."""
         if terms is not None:
-            so_far = self._as_number(terms)
+            so_far = self._as_number(terms, parameters)
             self._terms = so_far if self._terms is None else self._terms + so_far
         if not micro_batch.closes_update:
             return
+        for parameter in parameters:
+            if id(parameter) not in self._summed_by_ddp:  # it was frozen when its model was prepared
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                dist.all_reduce(parameter.grad)
         if self._terms is not None:
             dist.all_reduce(self._terms)
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            torch._foreach_div_(gradients, self._terms)
+            divide(gradients, self._terms)
             self._terms = None
         self._add_kept(parameters)
 
@@ -464,7 +495,7 @@ class ExactAccelerator(Accelerator):
 
     def count_update(self) -> None:
         """Note that an update is done; optimizers call this after their step."""
-        micro_batch = self.micro_batch
+        micro_batch = self._micro_batch
         if micro_batch is None or self._counted is micro_batch:
             return  # one of several optimizers has made its step of this update before
         self._counted = micro_batch
@@ -529,9 +560,9 @@ class ExactAccelerator(Accelerator):
         Raises:
             UserError: on every process, if the rows are not those of the micro-batch, or have different shapes.
         """
-        if self.micro_batch is None:
+        if self._micro_batch is None:
             return super().gather_for_metrics(input_data, use_gather_object)
-        return gather_rows(input_data, self.micro_batch, self.sharing, self.device, as_objects=use_gather_object)
+        return gather_rows(input_data, self._micro_batch, self.sharing, self.device, as_objects=use_gather_object)
 
     def save_state(self, output_dir: str | os.PathLike[str] | None = None, **_: Any) -> str:
         """Write all that the training needs to go on, on any number of processes; every process calls this.
@@ -566,27 +597,45 @@ class ExactAccelerator(Accelerator):
         self._buffers = None
         self._kept_gradients = None
         self._wrappers = []
-        self.micro_batch = None
+        self._summed_by_ddp = set()
+        self._parameters = {}
+        self._micro_batch = None
         return super().free_memory(*objects)
 
 
-def take_gradients(parameters: list[nn.Parameter], *, keep: bool) -> list[Tensor]:
+def is_of_something(micro_batch: MicroBatch, terms: int | float | Tensor | None) -> bool | Tensor:
+    """Whether a loss is the mean over one row or term at least; a tensor if only the device knows."""
+    if len(micro_batch) == 0:
+        return False
+    if terms is None:
+        return True
+    found = terms != 0
+    return found if isinstance(found, Tensor) and not found.is_cpu else bool(found)
+
+
+def take_gradients(parameters: list[nn.Parameter], *, keep: bool | Tensor) -> list[Tensor]:
     """Take the gradients off parameters: dense, each in memory of its own, and zeros where there is none.
 
     Args:
         parameters: whose `grad` is None afterwards.
-        keep: whether they count; those of no rows do not, and may be NaN.
+        keep: whether they count; those of a mean over nothing do not, and may be NaN.
     """
     found = []
     for parameter in parameters:
-        gradient = parameter.grad if keep else None
-        found.append(torch.zeros_like(parameter) if gradient is None else gradient.to_dense())
+        gradient = None if keep is False else parameter.grad
+        dense = torch.zeros_like(parameter) if gradient is None else gradient.to_dense()
+        found.append(torch.where(keep, dense, 0) if isinstance(keep, Tensor) else dense)
         parameter.grad = None
     # Autograd may give one gradient to two parameters that are added together. Clipping would then change it twice.
     distinct = {gradient.untyped_storage()._cdata for gradient in found}
     if len(distinct) < len(found):
         found = [gradient.clone() for gradient in found]
     return found
+
+
+def divide(gradients: list[Tensor], terms: Tensor) -> None:
+    """Divide gradients in place by the number of terms that they are a sum over; that of no terms is 0 and stays so."""
+    torch._foreach_div_(gradients, torch.where(terms == 0, torch.ones_like(terms), terms))
 
 
 def sum_gradients(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

@@ -113,7 +113,17 @@ class ExactDataLoader:
         self.next_epoch = epoch
 
     def skip(self, batches: int) -> "ExactDataLoader":
-        """Begin the next iteration behind so many global batches, unless `load_state` has said where to begin."""
+        """Begin the next iteration behind so many global batches, unless `load_state` has said where to begin.
+
+        Raises:
+            UserError: an update would have to be computed from some of its batches only.
+        """
+        steps = self.accelerator.gradient_accumulation_steps
+        if batches % steps:
+            raise UserError(
+                f"{batches} batches were to be skipped, but gradient_accumulation_steps={steps} of them make an update: "
+                "skip a multiple of that"
+            )
         if not self.first_batch:
             self.first_batch = batches
         return self
@@ -121,7 +131,7 @@ class ExactDataLoader:
     def __iter__(self) -> Iterator[Any]:
         accelerator = self.accelerator
         self.compare_between_processes()
-        outer = accelerator.micro_batch, accelerator.sync_gradients
+        outer = accelerator._micro_batch, accelerator.sync_gradients
         epoch, first = self.next_epoch, self.first_batch
         self.next_epoch, self.first_batch = epoch + 1, 0
         self.position = epoch, first
@@ -131,6 +141,7 @@ class ExactDataLoader:
         try:
             steps = accelerator.gradient_accumulation_steps
             for micro_batch, rows in self.reader.epoch(epoch, first, steps):
+                self.refuse_turns()
                 self.end_of_dataloader = micro_batch.closes_batch and micro_batch.batch == len(self) - 1
                 accelerator.begin_micro_batch(micro_batch, self)
                 yield rows
@@ -140,7 +151,19 @@ class ExactDataLoader:
         finally:
             self.position = None
             accelerator.gradient_state._remove_dataloader(self)
-            accelerator.micro_batch, accelerator.sync_gradients = outer
+            accelerator._micro_batch, accelerator.sync_gradients = outer
+
+    def refuse_turns(self) -> None:
+        """Refuse to go on while a loop over another loader, begun later, is in progress.
+
+        Raises:
+            UserError: nobody could tell whose rows a loss is of.
+        """
+        if self.accelerator.gradient_state.active_dataloader is not self:
+            raise UserError(
+                "two loaders give batches in turns, as by zip or iter, so nobody knows which rows a loss is the mean "
+                "over: leave the loop over one before that over the other goes on, or make one data set of both"
+            )
 
     def update_is_done(self, micro_batch: MicroBatch) -> None:
         """Note that the weights have been updated from this micro-batch and those before it."""

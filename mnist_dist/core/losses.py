@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .errors import UserError
 
 if TYPE_CHECKING:
     from .accelerator import ExactAccelerator
@@ -39,10 +38,8 @@ class MeanLoss:
             terms: as they are given to it.
         """
         micro_batch = self.accelerator.micro_batch
-        if micro_batch is None:
-            raise UserError("MeanLoss.update was called outside of a loop over a prepared loader: call it within")
         count = len(micro_batch) if terms is None else terms
-        value = loss.detach() * count if len(micro_batch) else torch.zeros_like(loss.detach())
+        value = weighed(loss.detach(), count)
         if micro_batch.piece > 0:
             self.waiting[-1].add(value, count)
             return
@@ -159,6 +156,13 @@ class MeanLoss:
         self.terms = state["terms"]
         self.recent_loss_sum = state["recent_loss_sum"]
         self.recent_terms = state["recent_terms"]
+
+
+def weighed(loss: Tensor, count: int | float | Tensor) -> Tensor:
+    """A mean times the number of its terms; 0 if there are none, though the mean is NaN then."""
+    if isinstance(count, Tensor):
+        return torch.where(count != 0, loss * count, torch.zeros_like(loss))
+    return loss * count if count else torch.zeros_like(loss)
 
 
 @dataclass

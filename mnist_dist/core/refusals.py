@@ -26,7 +26,7 @@ def refuse_divided_models(options: dict[str, Any]) -> None:
     """Refuse what divides a model over processes, or batches in the first process.
 
     Args:
-        options: the keyword arguments for Accelerate's `Accelerator`.
+        options: the arguments for Accelerate's `Accelerator`, by name.
 
     Raises:
         UserError: names what was asked for.
@@ -44,7 +44,8 @@ def refuse_divided_models(options: dict[str, Any]) -> None:
             "dispatch_batches lets the first process read for all, and ExactAccelerator has each read its own rows: "
             "leave it out"
         )
-    if options.get("mixed_precision") == "fp8":
+    precision = options.get("mixed_precision") or os.environ.get("ACCELERATE_MIXED_PRECISION", "")
+    if precision == "fp8":
         raise UserError("mixed_precision='fp8' is not exact yet: use 'no', 'fp16' or 'bf16'")
     plugin = options.get("gradient_accumulation_plugin")
     if plugin is not None and not plugin.sync_with_dataloader:

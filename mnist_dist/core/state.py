@@ -30,6 +30,10 @@ def collect(accelerator: "ExactAccelerator") -> dict[str, Any]:
     return {
         "virtual_processes": accelerator.virtual_processes,
         "seed": accelerator.seed,
+        "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
+        "batch_sizes": [loader.batch_size for loader in accelerator._dataloaders],
+        "samples": [loader.sampler.samples for loader in accelerator._dataloaders],
+        "bits": accelerator.bits,
         "updates": accelerator.updates,
         "parameter_orders": accelerator.parameter_orders(),
         "models": [model.state_dict() for model in accelerator.bare_models],
@@ -79,9 +83,18 @@ def refuse_another_training(accelerator: "ExactAccelerator", found: dict[str, An
     now = {
         "virtual_processes": accelerator.virtual_processes,
         "seed": accelerator.seed,
+        "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
+        "batch_sizes": [loader.batch_size for loader in accelerator._dataloaders],
+        "samples": [loader.sampler.samples for loader in accelerator._dataloaders],
+        "bits": accelerator.bits,
         "parameter_orders": accelerator.parameter_orders(),
     }
-    names = {"parameter_orders": "parameter order"}
+    names = {
+        "batch_sizes": "the loaders' batch size",
+        "samples": "the loaders' number of samples",
+        "bits": "what decides bits",
+        "parameter_orders": "the parameter order",
+    }
     for name, value in now.items():
         if value != found[name]:
             raise UserError(

@@ -9,7 +9,7 @@ from mnist_dist.run.command_line import flag
 from mnist_dist.run.settings import RunFlags
 from mnist_dist.task.recipes import RECIPES
 from mnist_dist.task.settings import GROUPS, Settings
-from mnist_dist.usage import MAY_CHANGE, UsageError, require, unset
+from mnist_dist.usage import MAY_CHANGE, require, unset
 
 Recipe = Literal["original", "fast", "fast-cnn", "best", "best-cnn"]
 RecipeOrNone = Annotated[Recipe | None, unset("none, which is like original")]
@@ -22,7 +22,7 @@ class TrainConfig(RunFlags, Settings):
 
     GROUPS: ClassVar[dict[str, str]] = GROUPS | {
         "run": "output-dir resume checkpoint-every cpu mixed-precision dtype tf32 compile "
-        "cuda-graph log-every wandb wandb-project wandb-model help"
+        "log-every plots wandb wandb-project wandb-model help"
     }
     RECIPES: ClassVar[dict[str, dict[str, Any]]] = RECIPES
 
@@ -30,14 +30,14 @@ class TrainConfig(RunFlags, Settings):
     """Pieces in which a process works through its share of a batch, to need less memory; changes nothing else."""
     compile: bool = False
     """Compile the network with torch.compile, for 10 seconds or more; it did not pay on the CPUs we measured."""
-    cuda_graph: bool = False
-    """Launch each update on an NVIDIA GPU as one CUDA graph, for small networks; not yet run on a GPU."""
     recipe: RecipeOrNone = field(default=None, metadata=MAY_CHANGE)
     """Named settings; explicit flags win over them."""
     output_dir: FolderOfRun = field(default=None, metadata=MAY_CHANGE)
     """The run's folder."""
     log_every: int = field(default=50, metadata=MAY_CHANGE)
     """Updates between two points of the loss curve."""
+    plots: bool = field(default=True, metadata=MAY_CHANGE)
+    """Draw learning curves, confusion matrix and mistakes at the end."""
     wandb_model: bool = field(default=False, metadata=MAY_CHANGE)
     """Store the trained model in Weights & Biases as an artifact."""
 
@@ -55,9 +55,6 @@ class TrainConfig(RunFlags, Settings):
             self.gradient_accumulation_steps,
             f"a number from 1 to the batch size, {self.batch_size}",
         )
-        if self.compile and self.cuda_graph:
-            problem = "--compile and --cuda-graph do not go together"
-            raise UsageError(f"{problem}: leave one of them out")
         require(self.log_every >= 1, "--log-every", self.log_every, "at least 1 update")
 
     @property
@@ -71,14 +68,6 @@ class TrainConfig(RunFlags, Settings):
         if self.gradient_accumulation_steps == 1:
             return "reduce-overhead"
         return "default"
-
-    @property
-    def unused(self) -> set[str]:
-        """The fields that decide nothing, given the others."""
-        names = super().unused
-        if not self.cuda_graph:  # runs from before there was this flag must be resumable
-            names = names | {"cuda_graph"}
-        return names
 
     def fixed(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Collect what may not differ when a run is resumed.

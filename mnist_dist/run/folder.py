@@ -14,9 +14,10 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from mnist_dist.core import Checkpoints, Progress
-from mnist_dist.core.checkpoints import FOLDER as CHECKPOINTS
-from mnist_dist.core.processes import UserError, all_or_none
+from mnist_dist.core import UserError, all_or_none, announce
+from mnist_dist.core.checkpointing import FOLDER as CHECKPOINTS
+from mnist_dist.core.checkpointing import Checkpoints
+from mnist_dist.core.loader import ExactDataLoader
 from mnist_dist.run import locks
 from mnist_dist.run.files import write_json
 from mnist_dist.run.jobs import has_begun, this_job
@@ -258,24 +259,24 @@ def note_job(folder: Path, wandb_id: str, job: dict[str, Any]) -> None:
         write_json(folder / CONFIG, settings | {"wandb_id": wandb_id, "job": job})
 
 
-def go_on(run: Run, checkpoints: Checkpoints, epochs: int) -> Progress:
+def go_on(run: Run, checkpoints: Checkpoints, loader: ExactDataLoader, epochs: int) -> None:
     """Put a run that is resumed back to where it was left off.
 
     Args:
         run: the run. One that is not resumed stays at its beginning.
         checkpoints: those of the run.
+        loader: the prepared loader of the training data, whose `next_epoch` then says how far the
+            training is.
         epochs: how many epochs the run is to have in the end.
-
-    Returns:
-        How far the training is.
 
     Raises:
         UserError: it has done more than that, or its checkpoints cannot be gone on from.
     """
-    if run.resume:
-        checkpoints.resume()
-    progress = checkpoints.training.progress
-    if (progress.epoch, progress.step) > (epochs, 0):
+    if not run.resume or not checkpoints.resume():
+        return
+    epoch, batch = loader.next_epoch, loader.first_batch
+    if (epoch, batch) > (epochs, 0):
         problem = f"--epochs {epochs} is less than what {run.folder} has done"
-        raise UserError(f"{problem}: it is in epoch {progress.epoch + 1}")
-    return progress
+        raise UserError(f"{problem}: it is in epoch {epoch + 1}")
+    where = f"epoch {epoch + 1}" if epoch < epochs else f"all {epochs} epochs are done"
+    announce(f"going on from update {checkpoints.accelerator.updates} ({where})")

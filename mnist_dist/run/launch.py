@@ -1,11 +1,12 @@
 """How the processes of a program start: the Accelerator, on devices that suit the request.
 
 The names in `__all__` are what a script needs. Some of them are defined in the modules beside this
-one: how the processes leave in `leaving`, and what decides bits in `bits`.
+one: how the processes leave is in `leaving`.
 """
 
 import os
 import sys
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,9 +18,8 @@ from accelerate.utils import (
     TorchDynamoPlugin,
 )
 
-from mnist_dist.core.processes import UserError
+from mnist_dist.core import ExactAccelerator, UserError
 from mnist_dist.run import rendezvous
-from mnist_dist.run.bits import fix_bits
 from mnist_dist.run.devices import (
     check_one_gpu_per_process,
     choose_precision,
@@ -37,7 +37,6 @@ __all__ = [
     "cause",
     "check_environment",
     "describe",
-    "fix_bits",
     "is_first",
     "no_agent_can_join",
     "run",
@@ -60,7 +59,11 @@ def start(
     dtype: torch.dtype = torch.float32,
     compile_mode: str | None = None,
     tf32: bool = False,
-) -> Accelerator:
+    *,
+    virtual_processes: int = 0,
+    seed: int = 0,
+    micro_batches: int = 1,
+) -> ExactAccelerator:
     """Connect the processes and choose the device of each.
 
     Args:
@@ -70,9 +73,10 @@ def start(
         compile_mode: the mode in which torch.compile works on what Accelerate prepares, or None to
             leave it uncompiled.
         tf32: let a GPU multiply float32 numbers in TF32.
+        virtual_processes, seed, micro_batches: as for `ExactAccelerator`.
 
     Returns:
-        The Accelerator of this process, connected with all others.
+        The accelerator of this process, connected with all others.
 
     Raises:
         UserError: the environment, the devices or the precision cannot give what was asked for.
@@ -85,7 +89,15 @@ def start(
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(THREADS)
     precision = choose_precision(mixed_precision, dtype, cpu)
-    accelerator = connect(world, cpu, precision, compile_mode)
+    accelerator = connect(
+        world,
+        cpu=cpu,
+        mixed_precision=precision,
+        dynamo_plugin=dynamo_plugin(compile_mode),
+        virtual_processes=virtual_processes,
+        seed=seed,
+        micro_batches=micro_batches,
+    )
     if dtype == torch.float64 and accelerator.device.type == "mps":
         raise UserError("--dtype float64 does not exist on Apple GPUs: add --cpu")
     if accelerator.device.type == "cuda" and world > 1 and watching and not NEIGHBOURS:
@@ -100,32 +112,26 @@ def start(
     return accelerator
 
 
-def connect(world: int, cpu: bool, precision: str, compile_mode: str | None) -> Accelerator:
-    """Make the Accelerator, which connects the processes.
+def connect(world: int, **options: Any) -> ExactAccelerator:
+    """Make the accelerator, which connects the processes.
 
     Args:
         world: the number of processes that were started.
-        cpu: whether this process works on the CPU.
-        precision: "no", "fp16" or "bf16".
-        compile_mode: as in `start`.
+        options: for `ExactAccelerator`.
 
     Returns:
-        The Accelerator of this process.
+        The accelerator of this process.
 
     Raises:
         UserError: the processes could not be connected, or Accelerate refused the set-up.
     """
     meeting = InitProcessGroupKwargs(init_method=rendezvous.METHOD, timeout=rendezvous.TIMEOUT)
-    # The training step weighs and accumulates by sample itself. A number of steps from the
-    # environment (ACCELERATE_GRADIENT_ACCUMULATION_STEPS) would divide the loss a second time.
+    # A number of steps from the environment (ACCELERATE_GRADIENT_ACCUMULATION_STEPS) would make an
+    # update of several batches, which no flag has asked for.
     no_accumulation = GradientAccumulationPlugin(num_steps=1)
     try:
-        accelerator = Accelerator(
-            cpu=cpu,
-            mixed_precision=precision,
-            dynamo_plugin=dynamo_plugin(compile_mode),
-            gradient_accumulation_plugin=no_accumulation,
-            kwargs_handlers=[meeting],
+        accelerator = ExactAccelerator(
+            gradient_accumulation_plugin=no_accumulation, kwargs_handlers=[meeting], **options
         )
     except dist.DistError as error:
         raise UserError(

@@ -32,7 +32,7 @@ class Split:
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor]:
-        """Images and labels, as `GlobalBatches` takes them."""
+        """Images and labels, as `TensorDataset` takes them."""
         return self.images, self.labels
 
     def to(self, device: torch.device) -> "Split":

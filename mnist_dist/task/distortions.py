@@ -1,14 +1,15 @@
 """Random distortions and dropout, the same however a batch is shared; and shifted images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnist_dist.core.batches import Batch
+# Draws for each sample of a batch, as `MicroBatch.rand` does: a purpose, a shape and whether normal to a tensor.
+Rand = Callable[..., Tensor]
 
 SIZE = 28  # pixels a side
 ROTATION, SCALE, SHEAR, SHIFT = 15.0, 0.15, 0.15, 2.0  # degrees, share, share and pixels at strength 1: the largest
@@ -17,12 +18,12 @@ KNOTS = 7  # a side, of the elastic field
 SMOOTHNESS = 4.0  # pixels: the standard deviation of the Gaussian that smooths it (Simard et al. 2003)
 
 
-def distort(images: Tensor, batch: Batch, *, affine: float, elastic: float, copy: int = 0) -> Tensor:
+def distort(images: Tensor, rand: Rand, *, affine: float, elastic: float, copy: int = 0) -> Tensor:
     """Rotate, scale, shear, shift and bend each image at random, all in one interpolation.
 
     Args:
-        images: (n, 1, 28, 28), those of the batch; outside its border an image goes on as it ends there.
-        batch: gives 6 + 98 random numbers for each sample, whatever the strengths.
+        images: (n, 1, 28, 28); outside its border an image goes on as it ends there.
+        rand: draws 6 + 98 random numbers for each of them, whatever the strengths.
         affine: strength of rotation, scale, shear and shift; 0 for none.
         elastic: strength of the bending; 0 for none.
         copy: number of the distorted copy, each of which is distorted otherwise.
@@ -30,8 +31,8 @@ def distort(images: Tensor, batch: Batch, *, affine: float, elastic: float, copy
     Returns:
         Images of the same shape and dtype.
     """
-    uniform = affine * (2 * batch.rand(f"affine {copy}", 6) - 1).to(images.dtype)
-    bend = elastic * (2 * ELASTIC / SIZE) * batch.rand(f"elastic {copy}", 2, KNOTS**2, normal=True).to(images.dtype)
+    uniform = affine * (2 * rand(f"affine {copy}", 6) - 1).to(images.dtype)
+    bend = elastic * (2 * ELASTIC / SIZE) * rand(f"elastic {copy}", 2, KNOTS**2, normal=True).to(images.dtype)
     angle, shear = math.radians(ROTATION) * uniform[:, 0], SHEAR * uniform[:, 1]
     across, down = (SCALE * uniform[:, 2]).exp(), (SCALE * uniform[:, 3]).exp()
     x, y = (2 * SHIFT / SIZE * uniform[:, 4:]).unbind(1)
@@ -52,7 +53,7 @@ def shift(images: Tensor, down: int, right: int) -> Tensor:
     return images[:, :, rows[:, None], columns]
 
 
-def dropout(shapes: Sequence[tuple[int, ...]], batch: Batch, *, share: float) -> list[Tensor]:
+def dropout(shapes: Sequence[tuple[int, ...]], rand: Rand, *, share: float) -> list[Tensor]:
     """Choose at random which outputs of each layer a sample is to do without (Srivastava et al. 2014).
 
     Each process draws a float32 number for every output that the whole global batch has, also if gradients are
@@ -60,7 +61,7 @@ def dropout(shapes: Sequence[tuple[int, ...]], batch: Batch, *, share: float) ->
 
     Args:
         shapes: of the outputs of each layer for a sample.
-        batch: of n samples.
+        rand: draws for n samples.
         share: of the outputs that are dropped, in [0, 1).
 
     Returns:
@@ -68,7 +69,7 @@ def dropout(shapes: Sequence[tuple[int, ...]], batch: Batch, *, share: float) ->
     """
     sizes = [math.prod(shape) for shape in shapes]
     # In place, for fresh memory costs more than the arithmetic.
-    masks = batch.rand("dropout", sum(sizes)).ge_(share).div_(1 - share)
+    masks = rand("dropout", sum(sizes)).ge_(share).div_(1 - share)
     return [part.unflatten(1, shape) for part, shape in zip(masks.split(sizes, dim=1), shapes, strict=True)]
 
 

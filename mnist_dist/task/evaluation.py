@@ -7,12 +7,11 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from mnist_dist.core.batches import Batch, GlobalBatches
-from mnist_dist.core.processes import UserError
-from mnist_dist.core.training import evaluate
+from mnist_dist.core import ExactAccelerator, MicroBatch, UserError, as_stored
+from mnist_dist.core.loader import ExactDataLoader
 from mnist_dist.task.data import Split
 
 BATCH = 1000  # samples in a global batch of an evaluation
@@ -132,27 +131,47 @@ def mean(results: Sequence[Evaluation]) -> Evaluation:
     return Evaluation(probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log(), results[0].labels)
 
 
+def evaluation_loader(split: Split) -> DataLoader:
+    """A loader of images, labels and their samples' numbers, in the order of the data set, to be prepared."""
+    numbers = torch.arange(len(split), device=split.labels.device)
+    return DataLoader(TensorDataset(split.images, split.labels, numbers), batch_size=BATCH)
+
+
 def classify(
-    accelerator: Accelerator,
-    model: nn.Module,
-    split: Split,
-    view: Callable[[Tensor, Batch], Tensor] | None = None,
-    batch_size: int = BATCH,
-    virtual: int = 0,
+    accelerator: ExactAccelerator,
+    network: nn.Module,
+    loader: ExactDataLoader,
+    view: Callable[[Tensor, MicroBatch], Tensor] | None = None,
 ) -> Evaluation:
-    """Classify every sample of a split once, each process its share, and gather the logits on all processes.
+    """Classify every sample of a split once, each process its rows, and gather the logits on all processes.
 
     Args:
-        model: the bare network, which is evaluated in the dtype of its weights.
-        view: what the network sees of images and their batch, if not the images as they are.
-        batch_size: samples in a global batch; the result does not depend on it.
-        virtual: for the same bits on 1 to so many processes, as in `GlobalBatches`.
+        accelerator: the processes.
+        network: bare, which is evaluated in the precision of its weights.
+        loader: a prepared `evaluation_loader`.
+        view: what the network sees of images and their micro-batch, if not the images as they are.
     """
+    loader.set_epoch(0)  # a view draws the same every time
+    gathered = []
+    with as_stored(network):
+        for images, labels, numbers in loader:
+            seen = view(images, accelerator.micro_batch) if view else images
+            gathered.append(accelerator.gather_for_metrics((network(seen), labels, numbers)))
+    return evaluation_of(gathered)
 
-    def logits(model: nn.Module, batch: Batch) -> Tensor:
-        images, _ = batch.data
-        return model(view(images, batch) if view else images)
 
-    batches = GlobalBatches(split.tensors, batch_size, accelerator, virtual=virtual)
-    found = evaluate(accelerator, model, batches, logits)
-    return Evaluation(found.double(), split.labels.cpu())
+def evaluation_of(gathered: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Evaluation:
+    """What a model says about every sample, from what was gathered batch by batch.
+
+    Args:
+        gathered: for each batch logits (n, classes), labels (n,) and the samples' numbers (n,).
+
+    Raises:
+        RuntimeError: some sample was not counted exactly once.
+    """
+    logits, labels, numbers = (torch.cat(parts).cpu() for parts in zip(*gathered, strict=True))
+    order = numbers.argsort()
+    wrong = int((numbers[order] != torch.arange(len(numbers))).sum())
+    if wrong:
+        raise RuntimeError(f"{wrong} of {len(numbers)} samples were not counted exactly once")
+    return Evaluation(logits[order].double(), labels[order])

@@ -5,14 +5,15 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from mnist_dist.core.batches import Batch
-from mnist_dist.core.training import Loss
-from mnist_dist.task.distortions import distort, dropout
+from mnist_dist.task.distortions import Rand, distort, dropout
 from mnist_dist.task.networks import MNISTNet
 from mnist_dist.task.schedules import learning_rate
 from mnist_dist.task.settings import Settings
+
+Loss = Callable[[nn.Module, Tensor, Tensor, Rand], Tensor]
 
 
 def adam(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
@@ -20,26 +21,35 @@ def adam(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
 
 
-def schedule(settings: Settings, updates: int) -> Callable[[int], float]:
-    """The share of the peak rate for each update, by its number from 0, in a run of so many."""
-    return lambda step: learning_rate(step, updates, schedule=settings.schedule, warmup=settings.warmup)
+def schedule(optimizer: torch.optim.Optimizer, settings: Settings, updates: int) -> LambdaLR:
+    """The scheduler of the learning rate, to be stepped after every update of a run of so many."""
+
+    def share_of_peak(update: int) -> float:
+        # The scheduler asks once more, after the last update.
+        return learning_rate(min(update, updates - 1), updates, schedule=settings.schedule, warmup=settings.warmup)
+
+    return LambdaLR(optimizer, share_of_peak)
 
 
 def loss_of(network: MNISTNet, settings: Settings, teachers: Sequence[nn.Module] = ()) -> Loss:
-    """The cross-entropy (nats) summed over a batch's samples, distorted and with dropout as the settings say.
+    """What is minimised: the mean cross-entropy (nats) of samples, distorted and with dropout as the settings say.
 
     Args:
         network: bare; says what of it can be dropped.
+        settings: of the training.
         teachers: models in eval mode, whose `divergence` is a share of the loss as the settings say.
+
+    Returns:
+        A function of the model, images (n, 1, 28, 28), labels (n,), and what draws random numbers for these n samples,
+        such as `accelerator.micro_batch.rand`. It gives a scalar.
     """
 
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        images, labels = batch.data
+    def loss(model: nn.Module, images: Tensor, labels: Tensor, rand: Rand) -> Tensor:
         if settings.affine or settings.elastic:
-            images = distort(images, batch, affine=settings.affine, elastic=settings.elastic)
-        masks = dropout(network.outputs, batch, share=settings.dropout) if settings.dropout else []
+            images = distort(images, rand, affine=settings.affine, elastic=settings.elastic)
+        masks = dropout(network.outputs, rand, share=settings.dropout) if settings.dropout else []
         logits = model(images, *masks)
-        wrong = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=settings.label_smoothing)
+        wrong = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
         if not teachers:
             return wrong
         apart = divergence(logits, images, teachers, settings.temperature)
@@ -57,11 +67,11 @@ def divergence(logits: Tensor, images: Tensor, teachers: Sequence[nn.Module], te
         temperature: T, by which all logits are divided.
 
     Returns:
-        T^2 times the Kullback-Leibler divergence (nats), summed over the samples: so its gradient is as large at any T.
+        T^2 times the Kullback-Leibler divergence (nats), the mean over the samples: so its gradient is as large at any T.
     """
     with torch.no_grad():
         taught = torch.stack([F.softmax(teacher(images) / temperature, dim=1) for teacher in teachers]).mean(dim=0)
-    return temperature**2 * F.kl_div(F.log_softmax(logits / temperature, dim=1), taught, reduction="sum")
+    return temperature**2 * F.kl_div(F.log_softmax(logits / temperature, dim=1), taught, reduction="batchmean")
 
 
 def average(model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) -> AveragedModel:

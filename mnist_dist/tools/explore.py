@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mnist_dist import plots
-from mnist_dist.core import GlobalBatches
+from mnist_dist.core import stream
 from mnist_dist.run import launch
 from mnist_dist.task import data
 from mnist_dist.task.data import DataSet, Split
@@ -112,10 +112,14 @@ def draw_distorted(
         titles: n labels.
         place: the picture's file.
     """
-    (batch,) = GlobalBatches(images, batch_size=len(images)).epoch()
+
+    def rand(purpose: str, *shape: int, normal: bool = False) -> Tensor:
+        draw = torch.randn if normal else torch.rand
+        return draw(len(images), *shape, generator=stream(purpose, 0))
+
     rows = [images]
     for copy in range(COPIES):
-        row = distort(images, batch, affine=config.affine, elastic=config.elastic, copy=copy)
+        row = distort(images, rand, affine=config.affine, elastic=config.elastic, copy=copy)
         rows.append(row)
     flags = f"--affine {config.affine:g} --elastic {config.elastic:g}"
     heading = f"Ten samples, and each distorted four times ({flags})"

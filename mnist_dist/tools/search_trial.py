@@ -6,13 +6,16 @@ import optuna
 import torch
 from accelerate.utils import set_seed
 from optuna.trial import Trial
+from torch.utils.data import DataLoader, TensorDataset
 
-from mnist_dist.core import GlobalBatches, Training
+from mnist_dist.core import MeanLoss
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run import launch
+from mnist_dist.run.progress import progress_bar
+from mnist_dist.run.stopwatch import Stopwatch
 from mnist_dist.task import networks
 from mnist_dist.task.data import Split
-from mnist_dist.task.evaluation import classify
+from mnist_dist.task.evaluation import classify, evaluation_loader
 from mnist_dist.task.objective import adam, average, loss_of, schedule
 from mnist_dist.tools.study import FIRST, WHOLE
 
@@ -43,7 +46,7 @@ def train_trial(
     """
     dtype = getattr(torch, config.dtype)
     # Anew for each trial, for the scaler of mixed precision has a state.
-    accelerator = launch.start(config.cpu, config.mixed_precision, dtype, tf32=config.tf32)
+    accelerator = launch.start(config.cpu, config.mixed_precision, dtype, tf32=config.tf32, seed=config.seed)
     set_seed(config.seed)
     network = networks.build(config.model, config.hidden, config.channels)
     network = network.to(accelerator.device, dtype)
@@ -51,35 +54,37 @@ def train_trial(
     trained: torch.nn.Module = network
     if config.ema:
         trained = average(network, optimizer, config.ema).module
-    loss = loss_of(network, config, teachers)
-    training = Training(accelerator, network, optimizer, loss)
-    batches = GlobalBatches(train.tensors, config.batch_size, seed=config.seed)
-    while True:
-        train_epoch(training, batches, config)
-        accuracy = classify(accelerator, trained, val).metrics("val")["val_accuracy"]
-        epochs = training.progress.epoch
-        trial.set_user_attr("train_seconds", training.progress.train_seconds)
+    train_data = TensorDataset(train.images, train.labels)
+    train_loader = DataLoader(train_data, batch_size=config.batch_size, shuffle=True)
+    scheduler = schedule(optimizer, config, updates=config.epochs * len(train_loader))
+    model, optimizer, train_loader, val_loader, scheduler = accelerator.prepare(
+        network, optimizer, train_loader, evaluation_loader(val), scheduler
+    )
+    loss_function = loss_of(network, config, teachers)
+    train_loss = MeanLoss(accelerator)
+    stopwatch = Stopwatch()
+    for epoch in range(config.epochs):
+        stopwatch.start_epoch()
+        model.train()
+        title = f"epoch {epoch + 1}/{config.epochs}"
+        for images, labels in progress_bar(accelerator, train_loader, title):
+            loss = loss_function(model, images, labels, accelerator.micro_batch.rand)
+            train_loss.update(loss)
+            accelerator.backward(loss)
+            if config.clip_norm:
+                accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+        train_loss.reset()  # which refuses numbers that broke
+        stopwatch.end_epoch()
+        accuracy = classify(accelerator, trained, val_loader).metrics("val")["val_accuracy"]
+        trial.set_user_attr("train_seconds", stopwatch.total)
         # Compared with others when they had come as far: a long schedule begins worse than a short
         # one ends.
-        trial.report(accuracy, WHOLE * epochs // config.epochs)
-        if epochs == config.epochs:
-            return accuracy
-        may_be_pruned = FIRST not in trial.user_attrs
+        trial.report(accuracy, WHOLE * (epoch + 1) // config.epochs)
+        is_last = epoch + 1 == config.epochs
+        may_be_pruned = FIRST not in trial.user_attrs and not is_last
         if may_be_pruned and trial.should_prune():
-            raise optuna.TrialPruned(f"below the median after epoch {epochs}")
-
-
-def train_epoch(training: Training, batches: GlobalBatches, config: TrainConfig) -> None:
-    """Train for one epoch.
-
-    Args:
-        training: what is trained.
-        batches: the global batches of an epoch.
-        config: the settings.
-    """
-    progress = training.progress
-    rate = schedule(config, config.epochs * len(batches))
-    title = f"epoch {progress.epoch + 1}/{config.epochs}"
-    for batch in training.epoch(batches, title):
-        training.set_rate(rate(progress.global_step))
-        training.update(batch, clip_norm=config.clip_norm)
+            raise optuna.TrialPruned(f"below the median after epoch {epoch + 1}")
+    return accuracy
