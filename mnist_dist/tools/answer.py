@@ -29,10 +29,12 @@ class Check:
     slow: bool = False
 
     def __str__(self) -> str:
-        """What a person reads at a glance."""
+        """Return what a person reads at a glance."""
+        found = f"{self.name:21}  {self.detail}"
         if self.passed and not self.slow:
-            return f"PASS  {self.name:21}  {self.detail}"
-        return f"{'WARN' if self.passed else 'FAIL'}  {self.name:21}  {self.detail}\n{'':29}-> {self.advice}"
+            return f"PASS  {found}"
+        verdict = "WARN" if self.passed else "FAIL"
+        return f"{verdict}  {found}\n{'':29}-> {self.advice}"
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,17 @@ class Process:
     """What a process says of itself.
 
     Attributes:
+        rank: its number.
+        node: the name of its node.
+        device: the kind of its device, such as "cuda".
         gpu: the UUID of its GPU, empty on a CPU.
         gpus: how many it sees.
+        backend: what its messages are sent by, such as "nccl", or "none".
+        threads: those that PyTorch calculates with.
+        versions: those of Python and the packages, in words.
         code: digest of this package's source and the scripts beside it.
-        data: name of the data set and digests of its tensors, by part, or why they could not be read.
+        data: name of the data set and digests of its tensors, by part, or why they could not be
+            read.
     """
 
     rank: int
@@ -65,7 +74,8 @@ class Answer:
     Attributes:
         checks: the lines of the table.
         processes: all of them; none if they could not be connected.
-        measurements: in seconds, samples a second and bytes a second; none if not everything was compared.
+        measurements: in seconds, samples a second and bytes a second; none if not everything was
+            compared.
         json: where to write it.
         printing: whether this process prints lines as they are made.
         out, errors: where to, also while a training's words are swallowed.
@@ -85,27 +95,41 @@ class Answer:
         return [check.name for check in self.checks if not check.passed]
 
     def add(self, *checks: Check) -> None:
-        """Make and print lines; one that fails after another says so, and no more."""
+        """Add lines, and print them.
+
+        Args:
+            *checks: the lines. The advice of one that fails after another is to look at that one.
+        """
         for check in checks:
             if not check.passed and self.failed:
-                check = replace(check, advice=f"because of {self.failed[0]}, above: put that right first")
+                advice = f"because of {self.failed[0]}, above: put that right first"
+                check = replace(check, advice=advice)
             self.checks.append(check)
             self.say(str(check))
 
     def say(self, text: str) -> None:
-        """Print at once."""
+        """Print a text at once."""
         if self.printing:
             print(text, file=self.out, flush=True)
 
     def as_json(self) -> dict[str, Any]:
-        """What a program reads."""
-        lines, processes = [asdict(check) for check in self.checks], [asdict(process) for process in self.processes]
-        found = {"checks": lines, "processes": processes, "measurements": self.measurements}
-        return {"version": VERSION, "passed": not self.failed} | found
+        """Return what a program reads."""
+        return {
+            "version": VERSION,
+            "passed": not self.failed,
+            "checks": [asdict(check) for check in self.checks],
+            "processes": [asdict(process) for process in self.processes],
+            "measurements": self.measurements,
+        }
 
     def end(self) -> None:
-        """Print and write what follows the lines."""
+        """Print and write what follows the lines.
+
+        Raises:
+            OSError: the JSON cannot be written.
+        """
         if self.failed and not self.measurements:
-            self.say("\nwhat else there is to check needs these to be right first, and was not made")
+            rest = "what else there is to check needs these to be right first, and was not made"
+            self.say(f"\n{rest}")
         if self.printing and self.json:
             write_json(self.json, self.as_json())

@@ -1,7 +1,9 @@
 """What is drawn on a picture: told from the paper, counted, and laid out as MNIST's digits are."""
 
 import numpy as np
-from PIL import Image, ImageFilter
+from numpy import ndarray
+from PIL.Image import Image, Resampling, fromarray
+from PIL.ImageFilter import BoxBlur, MaxFilter, MedianFilter, MinFilter
 from torch import Tensor
 
 BOX = 20  # pixels of the longer side that MNIST's digits are scaled to (LeCun et al. 1998)
@@ -13,7 +15,7 @@ PAPER = 0.2  # share of the strongest ink below which there are only paper and c
 NEGLIGIBLE = 0.1  # share of the ink, or of the strongest, that is no part of a digit by itself
 
 
-def difference_from_paper(grey: np.ndarray) -> np.ndarray:
+def difference_from_paper(grey: ndarray) -> ndarray:
     """Return by how much each pixel is lighter or darker than the paper, also in a shadow.
 
     Args:
@@ -29,17 +31,17 @@ def difference_from_paper(grey: np.ndarray) -> np.ndarray:
     return difference_in_shadow(grey)
 
 
-def edge_of(pixels: np.ndarray) -> np.ndarray:
+def edge_of(pixels: ndarray) -> ndarray:
     """Return the outermost pixels of (height, width), in a row."""
     top, bottom = pixels[[0, -1]]
     left, right = pixels[:, [0, -1]].T
     return np.concatenate([top, bottom, left, right])
 
 
-def difference_in_shadow(grey: np.ndarray) -> np.ndarray:
+def difference_in_shadow(grey: ndarray) -> ndarray:
     """Return what `difference_from_paper` does for paper that is not of one shade."""
-    small = Image.fromarray((255 * grey).astype(np.uint8))
-    small.thumbnail((SMALL, SMALL), Image.Resampling.BOX)
+    small = fromarray((255 * grey).astype(np.uint8))
+    small.thumbnail((SMALL, SMALL), Resampling.BOX)
     # Filters of this size, which must be odd, see the paper beside a stroke.
     seventh = min(small.size) // 7
     window = max(3, seventh | 1)
@@ -54,37 +56,37 @@ def difference_in_shadow(grey: np.ndarray) -> np.ndarray:
     return ink * away_from_edge(ink)
 
 
-def has_dark_ink(picture: Image.Image, window: int) -> bool:
+def has_dark_ink(picture: Image, window: int) -> bool:
     """Return whether what differs most from its surroundings is darker than they are.
 
     Args:
         picture: a grey picture.
         window: pixels, wider than a stroke.
     """
-    surroundings = picture.filter(ImageFilter.MedianFilter(3 * window))
+    surroundings = picture.filter(MedianFilter(3 * window))
     contrast = np.asarray(picture, float) - np.asarray(surroundings, float)
     skewness = np.mean(contrast**3)
     return bool(skewness < 0)
 
 
-def without_ink(picture: Image.Image, window: int, ink_is_dark: bool) -> Image.Image:
+def without_ink(picture: Image, window: int, ink_is_dark: bool) -> Image:
     """Return a grey picture with the paper's shade in the place of strokes."""
-    lightest = ImageFilter.MaxFilter(window)
-    darkest = ImageFilter.MinFilter(window)
+    lightest = MaxFilter(window)
+    darkest = MinFilter(window)
     filters = (lightest, darkest) if ink_is_dark else (darkest, lightest)
     for one in filters:
         picture = picture.filter(one)
-    return picture.filter(ImageFilter.BoxBlur(window // 4))
+    return picture.filter(BoxBlur(window // 4))
 
 
-def resized(picture: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
+def resized(picture: Image, shape: tuple[int, ...]) -> ndarray:
     """Return the values of an 8-bit grey picture in [0, 1], resized to (height, width)."""
     height, width = shape
-    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(picture, float) / 255
+    larger = picture.resize((width, height), Resampling.BILINEAR)
+    return np.asarray(larger, float) / 255
 
 
-def away_from_edge(ink: np.ndarray) -> np.ndarray:
+def away_from_edge(ink: ndarray) -> ndarray:
     """Find what is drawn without touching the edge of the picture, as shadows do.
 
     Args:
@@ -93,8 +95,9 @@ def away_from_edge(ink: np.ndarray) -> np.ndarray:
     Returns:
         (height, width), 1 for what is drawn so and 0 for the rest.
     """
-    picture = Image.fromarray(ink.astype(np.float32))
-    small = np.asarray(picture.resize((SMALL, SMALL), Image.Resampling.BOX))
+    picture = fromarray(ink.astype(np.float32))
+    small_picture = picture.resize((SMALL, SMALL), Resampling.BOX)
+    small = np.asarray(small_picture)
     part = connected_parts(small > NEGLIGIBLE * small.max())
     touches_edge = np.isin(part, edge_of(part))
     kept = (part > 0) & ~touches_edge
@@ -103,13 +106,13 @@ def away_from_edge(ink: np.ndarray) -> np.ndarray:
     return resized(widened(kept), ink.shape)
 
 
-def widened(drawn: np.ndarray) -> Image.Image:
+def widened(drawn: ndarray) -> Image:
     """Return what is drawn, (height, width) of bool, white on black, and a pixel wider."""
-    mask = Image.fromarray(drawn).convert("L")
-    return mask.filter(ImageFilter.MaxFilter(3))
+    mask = fromarray(drawn).convert("L")
+    return mask.filter(MaxFilter(3))
 
 
-def connected_parts(drawn: np.ndarray) -> np.ndarray:
+def connected_parts(drawn: ndarray) -> ndarray:
     """Number the connected parts of what is drawn.
 
     Args:
@@ -118,8 +121,8 @@ def connected_parts(drawn: np.ndarray) -> np.ndarray:
     Returns:
         (height, width) of int: the number of each pixel's part, 0 where nothing is drawn.
     """
-    numbers = np.arange(1, drawn.size + 1).reshape(drawn.shape)
-    part = np.where(drawn, numbers, 0)
+    numbers = np.arange(1, drawn.size + 1)
+    part = np.where(drawn, numbers.reshape(drawn.shape), 0)
     # Every pixel takes the largest number beside it, until each part has one of its own.
     while True:
         wide = np.pad(part, 1)
@@ -141,25 +144,32 @@ def count_parts(digit: Tensor) -> int:
     # Parts one pixel apart are one: many write the bar of a 5 so.
     near = np.asarray(widened(ink > PAPER)) > 0
     part = connected_parts(near)
-    amounts = [ink[part == number].sum() for number in np.unique(part[near])]
-    large = [amount for amount in amounts if amount >= NEGLIGIBLE * ink.sum()]
+    numbers = np.unique(part[near])
+    amounts = [ink[part == number].sum() for number in numbers]
+    least = NEGLIGIBLE * ink.sum()
+    large = [amount for amount in amounts if amount >= least]
     return len(large)
 
 
-def cut_out(ink: np.ndarray) -> np.ndarray:
+def cut_out(ink: ndarray) -> ndarray:
     """Return the smallest rectangle of a picture with all that is drawn on it.
 
     Args:
         ink: (height, width), values in [0, 1], the largest 1.
     """
     drawn = ink > PAPER
-    rows = np.flatnonzero(drawn.any(axis=1))
-    columns = np.flatnonzero(drawn.any(axis=0))
-    inside = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    return ink[inside]
+    rows = extent(drawn.any(axis=1))
+    columns = extent(drawn.any(axis=0))
+    return ink[rows, columns]
 
 
-def centred(ink: np.ndarray) -> np.ndarray:
+def extent(is_drawn: ndarray) -> slice:
+    """Return the part of (size,) from the first to the last that is true."""
+    numbers = np.flatnonzero(is_drawn)
+    return slice(numbers[0], numbers[-1] + 1)
+
+
+def centred(ink: ndarray) -> ndarray:
     """Scale ink so that its longer side is 20, and put its centre of mass into the middle.
 
     Args:
@@ -171,8 +181,8 @@ def centred(ink: np.ndarray) -> np.ndarray:
     scale = BOX / max(ink.shape)
     sides = [round(side * scale) for side in ink.shape]
     height, width = np.maximum(sides, 1).tolist()
-    method = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
-    picture = Image.fromarray(ink.astype(np.float32))
+    method = Resampling.BOX if scale < 1 else Resampling.BICUBIC
+    picture = fromarray(ink.astype(np.float32))
     values = np.asarray(picture.resize((width, height), method))
     small = np.clip(values / values.max(), 0, 1)
     # The centre of mass goes to pixel (14, 14), where MNIST's digits have theirs (mean over its
@@ -184,7 +194,7 @@ def centred(ink: np.ndarray) -> np.ndarray:
     return field
 
 
-def first_pixel(masses: np.ndarray) -> int:
+def first_pixel(masses: ndarray) -> int:
     """Return where a digit begins in the field so that its mass is in the middle of one direction.
 
     Args:

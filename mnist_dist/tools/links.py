@@ -2,8 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -12,13 +12,31 @@ from torch import Tensor
 
 FEW = 8  # processes up to which every pair is measured; beyond, each and the next in a ring
 BYTES = 16 * 2**20  # of the all-reduce that gives the bandwidth
-MESSAGE = 2**20  # bytes, of the message that gives a link's
+MESSAGE = 2**20  # bytes of the message that gives a link's
+FLOAT = 4  # bytes of a float32
 SLOW = 4.0  # times a good link
 PATIENCE = 0.01  # seconds that no good link takes
 NOTICED = 1e-3  # seconds: less costs little, and is noise on a busy machine
 LONG = 1.0  # seconds, many times the slice that a scheduler gives to a process
+FEWEST = 3  # calls in that time
 
-Link = tuple[int, int, float, float]  # two processes, seconds there and back, bytes a second
+Pair = tuple[int, int]  # numbers of two processes
+
+
+class Link(NamedTuple):
+    """What was measured between two processes.
+
+    Attributes:
+        one: the number of the first.
+        other: the number of the second.
+        latency: seconds there and back.
+        bandwidth: bytes a second.
+    """
+
+    one: int
+    other: int
+    latency: float
+    bandwidth: float
 
 
 def synchronize(device: torch.device) -> None:
@@ -27,20 +45,40 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def long_enough(function: Callable[[], object], device: torch.device) -> float:
-    """Seconds that a call takes on average over at least a second, after one to warm up."""
+def average_seconds(function: Callable[[], object], device: torch.device) -> float:
+    """Measure a function for at least a second, after one call to warm up.
+
+    Args:
+        function: what to measure.
+        device: where it works.
+
+    Returns:
+        Seconds that a call takes on average.
+    """
     function()
     synchronize(device)
-    calls, begin = 0, time.perf_counter()
-    while (passed := time.perf_counter() - begin) < LONG or calls < 3:
+    calls = 0
+    passed = 0.0
+    begin = time.perf_counter()
+    while passed < LONG or calls < FEWEST:
         function()
         synchronize(device)
         calls += 1
+        passed = time.perf_counter() - begin
     return passed / calls
 
 
-def seconds(function: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """The median of so many calls."""
+def median_seconds(function: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Measure a function.
+
+    Args:
+        function: what to measure.
+        repeats: how often to call it.
+        device: where it works.
+
+    Returns:
+        The median of the seconds that a call takes.
+    """
     times = []
     for _ in range(repeats):
         synchronize(device)
@@ -51,71 +89,174 @@ def seconds(function: Callable[[], object], repeats: int, device: torch.device) 
     return statistics.median(times)
 
 
-def all_reduce(accelerator: Accelerator, gather: Callable[[Any], list[Any]]) -> dict[str, float]:
-    """Seconds for one number, and bytes a second for many, of the slowest process."""
+def all_reduce(
+    accelerator: Accelerator,
+    gather: Callable[[Any], list[Any]],
+) -> dict[str, float]:
+    """Measure the sum over all processes, which all must call alike.
+
+    Args:
+        accelerator: the processes.
+        gather: gathers the values of all processes.
+
+    Returns:
+        Seconds for one number, and bytes a second for many, of the slowest process.
+    """
     device = accelerator.device
-    small, large = torch.ones(1, device=device), torch.ones(BYTES // 4, device=device)
-    latency = seconds(lambda: dist.all_reduce(small), 200, device)
-    duration = seconds(lambda: dist.all_reduce(large), 5, device)
+    small = torch.ones(1, device=device)
+    large = torch.ones(BYTES // FLOAT, device=device)
+    latency = median_seconds(lambda: dist.all_reduce(small), 200, device)
+    duration = median_seconds(lambda: dist.all_reduce(large), 5, device)
     return {
         "all_reduce_seconds": max(gather(latency)),
         "all_reduce_bytes_per_second": BYTES / max(gather(duration)),
     }
 
 
-def measure(accelerator: Accelerator, meet: Callable[[], object]) -> list[Link]:
-    """All links, one after the other; the first process has the figures of all.
+def measure(accelerator: Accelerator, wait: Callable[[], object]) -> list[Link]:
+    """Measure all links, one after the other, which all processes must call alike.
 
     Args:
-        meet: waits for all processes.
+        accelerator: the processes.
+        wait: waits for all processes.
+
+    Returns:
+        The links; the first process has the figures of all.
     """
-    world, rank, device = accelerator.num_processes, accelerator.process_index, accelerator.device
-    every = [(one, other) for one in range(world) for other in range(one + 1, world)]
-    pairs = every if world <= FEW else [(one, (one + 1) % world) for one in range(world)]
+    device = accelerator.device
+    rank = accelerator.process_index
+    pairs = pairs_of(accelerator.num_processes)
     table = torch.zeros(len(pairs), 2, device=device)
-    small, large = torch.ones(1, device=device), torch.ones(MESSAGE // 4, device=device)
-    for number, (one, other) in enumerate(pairs):
-        if rank in (one, other):
-
-            def there_and_back(message: Tensor, first: bool = rank == one, to: int = one + other - rank) -> None:
-                for sends in (first, not first):
-                    if sends:
-                        dist.send(message, to)
-                    else:
-                        dist.recv(message, to)
-
-            there_and_back(large)  # to connect them
-            found = [seconds(lambda: there_and_back(m), 10, device) for m in (small, large)]  # noqa: B023
-            if rank == one:
-                table[number] = torch.tensor(found)
-        meet()
+    for number, pair in enumerate(pairs):
+        if rank in pair:
+            figures = measure_pair(pair, rank, device)
+            if rank == pair[0]:
+                table[number] = torch.tensor(figures)
+        wait()
     dist.all_reduce(table)
-    return [
-        (*pair, latency, 2 * MESSAGE / max(both, 1e-9))
-        for pair, (latency, both) in zip(pairs, table.tolist(), strict=True)
-    ]
+    links = []
+    for (one, other), (latency, duration) in zip(pairs, table.tolist(), strict=True):
+        bandwidth = 2 * MESSAGE / max(duration, 1e-9)
+        links.append(Link(one, other, latency, bandwidth))
+    return links
 
 
-def judge(found: list[Link], nodes: list[str]) -> tuple[bool, str]:
-    """Whether no link is far slower than a good one of its kind (within a node, between two); the slowest, in words.
+def pairs_of(world: int) -> list[Pair]:
+    """Return the processes whose links are measured, two and two.
 
     Args:
-        nodes: where each process is.
+        world: the number of processes.
     """
+    ranks = range(world)
+    if world > FEW:
+        return [(rank, (rank + 1) % world) for rank in ranks]
+    return [(one, other) for one in ranks for other in ranks if one < other]
 
-    def good(link: Link, figure: int) -> float:
-        """What the best quarter of its kind has: a process whose links are all slow must not set the measure."""
-        alike = [other for other in found if (nodes[other[0]] == nodes[other[1]]) == (nodes[link[0]] == nodes[link[1]])]
-        figures = sorted((other[figure] for other in alike), reverse=figure == 3)
-        return figures[len(figures) // 4]
+
+def measure_pair(pair: Pair, rank: int, device: torch.device) -> tuple[float, float]:
+    """Measure the link between this process and another one.
+
+    Args:
+        pair: both of them.
+        rank: this one.
+        device: what holds the messages.
+
+    Returns:
+        The seconds that a message takes there and back, a small and a large one.
+    """
+    one, other = pair
+    is_first = rank == one
+    partner = other if is_first else one
+    small = torch.ones(1, device=device)
+    large = torch.ones(MESSAGE // FLOAT, device=device)
+    send_there_and_back(large, partner, is_first)  # to connect them
+    return (
+        median_seconds(lambda: send_there_and_back(small, partner, is_first), 10, device),
+        median_seconds(lambda: send_there_and_back(large, partner, is_first), 10, device),
+    )
+
+
+def send_there_and_back(message: Tensor, partner: int, is_first: bool) -> None:
+    """Send a message to another process, and receive it from there.
+
+    Args:
+        message: what to send, and where to receive.
+        partner: the number of the other process, which calls this alike.
+        is_first: whether this process begins.
+    """
+    if is_first:
+        dist.send(message, partner)
+        dist.recv(message, partner)
+    else:
+        dist.recv(message, partner)
+        dist.send(message, partner)
+
+
+def judge(links: Sequence[Sequence[Any]], nodes: Sequence[str]) -> tuple[bool, str]:
+    """Judge whether no link is far slower than a good one of its kind.
+
+    There are two kinds: links within a node, and links between two.
+
+    Args:
+        links: all of them, as `Link` or as JSON gives it back.
+        nodes: where each process is.
+
+    Returns:
+        Whether no link is slow, and the slowest one in words.
+    """
+    found = [Link(*link) for link in links]
+    kinds: dict[bool, list[Link]] = {True: [], False: []}
+    for link in found:
+        kinds[is_within_node(link, nodes)].append(link)
 
     def slowness(link: Link) -> float:
-        late = link[2] / min(good(link, 2), PATIENCE) if link[2] > NOTICED else 1.0
-        narrow = max(good(link, 3), MESSAGE / PATIENCE) / link[3] if MESSAGE / link[3] > NOTICED else 1.0
-        return max(late, narrow)
+        return times_slower(link, kinds[is_within_node(link, nodes)])
 
-    worst = max(found, key=lambda link: (slowness(link), link[2]))
-    best = good(worst, 2), good(worst, 3)
-    detail = f"{len(found)} of them, {1e6 * best[0]:,.0f} us there and back and {best[1] / 1e9:.2f} GB/s; the slowest, "
-    detail += f"{worst[0]} on {nodes[worst[0]]} to {worst[1]} on {nodes[worst[1]]}: "
-    return slowness(worst) <= SLOW, detail + f"{1e6 * worst[2]:,.0f} us and {worst[3] / 1e9:.2f} GB/s"
+    worst = max(found, key=lambda link: (slowness(link), link.latency))
+    kind = kinds[is_within_node(worst, nodes)]
+    good = figures_in_words(good_latency(kind), good_bandwidth(kind), "us there and back")
+    bad = figures_in_words(worst.latency, worst.bandwidth, "us")
+    ends = [f"{rank} on {nodes[rank]}" for rank in (worst.one, worst.other)]
+    detail = f"{len(found)} of them, {good}; the slowest, {' to '.join(ends)}: {bad}"
+    return slowness(worst) <= SLOW, detail
+
+
+def is_within_node(link: Link, nodes: Sequence[str]) -> bool:
+    """Return whether both processes of a link are on one node."""
+    return nodes[link.one] == nodes[link.other]
+
+
+def figures_in_words(latency: float, bandwidth: float, unit: str) -> str:
+    """Return what a link takes, in seconds and bytes a second, in words."""
+    return f"{1e6 * latency:,.0f} {unit} and {bandwidth / 1e9:.2f} GB/s"
+
+
+def times_slower(link: Link, kind: Sequence[Link]) -> float:
+    """Return how many times slower a link is than a good one; 1 if it is not noticed.
+
+    Args:
+        link: the link.
+        kind: all links of its kind.
+    """
+    late = 1.0
+    if link.latency > NOTICED:
+        late = link.latency / min(good_latency(kind), PATIENCE)
+    narrow = 1.0
+    if MESSAGE / link.bandwidth > NOTICED:
+        narrow = max(good_bandwidth(kind), MESSAGE / PATIENCE) / link.bandwidth
+    return max(late, narrow)
+
+
+# Good is what the best quarter has: a process whose links are all slow must not set the measure.
+
+
+def good_latency(kind: Sequence[Link]) -> float:
+    """Return the seconds there and back of a good one of some links."""
+    latencies = sorted(link.latency for link in kind)
+    return latencies[len(latencies) // 4]
+
+
+def good_bandwidth(kind: Sequence[Link]) -> float:
+    """Return the bytes a second of a good one of some links."""
+    bandwidths = sorted((link.bandwidth for link in kind), reverse=True)
+    return bandwidths[len(bandwidths) // 4]

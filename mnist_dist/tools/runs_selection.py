@@ -47,8 +47,8 @@ def holds(condition: str, row: Row, names: Sequence[str]) -> bool:
         if relation in COMPARE:
             expected = f"{name} is a number, so give one"
             raise UsageError(f"--where {condition} is not possible: {expected}")
-    words = None if value is None else str(value).lower()
-    return compare(words, relation, wanted.lower())
+    word = None if value is None else str(value).lower()
+    return compare(word, relation, wanted.lower())
 
 
 def as_number(text: str) -> float | None:
@@ -140,13 +140,23 @@ def summary_of(members: Sequence[Row]) -> Row:
         "model": None,
     }
     for split in SPLITS:
-        column = f"{split}_accuracy"
-        accuracies = [row[column] for row in members if column in row]
+        accuracies = values_of(members, f"{split}_accuracy")
         if accuracies:
-            several = len(accuracies) > 1
-            group[column] = statistics.mean(accuracies)
-            group[f"{split}_deviation"] = statistics.stdev(accuracies) if several else None
-    all_seconds = [row["train_seconds"] for row in members]
-    seconds = [value for value in all_seconds if value is not None]
+            group[f"{split}_accuracy"] = statistics.mean(accuracies)
+            group[f"{split}_deviation"] = deviation(accuracies)
+    seconds = values_of(members, "train_seconds")
     group["train_seconds"] = statistics.mean(seconds) if seconds else None
     return group | dict(group_key(members[0]))
+
+
+def values_of(rows: Sequence[Row], name: str) -> list[float]:
+    """Return the values of a column, without empty cells."""
+    values = [row.get(name) for row in rows]
+    return [value for value in values if value is not None]
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Return the standard deviation of some values, None of a single one."""
+    if len(values) == 1:
+        return None
+    return statistics.stdev(values)

@@ -34,8 +34,15 @@ from mnist_dist.task.objective import adam, loss_of
 from mnist_dist.task.settings import DataConfig
 from mnist_dist.tools import links, program, reference
 from mnist_dist.tools.answer import Answer, Check, Process
-from mnist_dist.tools.meeting import NOT_ALL, Meeting, lost_another
-from mnist_dist.tools.preflight import check_equal, check_processes, digests, introduce, reading, strange
+from mnist_dist.tools.preflight import (
+    check_equal,
+    check_processes,
+    digests,
+    faults_in_data,
+    introduce,
+    own_files,
+)
+from mnist_dist.tools.supervisor import NOT_ALL, Supervisor, is_lost_connection
 from mnist_dist.tools.watched import Seen, Watch, cut, difference, wrong_checkpoint, wrong_figures, wrong_samples
 from mnist_dist.usage import UsageError, require
 
@@ -147,7 +154,7 @@ def answer(config: Config) -> Answer:
         for name, passed, detail, advice in checks:
             result.add(Check(name, passed, detail, advice))
     else:
-        launch.watching = False  # the meeting does, and says what was being checked
+        launch.watching = False  # the supervisor does, and says what was being checked
         try:
             accelerator = launch.start(config.cpu, mixed_precision="no", dtype=torch.float64)
         except UserError as error:
@@ -168,7 +175,7 @@ class Verify:
 
     def __init__(self, accelerator: Accelerator, config: Config, result: Answer) -> None:
         self.accelerator, self.config, self.result = accelerator, config, result
-        self.meeting = Meeting(accelerator, config.deadline, self.fail)
+        self.supervisor = Supervisor(accelerator, config.deadline, self.fail)
         self.seen: dict[str, list[Seen]] = {}  # of all processes, by the training's title
 
     def fail(self, line: str, detail: str, advice: str) -> None:
@@ -187,16 +194,16 @@ class Verify:
                     self.going_on()
                     self.costs()
         except Exception as error:  # a bug here, or a process that others lost: the thread of the first says which
-            self.meeting.gather(None, error=f"{type(error).__name__}: {explain(error)}")
+            self.supervisor.gather(None, error=f"{type(error).__name__}: {explain(error)}")
             raise
-        self.meeting.close()
+        self.supervisor.close()
 
     # ---------------------------------------------------------------------------------- what must be equal or distinct
 
     def set_up(self) -> bool:
         """The same programs, versions and data on processes that are distinct, and one folder for all of them."""
-        self.meeting.begin("processes")
-        facts = self.meeting.gather(asdict(introduce(self.accelerator)))
+        self.supervisor.begin("processes")
+        facts = self.supervisor.gather(asdict(introduce(self.accelerator)))
         processes = self.result.processes = [Process(**each) for each in facts]
         described = launch.describe(self.accelerator)
         self.result.add(check_processes(processes, self.config.processes, described), *check_equal(processes))
@@ -214,24 +221,24 @@ class Verify:
         asked = self.config.asked()
         choice, val_size, seed = asked or self.config, asked.val_size if asked else 0, asked.seed if asked else 0
         self.choice: DataConfig = choice
-        self.meeting.begin("data", "reading the data")
+        self.supervisor.begin("data", "reading the data")
         problem, held = "", {}
         try:
             samples = data.obtain(self.accelerator, choice.dataset, choice.data_dir, val_size, seed, torch.float64)
             held = digests(samples)
-            problem = "; ".join(strange(samples))
+            problem = "; ".join(faults_in_data(samples))
         except (UserError, OSError) as error:
             problem = explain(error)
-        problems = self.meeting.gather(problem, error="" if held else problem)
+        problems = self.supervisor.gather(problem, error="" if held else problem)
         self.result.processes = [replace(it, data=held.get("files", "")) for it in self.result.processes]
         if not held:
-            found = self.meeting.gather(reading(choice))
+            found = self.supervisor.gather(own_files(choice))
             odd = [rank for rank, other in enumerate(found) if other != Counter(found).most_common(1)[0][0]]
             each = "; ".join(f"{self.on(rank)} has {found[rank]}" for rank in odd or [0])
             self.result.add(Check("data", False, f"refused, as train.py would: {each}", problem))
             return False
         faults = [f"{self.on(rank)}: {problem}" for rank, problem in enumerate(problems) if problem]
-        everywhere = self.meeting.gather(held)
+        everywhere = self.supervisor.gather(held)
         for part in held:
             common = Counter(each.get(part) for each in everywhere).most_common(1)[0][0]
             other = [self.on(rank) for rank, each in enumerate(everywhere) if each.get(part) != common]
@@ -246,24 +253,24 @@ class Verify:
 
     def check_shared_folder(self) -> Check:
         """Whether what one process writes the others can read; from here on there is a folder for trials."""
-        root, meeting = self.config.output_dir, self.meeting
-        meeting.begin("shared folder")
-        meeting.parents += [] if root.exists() else [root]  # asked before any process makes it
-        self.folder = root / f".verify-{meeting.gather(uuid.uuid4().hex)[0]}"
-        meeting.folders.append(self.folder)
+        root, supervisor = self.config.output_dir, self.supervisor
+        supervisor.begin("shared folder")
+        supervisor.parents += [] if root.exists() else [root]  # asked before any process makes it
+        self.folder = root / f".verify-{supervisor.gather(uuid.uuid4().hex)[0]}"
+        supervisor.folders.append(self.folder)
         problem, found = "", set[str]()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / str(meeting.rank)).write_text("here")
+            (self.folder / str(supervisor.rank)).write_text("here")
         except OSError as error:
             problem = explain(error)
-        meeting.gather(0)  # all have written
-        expected, until = {str(rank) for rank in range(meeting.world)}, time.monotonic() + VISIBLE_WITHIN
+        supervisor.gather(0)  # all have written
+        expected, until = {str(rank) for rank in range(supervisor.world)}, time.monotonic() + VISIBLE_WITHIN
         while not problem and not expected <= (found := {path.name for path in self.folder.glob("*")}):
             if time.monotonic() > until:
-                problem = f"{self.on(meeting.rank)} sees {len(found)} of {len(expected)} files"
+                problem = f"{self.on(supervisor.rank)} sees {len(found)} of {len(expected)} files"
             time.sleep(0.1)
-        problems = [problem for problem in meeting.gather(problem) if problem]
+        problems = [problem for problem in supervisor.gather(problem) if problem]
         right = f"what is written to {root} is there for all processes"
         advice = "put --output-dir on a file system that all nodes see"
         return Check("shared folder", not problems, "; ".join(problems) or right, advice)
@@ -288,7 +295,7 @@ class Verify:
             if self.seen[title][0].error:
                 break
             wrong = wrong_figures(watch.lines, watch.folder, TOLERANCE)
-            figures += [f"{title}: {fault}" for fault in self.meeting.gather(wrong)[0]]
+            figures += [f"{title}: {fault}" for fault in self.supervisor.gather(wrong)[0]]
         self.result.add(
             self.compared("initial weights", "the same --seed must give all processes the same first weights"),
             self.check_samples(trainings),
@@ -313,7 +320,10 @@ class Verify:
     def shortened(self, settings: TrainConfig, updates: int) -> tuple[TrainConfig, DataSet]:
         """A training of so many updates an epoch, in float64, the last one of one sample, and twice as many in all."""
         size = min(len(self.samples.train), (updates - 1) * settings.batch_size + 1)
-        samples, per_epoch = cut(self.samples, size, max(TESTED, self.meeting.world)), -(-size // settings.batch_size)
+        samples, per_epoch = (
+            cut(self.samples, size, max(TESTED, self.supervisor.world)),
+            -(-size // settings.batch_size),
+        )
         values: dict[str, Any] = {"dtype": "float64", "mixed_precision": "no", "recipe": None}
         values |= {"compile": False, "cuda_graph": False}
         values |= {"epochs": max(2, -(-2 * updates // per_epoch)), "wandb": "disabled", "log_every": 5}
@@ -328,30 +338,30 @@ class Verify:
         one = reference.Reference(trial, samples.train.images, samples.train.labels)
         begin = time.perf_counter()
         one.gradient(0, 0)
-        longest = max(self.meeting.gather(time.perf_counter() - begin))
+        longest = max(self.supervisor.gather(time.perf_counter() - begin))
         return max(FEWEST, min(MOST, int(min(PATIENCE, self.config.deadline / 8) / longest)))
 
     def run(self, line: str, title: str, settings: TrainConfig, samples: DataSet, **options: Any) -> Watch:
         """Watch a training on all processes; a failure that is not that of all ends it all in its line."""
         steps = settings.epochs * math.ceil(len(samples.train) / settings.batch_size)
         self.result.say(f"....  {title}: train.py, {steps} updates at most")
-        self.meeting.begin(line, title, *([AGREE] if line == "stop" else []))
+        self.supervisor.begin(line, title, *([AGREE] if line == "stop" else []))
         folder = self.folder / title.replace(" ", "-")
         settings = settings if settings.output_dir else replace(settings, output_dir=folder)
         watch = Watch(settings, samples, TOLERANCE, **options)
 
         def note(text: str) -> None:
-            self.meeting.note = f"{title}, {text}"
+            self.supervisor.note = f"{title}, {text}"
             if line == "initial weights":
-                self.meeting.line = watch.seen.at
+                self.supervisor.line = watch.seen.at
 
         watch.note = note
         seen = watch.train()
-        self.meeting.catch_signals()
-        self.seen[title] = [Seen(**it) for it in self.meeting.gather(asdict(seen), error=seen.error)]
+        self.supervisor.catch_signals()
+        self.seen[title] = [Seen(**it) for it in self.supervisor.gather(asdict(seen), error=seen.error)]
         errors = {rank: it.error for rank, it in enumerate(self.seen[title]) if it.error}
-        own = {rank: error for rank, error in errors.items() if not lost_another(error)}
-        if own != errors or len(errors) not in (0, self.meeting.world):  # it did not fail on all alike
+        own = {rank: error for rank, error in errors.items() if not is_lost_connection(error)}
+        if own != errors or len(errors) not in (0, self.supervisor.world):  # it did not fail on all alike
             rank, error = next(iter((own or errors).items()))
             line = self.seen[title][rank].at if line == "initial weights" else line
             self.result.add(Check(line, False, f"{title}: {self.on(rank)}: {error}", NOT_ALL))
@@ -414,7 +424,7 @@ class Verify:
             return max(it.rounding for it in found) if bad else 0.0
 
         if rounding := wrong(plain):
-            world = self.meeting.world
+            world = self.supervisor.world
             batch = world * max(1, settings.batch_size // world)
             equal = replace(plain, batch_size=batch)
             even = cut(samples, len(samples.train) // batch * batch, TESTED)
@@ -437,18 +447,18 @@ class Verify:
 
     def check_test_count(self) -> Check:
         """The evaluation counts each test sample once and is that of one process."""
-        self.meeting.begin("test count")
+        self.supervisor.begin("test count")
         advice = "count by sample, without padding: the loader of the test set is not to be prepared either"
         torch.manual_seed(0)
         model, test = networks.build("mlp").double().to(self.accelerator.device), self.samples.test
         try:
             result = classify(self.accelerator, model, test, batch_size=BATCH - 1)
         except RuntimeError as error:
-            self.meeting.gather(0, error=str(error))
+            self.supervisor.gather(0, error=str(error))
             return Check("test count", False, str(error), advice)
         with torch.no_grad():
             alone = int((model(test.images).argmax(dim=1) == test.labels).sum())
-        found = [tuple(counts) for counts in self.meeting.gather([result.correct, result.total, alone])]
+        found = [tuple(counts) for counts in self.supervisor.gather([result.correct, result.total, alone])]
         right = set(found) == {(alone, len(test), alone)}
         what = f"{result.correct} of {result.total} right, {alone} of {len(test)} alone"
         return Check("test count", right, what, advice)
@@ -473,7 +483,7 @@ class Verify:
         right = f"that of update {every}, written by one process, is what all of them held"
         self.result.add(Check("checkpoint", not faults, "; ".join(faults) or right, advice))
         going = self.continued(killed)
-        self.meeting.gather(0)
+        self.supervisor.gather(0)
         resumed = self.run(
             "resume",
             "resumed",
@@ -489,7 +499,7 @@ class Verify:
         faults, found = wrong_checkpoint(expected, folder, TOLERANCE) if expected else (["none was due"], 0)
         if found != update and not faults:
             faults.append(f"the newest is of update {found}, not of {update}")
-        everywhere = self.meeting.gather(faults)
+        everywhere = self.supervisor.gather(faults)
         return [f"{self.on(rank)}: {'; '.join(each)}" for rank, each in enumerate(everywhere) if each][:2]
 
     def continued(self, folder: Path) -> Path:
@@ -520,7 +530,7 @@ class Verify:
             faults.insert(0, min(found, key=lambda fault: fault[0])[1])
         faults += wrong_samples(self.seen["resumed"], settings, len(samples.train), update)
         wrong = wrong_figures(watch.lines, watch.folder, TOLERANCE)
-        faults = faults or self.meeting.gather(wrong)[0]
+        faults = faults or self.supervisor.gather(wrong)[0]
         right = f"after update {update} all processes went on as if nothing had been"
         advice = "every part of the state must be saved and given back to every process: Checkpoints and its parts"
         return Check("resume", not faults, "; ".join(faults[:2]) or right, advice)
@@ -528,8 +538,8 @@ class Verify:
     def check_stop(self) -> Check:
         """A request to one process lets all leave after the same update, with a checkpoint to go on from."""
         settings, samples = self.main
-        folder, last = self.folder / "stopped", self.meeting.world - 1
-        ask = ASKED if self.meeting.rank == last else None
+        folder, last = self.folder / "stopped", self.supervisor.world - 1
+        ask = ASKED if self.supervisor.rank == last else None
         watch = self.run("stop", "stopped", replace(settings, output_dir=folder, checkpoint_every=0), samples, ask=ask)
         advice = AGREE
         seen = self.seen["stopped"]
@@ -541,14 +551,14 @@ class Verify:
                 "stop", False, f"asked before update {ASKED + 1} of process {last}: " + "; ".join(found), advice
             )
         faults = self.read_back(watch.reference, folder, left)
-        if not faults and self.meeting.world > 1:
+        if not faults and self.supervisor.world > 1:
             self.result.say("....  going on from there: train.py on 1 process")
-            self.meeting.begin("stop", "going on from there on 1 process")
-            faults = self.meeting.gather(self.gone_on_alone(watch, folder) if self.accelerator.is_main_process else [])[
-                0
-            ]
+            self.supervisor.begin("stop", "going on from there on 1 process")
+            faults = self.supervisor.gather(
+                self.gone_on_alone(watch, folder) if self.accelerator.is_main_process else []
+            )[0]
         right = f"asked on process {last}, all left after update {left}"
-        right += ", and 1 process went on from there as all would have" if self.meeting.world > 1 else ""
+        right += ", and 1 process went on from there as all would have" if self.supervisor.world > 1 else ""
         return Check("stop", not faults, "; ".join(faults) or right, advice)
 
     def gone_on_alone(self, watch: Watch, folder: Path) -> list[str]:
@@ -576,20 +586,20 @@ class Verify:
 
     def costs(self) -> None:
         """Precisions that the device offers, bits, links and speed."""
-        self.meeting.begin("mixed precision")
+        self.supervisor.begin("mixed precision")
         train = cut(self.samples, 20 * PLAIN.batch_size, 1).train
         self.result.add(self.check_mixed_precision(train))
-        if self.meeting.world > 1:
-            self.meeting.begin("same bits", "comparing bits")
+        if self.supervisor.world > 1:
+            self.supervisor.begin("same bits", "comparing bits")
             self.result.add(self.check_bits(train))
-            self.meeting.begin("links", "measuring links")
-            found = links.measure(self.accelerator, lambda: self.meeting.gather(0))
-            passed, detail = links.judge(self.meeting.gather(found)[0], [it.node for it in self.result.processes])
+            self.supervisor.begin("links", "measuring links")
+            found = links.measure(self.accelerator, lambda: self.supervisor.gather(0))
+            passed, detail = links.judge(self.supervisor.gather(found)[0], [it.node for it in self.result.processes])
             advice = "look at its cable, switch and network interface (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)"
             self.result.add(Check("links", True, detail, advice, slow=not passed))
-        self.meeting.begin("speed of each process", "measuring speed")
+        self.supervisor.begin("speed of each process", "measuring speed")
         self.result.add(self.measure(cut(self.samples, 3994, 1).train))
-        self.result.say(throughput(self.result.measurements, self.meeting.world))
+        self.result.say(throughput(self.result.measurements, self.supervisor.world))
 
     def check_mixed_precision(self, train: Split) -> Check:
         """A few updates in each precision that the device offers, on each process by itself."""
@@ -613,9 +623,9 @@ class Verify:
                 losses.append(loss.detach().float())
             broken = int((~torch.stack(losses).isfinite()).sum())
             if broken:
-                where = self.on(self.meeting.rank)
+                where = self.on(self.supervisor.rank)
                 problems.append(f"{broken} of {len(losses)} losses in {name} are not finite on {where}")
-        problems = sum(self.meeting.gather(problems), [])
+        problems = sum(self.supervisor.gather(problems), [])
         return Check(
             "mixed precision",
             not problems,
@@ -632,14 +642,14 @@ class Verify:
             model = networks.build("mlp").to(self.accelerator.device)
             training = Training(self.accelerator, model, adam(model, PLAIN), loss_of(model, PLAIN))
             samples = train.images.float(), train.labels
-            for batch in GlobalBatches(samples, PLAIN.batch_size, who, seed=0, virtual=self.meeting.world).epoch():
+            for batch in GlobalBatches(samples, PLAIN.batch_size, who, seed=0, virtual=self.supervisor.world).epoch():
                 training.update(batch)
             found.append(weights.fingerprint(model.state_dict()))
         torch.set_num_threads(threads)
-        alone, together = zip(*self.meeting.gather(found), strict=True)
+        alone, together = zip(*self.supervisor.gather(found), strict=True)
         common = Counter(alone).most_common(1)[0][0]
         odd = [self.on(rank) for rank, bits in enumerate(alone) if bits != common]
-        detail = f"--virtual-processes {self.meeting.world}: float32 weights have the same bits together and alone"
+        detail = f"--virtual-processes {self.supervisor.world}: float32 weights have the same bits together and alone"
         if odd:
             detail = f"{', '.join(odd)}: even alone it has other bits than the others"
         elif set(together) != {common}:
@@ -649,7 +659,7 @@ class Verify:
 
     def measure(self, train: Split) -> Check:
         """Throughput together and alone, the all-reduce, and which process is the slowest."""
-        accelerator, world, device = self.accelerator, self.meeting.world, self.accelerator.device
+        accelerator, world, device = self.accelerator, self.supervisor.world, self.accelerator.device
         images = Split(train.images.float(), train.labels)
         torch.manual_seed(0)
         model, own = (networks.build("mlp").to(device) for _ in range(2))
@@ -670,15 +680,15 @@ class Verify:
         if world > 1:
             first = accelerator.is_main_process
             alone = len(images) / fastest(update, self.batches_of(images), device) if first else 0.0
-            alone = self.meeting.gather(alone)[0]
-        self.meeting.gather(0)  # all begin at once
+            alone = self.supervisor.gather(alone)[0]
+        self.supervisor.gather(0)  # all begin at once
         batch = next(self.batches_of(images).epoch())
-        times = self.meeting.gather(links.long_enough(lambda: calculate(batch), device))
+        times = self.supervisor.gather(links.average_seconds(lambda: calculate(batch), device))
         self.result.measurements = {
             "samples_per_second": together,
             "samples_per_second_alone": alone,
             "efficiency": together / alone / world,
-            **(links.all_reduce(accelerator, self.meeting.gather) if world > 1 else {}),
+            **(links.all_reduce(accelerator, self.supervisor.gather) if world > 1 else {}),
         }
         slowest, typical = max(range(world), key=times.__getitem__), statistics.median_low(times)
         share = times[slowest] / typical

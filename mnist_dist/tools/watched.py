@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from mnist_dist import plots
 from mnist_dist.core import Batch, Checkpoints, Stopped, Training, UserError
 from mnist_dist.core.checkpoints import newest_checkpoint
 from mnist_dist.core.processes import SIGNALS, explain
 from mnist_dist.digits.config import TrainConfig
+from mnist_dist.plots import figures
 from mnist_dist.run import launch
 from mnist_dist.run.command_line import as_flags
 from mnist_dist.task import data
@@ -203,7 +203,7 @@ class Watch:
         if self.ask == at.global_step:
             if hasattr(signal, "SIGUSR1"):
                 signal.raise_signal(signal.SIGUSR1)
-            else:  # on Windows, where any other signal would end the meeting, too
+            else:  # on Windows, where any other signal would reach the supervisor, too
                 stop = signal.getsignal(SIGNALS[-1])
                 assert callable(stop)
                 stop(SIGNALS[-1], None)
@@ -353,7 +353,7 @@ def wrong_checkpoint(expected: Reference, folder: Path, tolerance: float) -> tup
 
 def without_pictures() -> Any:
     """Let a run draw none: they would take half of its time."""
-    return patch.object(plots, "save", lambda *_, **__: None)
+    return patch.object(figures, "save", lambda *_, **__: None)
 
 
 @contextmanager
