@@ -416,8 +416,8 @@ class ExactAccelerator(Accelerator):
     def _as_number(self, terms: int | float | Tensor, parameters: list[nn.Parameter]) -> Tensor:
         """A number of terms as a scalar on the device: float32, exact up to 16,777,216, or float64 if weights are."""
         precise = any(parameter.dtype == torch.float64 for parameter in parameters)
-        number = torch.as_tensor(terms, device=self.device).detach()
-        return number.to(torch.float64 if precise else torch.float32).reshape(())
+        dtype = torch.float64 if precise else torch.float32
+        return torch.as_tensor(terms, dtype=dtype, device=self.device).detach().reshape(())
 
     def _sum_for(self, parameters: list[nn.Parameter], changes: list[Tensor], counted: list[Tensor]) -> GradientSum:
         """The sum of gradients for these parameters, made once: there are others if layers are frozen or thawed."""

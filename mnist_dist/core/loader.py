@@ -1,6 +1,8 @@
 """Loaders that give each process its rows of every global batch, from tensors where they are or through workers."""
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,10 +23,11 @@ from torch.utils.data import (
 
 from .agreement import same_everywhere
 from .digests import digest
-from .errors import UserError
+from .errors import OwnError, UserError
 from .randomness import GeneratorStates, seed_generators, seed_of
 from .sampler import ExactSampler, MicroBatchSampler
 from .sharing import MicroBatch
+from .stopping import SIGNALS
 
 if TYPE_CHECKING:
     from .accelerator import ExactAccelerator
@@ -121,8 +124,8 @@ class ExactDataLoader:
         steps = self.accelerator.gradient_accumulation_steps
         if batches % steps:
             raise UserError(
-                f"{batches} batches were to be skipped, but gradient_accumulation_steps={steps} of them make an update: "
-                "skip a multiple of that"
+                f"{batches} batches were to be skipped, but gradient_accumulation_steps={steps} of them make an "
+                "update: skip a multiple of that"
             )
         if not self.first_batch:
             self.first_batch = batches
@@ -242,7 +245,7 @@ class WorkerReader:
             num_workers=loader.num_workers,
             pin_memory=loader.pin_memory,
             timeout=loader.timeout,
-            worker_init_fn=loader.worker_init_fn,
+            worker_init_fn=partial(begin_worker, loader.worker_init_fn),
             multiprocessing_context=loader.multiprocessing_context,
             prefetch_factor=loader.prefetch_factor,
             persistent_workers=loader.persistent_workers,
@@ -255,7 +258,7 @@ class WorkerReader:
         move = self.accelerator.device_placement
         for micro_batches, rows, problem in self.loader:
             if problem:
-                raise UserError(problem)
+                raise OwnError(problem)
             for micro_batch, its_rows in zip(micro_batches, rows, strict=True):
                 if move:
                     device, blocking = self.accelerator.device, not self.loader.pin_memory
@@ -348,6 +351,22 @@ class Fetch(Dataset):
                 "processes would train another model: give ExactAccelerator virtual_processes, or draw in the data "
                 "set's __getitem__"
             )
+
+
+def begin_worker(then: Callable[[int], None] | None, number: int) -> None:
+    """Prepare a worker, which is not to die of a request to stop.
+
+    Launchers and terminals send it to all processes of a group. The one that trains answers it with a checkpoint, for
+    which it still needs its workers.
+
+    Args:
+        then: the user's `worker_init_fn`.
+        number: the worker's.
+    """
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    if then:
+        then(number)
 
 
 def as_it_is(rows: Any) -> Any:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-
 if TYPE_CHECKING:
     from .accelerator import ExactAccelerator
 
@@ -105,7 +104,7 @@ class MeanLoss:
         """
         if all(item.size is not None for item in opened):
             return sum(item.size or 0 for item in opened)
-        terms = [torch.as_tensor(item.terms, device=item.loss.device).double() for item in waiting]
+        terms = [torch.as_tensor(item.terms, dtype=torch.float64, device=item.loss.device) for item in waiting]
         sums, _ = self.sum_over_shares(waiting, len(opened), terms)
         return sum(sums)
 

@@ -1,4 +1,4 @@
-"""The state of a training, as `save_state` writes and `load_state` reads it: plain data, for any number of processes."""
+"""The state of a training, as `save_state` writes it and `load_state` reads it: plain data, for any processes."""
 
 import os
 import re

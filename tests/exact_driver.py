@@ -1,0 +1,61 @@
+"""Trains with nothing but the core on several processes; see test_exact_accelerator.py.
+
+    python tests/exact_driver.py FOLDER W
+
+trains every case on W processes, plants the faults, asks for what must be refused, stops and resumes in FOLDER/run,
+and writes what came out to FOLDER/results.pt.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import gather_object
+from exact_cases import CASES, train
+from exact_faults import IN_CASES, dropout_drawn_by_every_process_is_refused
+from exact_parts import PARTED, evaluations, shared_gradients, stop_and_resume, thawed
+from exact_refused import ACCEPTED, REFUSED, answer
+from forked import fork
+
+from mnist_dist.core import ExactAccelerator
+
+
+def with_ddp() -> dict[str, Any]:
+    """The cases that `DistributedDataParallel` can train."""
+    return {name: train(case(), ddp=True) for name, case in CASES.items()}
+
+
+def same_bits_of_cases(shares: int) -> dict[str, Any]:
+    """The cases with virtual processes."""
+    return {name: train(case(), virtual_processes=shares) for name, case in CASES.items()}
+
+
+def main(folder: Path) -> None:
+    """Do all of it."""
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {
+        "cases": {name: train(case()) for name, case in CASES.items()},
+        "ddp": with_ddp(),
+        "virtual": same_bits_of_cases(7),
+        "faults": {name: fault() for name, (_, fault) in IN_CASES.items()},
+        "thawed": thawed(),
+        "thawed, ddp": thawed(ddp=True),
+        "shared gradients": shared_gradients(),
+        "evaluations": evaluations()[2],
+        "resumed": stop_and_resume(folder),
+    }
+    asked = {name: ask for name, (ask, _) in REFUSED.items()}
+    asked |= PARTED
+    asked["a fault"] = dropout_drawn_by_every_process_is_refused
+    results["refused"] = {name: gather_object([answer(ask)]) for name, ask in asked.items()}
+    results["accepted"] = {name: gather_object([answer(ask)]) for name, ask in ACCEPTED.items()}
+    if ExactAccelerator(cpu=True).is_main_process:
+        torch.save(results, folder / "results.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    fork(int(sys.argv[2]))
+    main(Path(sys.argv[1]))
