@@ -20,6 +20,10 @@ class UserError(Exception):
         self.run = run
 
 
+class OwnError(UserError):
+    """What one process has met alone: it says so itself, and the others notice that it is gone."""
+
+
 class Stopped(UserError):
     """The run was asked to stop, has saved a checkpoint, and can go on from there."""
 
