@@ -26,6 +26,7 @@ from .exchange import GradientSum
 from .gathering import gather_rows
 from .hooks import call_hooks
 from .loader import ExactDataLoader
+from .losses import MeanLoss
 from .optimizer import ExactOptimizer, ExactScheduler
 from .randomness import GeneratorStates, seed_generators, seed_of
 from .sharing import MicroBatch, Sharing
@@ -61,6 +62,7 @@ class ExactAccelerator(Accelerator):
         sharing: the shares, and who works on which.
         updates: made so far.
         last_checkpoint: the folder of the last one that was written or read, for messages.
+        mean_losses: those that were made for this accelerator, in order.
 
     Raises:
         UserError: something was asked for that is not exact, or there are more processes than shares.
@@ -98,6 +100,7 @@ class ExactAccelerator(Accelerator):
         self._micro_batch: MicroBatch | None = None
         self.updates = 0
         self.last_checkpoint: str | os.PathLike[str] | None = None
+        self.mean_losses: list[MeanLoss] = []
         self._loader: ExactDataLoader | None = None
         self._wrappers: list[DistributedDataParallel] = []
         self._summed_by_ddp: set[int] = set()  # the identities of parameters
@@ -517,9 +520,13 @@ class ExactAccelerator(Accelerator):
     def check_weights(self) -> None:
         """See that all processes have the same, finite weights; every process must call this.
 
+        A `MeanLoss` with losses that nobody has read yet looks first: it can name the update in which they broke.
+
         Raises:
             UserError: on every process, if they have not.
         """
+        for mean_loss in self.mean_losses:
+            mean_loss.collect()
         norm = self.weight_norm().double() if self.device.type != "mps" else self.weight_norm()
         self.judge_weights(self.gather(norm.reshape(1)).tolist())
 

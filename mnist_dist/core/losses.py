@@ -28,6 +28,7 @@ class MeanLoss:
         self.recent_loss_sum = 0.0
         self.recent_terms = 0.0
         self.waiting: list[Waiting] = []  # this process's losses that have not been added up yet
+        accelerator.mean_losses.append(self)
 
     def update(self, loss: Tensor, terms: int | float | Tensor | None = None) -> None:
         """Note the loss of this micro-batch; nothing here waits for the device.
