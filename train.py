@@ -181,7 +181,7 @@ def evaluate(accelerator: ExactAccelerator, network: nn.Module, loader: ExactDat
         for images, labels, numbers in loader:
             logits = network(images)
             gathered.append(accelerator.gather_for_metrics((logits, labels, numbers)))
-    return evaluation_of(gathered)
+    return evaluation_of(gathered, samples=len(loader.dataset))
 
 
 def announce_epoch(line: dict[str, float], results: dict[str, Evaluation], epochs: int) -> None:

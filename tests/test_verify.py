@@ -17,7 +17,7 @@ from conftest import ACCELERATE, DRIVER, PYTHON, REPOSITORY, call, torchrun
 from mnist_dist.tools import program_results
 from mnist_dist.tools.answer import Process
 from mnist_dist.tools.preflight import check_equal, check_processes
-from mnist_dist.tools.verify import throughput
+from mnist_dist.tools.verify_costs import throughput
 
 # All options at once, and more than a MiB of gradients.
 OPTIONS = (

@@ -131,10 +131,10 @@ def mean(results: Sequence[Evaluation]) -> Evaluation:
     return Evaluation(probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log(), results[0].labels)
 
 
-def evaluation_loader(split: Split) -> DataLoader:
+def evaluation_loader(split: Split, batch_size: int = BATCH) -> DataLoader:
     """A loader of images, labels and their samples' numbers, in the order of the data set, to be prepared."""
     numbers = torch.arange(len(split), device=split.labels.device)
-    return DataLoader(TensorDataset(split.images, split.labels, numbers), batch_size=BATCH)
+    return DataLoader(TensorDataset(split.images, split.labels, numbers), batch_size=batch_size)
 
 
 def classify(
@@ -157,21 +157,23 @@ def classify(
         for images, labels, numbers in loader:
             seen = view(images, accelerator.micro_batch) if view else images
             gathered.append(accelerator.gather_for_metrics((network(seen), labels, numbers)))
-    return evaluation_of(gathered)
+    return evaluation_of(gathered, samples=len(loader.dataset))
 
 
-def evaluation_of(gathered: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Evaluation:
+def evaluation_of(gathered: Sequence[tuple[Tensor, Tensor, Tensor]], samples: int) -> Evaluation:
     """What a model says about every sample, from what was gathered batch by batch.
 
     Args:
         gathered: for each batch logits (n, classes), labels (n,) and the samples' numbers (n,).
+        samples: how many there are.
 
     Raises:
         RuntimeError: some sample was not counted exactly once.
     """
     logits, labels, numbers = (torch.cat(parts).cpu() for parts in zip(*gathered, strict=True))
-    order = numbers.argsort()
-    wrong = int((numbers[order] != torch.arange(len(numbers))).sum())
+    counts = torch.bincount(numbers, minlength=samples)
+    wrong = int((counts != 1).sum())
     if wrong:
-        raise RuntimeError(f"{wrong} of {len(numbers)} samples were not counted exactly once")
+        raise RuntimeError(f"{wrong} of {samples} samples were not counted exactly once")
+    order = numbers.argsort()
     return Evaluation(logits[order].double(), labels[order])

@@ -1,4 +1,8 @@
-"""The real `train.py`, watched: each of its updates is compared with the `Reference`'s, on every process."""
+"""The real `train.py`, watched: each of its updates is compared with the `Reference`'s.
+
+It is watched through the hooks that the core and PyTorch offer, on every process, and trains as it
+does without them.
+"""
 
 import copy
 import importlib
@@ -9,29 +13,38 @@ import os
 import signal
 import sys
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.swa_utils import AveragedModel
 
-from mnist_dist.core import Batch, Checkpoints, Stopped, Training, UserError
-from mnist_dist.core.checkpoints import newest_checkpoint
-from mnist_dist.core.processes import SIGNALS, explain
+from mnist_dist.core import ExactAccelerator, MicroBatch, Stopped, UserError, register_hook
+from mnist_dist.core.errors import explain
+from mnist_dist.core.stopping import SIGNALS
 from mnist_dist.digits.config import TrainConfig
-from mnist_dist.plots import figures
 from mnist_dist.run import launch
-from mnist_dist.run.command_line import as_flags
+from mnist_dist.run.command_line import parse
 from mnist_dist.task import data
 from mnist_dist.task.data import DataSet, Split
 from mnist_dist.tools import reference
 from mnist_dist.tools.reference import Reference
+from mnist_dist.tools.watched_results import (
+    KILLED,
+    STOPPED,
+    Figures,
+    Observation,
+    difference,
+    norm_of,
+)
+
+TRAINING = 0  # the number of the loader of the training data, which train.py prepares first
+LONGEST = 400  # letters of an error that are quoted
 
 
 class Enough(Exception):
@@ -39,7 +52,7 @@ class Enough(Exception):
 
 
 def script() -> Any:
-    """The module `train.py`, beside this package."""
+    """Return the module `train.py`, beside this package."""
     root = os.fspath(Path(__file__).parents[2])
     if root not in sys.path:
         sys.path.insert(0, root)
@@ -47,55 +60,24 @@ def script() -> Any:
 
 
 def cut(samples: DataSet, train: int, others: int) -> DataSet:
-    """The first samples of each split."""
+    """Return the first samples of each split.
 
-    def first(split: Split, count: int) -> Split:
-        return Split(split.images[:count], split.labels[:count])
-
-    val = first(samples.val, others) if samples.val else None
-    return replace(samples, train=first(samples.train, train), test=first(samples.test, others), val=val)
-
-
-def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """The largest between numbers of the same name; infinite if there is none or if names, shapes or a NaN differ."""
-    if one.keys() != other.keys() or any(one[name].shape != other[name].shape for name in one):
-        return math.inf
-    gaps = [0.0]
-    for name, tensor in one.items():
-        mine, its = tensor.detach().double(), other[name].detach().to(tensor.device).double()
-        gap = (mine - its).abs()
-        gap[(mine == its) | (mine.isnan() & its.isnan())] = 0
-        gaps.append(float(gap.nan_to_num(nan=math.inf, posinf=math.inf).max()) if gap.numel() else 0.0)
-    return max(gaps)
-
-
-@dataclass
-class Seen:
-    """What a process saw of one training, for the others.
-
-    Attributes:
-        apart: for each kind of thing the largest difference from the reference, and the update, from 1, of the first
-            that exceeds the tolerance, or of the largest.
-        indices: for each update the numbers of this process's samples.
-        batches: for each update its epoch and its number in it, from 0.
-        left: the updates made when it was over.
-        end: how it ended: `done`, `enough`, `stopped`, or what went wrong.
-        at: what it was about at its end, as a line of the table.
-        rounding: of the gradient, the largest relative difference (of norms).
+    Args:
+        samples: the whole data set.
+        train: how many to train on.
+        others: how many to test with, and of those held out.
     """
+    return replace(
+        samples,
+        train=first(samples.train, train),
+        test=first(samples.test, others),
+        val=first(samples.val, others) if samples.val else None,
+    )
 
-    apart: dict[str, tuple[float, int]] = field(default_factory=dict)
-    indices: list[list[int]] = field(default_factory=list)
-    batches: list[tuple[int, int]] = field(default_factory=list)
-    left: int = 0
-    end: str = "done"
-    at: str = "initial weights"
-    rounding: float = 0.0
 
-    @property
-    def error(self) -> str:
-        """What went wrong, if anything did."""
-        return "" if self.end in ("done", "enough", "stopped") else self.end
+def first(split: Split, count: int) -> Split:
+    """Return the first samples of a split."""
+    return Split(split.images[:count], split.labels[:count])
 
 
 class Watch:
@@ -105,16 +87,17 @@ class Watch:
         settings: of the training; with an output folder.
         samples: what it trains on and is tested with.
         tolerance: the largest difference that is rounding.
-        note: told how far it is.
         reference: as far as the training is that goes on; None for one from the beginning.
         enough: updates after which it ends, as if killed.
         ask: the update, from 0, before which this process asks itself to stop.
+        keep: the updates after which the reference is kept.
 
     Attributes:
-        seen: what it saw.
-        lines: what metrics.jsonl should say of each epoch.
+        observation: what it saw.
+        note: told how far it is.
+        figures: what metrics.jsonl should say of each epoch.
         reference: where the training is.
-        kept: the reference as it was after updates, by number: those of `keep`.
+        kept: the reference as it was after the updates in `keep`, by their numbers.
     """
 
     def __init__(
@@ -122,251 +105,239 @@ class Watch:
         settings: TrainConfig,
         samples: DataSet,
         tolerance: float,
-        note: Callable[[str], None] = lambda _: None,
-        reference: Reference | None = None,
         *,
+        reference: Reference | None = None,
         enough: int | None = None,
         ask: int | None = None,
         keep: tuple[int, ...] = (),
     ) -> None:
-        self.settings, self.samples, self.tolerance, self.note = settings, samples, tolerance, note
-        self.reference = reference or Reference(settings, samples.train.images.double(), samples.train.labels)
-        self.resumed, self.enough, self.ask, self.keep = reference is not None, enough, ask, keep
-        self.seen, self.lines, self.kept = Seen(), list[dict[str, float]](), dict[int, Reference]()
-        self.total = settings.epochs * math.ceil(len(samples.train) / settings.batch_size)
-        self.found: dict[int, tuple[Tensor, float]] = {}  # gradient and rate by the id of the parameter
-        self.first = True
+        self.settings = settings
+        self.samples = samples
+        self.tolerance = tolerance
+        self.is_resumed = reference is not None
+        if reference is None:
+            images = samples.train.images.double()
+            reference = Reference(settings, images, samples.train.labels)
+        self.reference = reference
+        self.enough = enough
+        self.ask = ask
+        self.keep = keep
+        self.observation = Observation()
+        self.note: Callable[[str], None] = lambda _: None
+        self.figures: list[Figures] = []
+        self.kept: dict[int, Reference] = {}
+        per_epoch = math.ceil(len(samples.train) / settings.batch_size)
+        self.updates = settings.epochs * per_epoch  # in all
+        self.has_begun = False
+        self.gradient: dict[str, Tensor] = {}  # the reference's, of the update in progress
+        self.used: dict[int, tuple[Tensor, float]] = {}  # gradient and rate by parameters' identity
 
     @property
     def folder(self) -> Path:
         """Where the run's files are."""
         return self.settings.output_dir or Path()
 
-    def train(self) -> Seen:
+    def train(self) -> Observation:
         """Run the training; never raises what a training may."""
-        words = as_flags(replace(self.settings, recipe=None))
-        with ExitStack() as around:
-            for stream in (redirect_stdout, redirect_stderr):
-                around.enter_context(stream(io.StringIO()))
-            around.enter_context(patch.object(sys, "argv", ["train.py", *words]))
-            around.enter_context(patch.object(data, "obtain", lambda *_, **__: self.samples))
-            around.enter_context(without_pictures())
-            around.enter_context(patch.object(Training, "update", self.watched_update()))
-            around.enter_context(patch.object(Checkpoints, "save", self.watched_save()))
-            hook = register_optimizer_step_pre_hook(lambda optimizer, *_: self.keep_gradient(optimizer))
-            around.callback(hook.remove)
-            try:
-                script().main()
-            except Enough:
-                self.seen.end = "enough"
-            except Stopped:
-                self.seen.end = "stopped"
-            except Exception as error:
-                self.seen.end = f"{type(error).__name__}: {' '.join(explain(error).split())}"[:400]
-                if not isinstance(error, UserError):  # whose place is of no interest
-                    last = traceback.extract_tb(error.__traceback__)[-1]
-                    self.seen.end += f" ({Path(last.filename).name}:{last.lineno})"
-        return self.seen
+        hooks = [
+            register_hook("micro_batch", self.before_micro_batch),
+            register_hook("update", self.after_update),
+            register_hook("checkpoint", self.before_checkpoint),
+            register_optimizer_step_pre_hook(self.before_step),
+        ]
+        try:
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                script().main(self.settings, self.samples)
+        except Enough:
+            self.observation.end = KILLED
+        except Stopped:
+            self.observation.end = STOPPED
+        except Exception as error:
+            self.observation.end = in_words(error)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return self.observation
 
-    def apart(self, what: str, found: float, update: int) -> None:
+    def compare(self, kind: str, size: float, update: int) -> None:
         """Note a difference at an update, from 1."""
-        worst, first = self.seen.apart.get(what, (0.0, 0))
-        if worst > self.tolerance:  # what comes after the first may follow from it
-            update = first
-        if not first or found > worst:
-            self.seen.apart[what] = found, update
+        self.observation.note(kind, size, update, self.tolerance)
 
-    def keep_gradient(self, optimizer: torch.optim.Optimizer) -> None:
-        """Before the weights are changed: what by, and at which rate."""
+    # --------------------------------------------------------------------------------- the hooks
+
+    def before_micro_batch(self, accelerator: ExactAccelerator) -> None:
+        """Compare what an update begins with, and note the samples that it is made of."""
+        micro_batch = accelerator.micro_batch
+        if micro_batch.loader != TRAINING:
+            return
+        if micro_batch.opens_batch:
+            self.before_update(accelerator, micro_batch)
+        self.observation.samples[-1] += micro_batch.index.tolist()
+
+    def before_update(self, accelerator: ExactAccelerator, micro_batch: MicroBatch) -> None:
+        """Compare the weights, and compute the reference's gradient."""
+        observation = self.observation
+        updates = accelerator.updates
+        observation.updates = updates
+        if updates == self.enough:
+            raise Enough
+        if updates == self.ask:
+            ask_to_stop()
+        if self.has_begun:
+            observation.line = "gradient"
+        self.note(f"in update {updates + 1}")
+        observation.samples.append([])
+        observation.batches.append((micro_batch.epoch, micro_batch.batch))
+        kind = "update"
+        if not self.has_begun:
+            kind = "resumed weights" if self.is_resumed else "initial weights"
+        weights = weights_of(accelerator)
+        self.compare(kind, difference(self.reference.weights, weights), updates + 1)
+        self.take_over(weights)
+        self.has_begun = True
+        observation.line = "gradient"
+        self.gradient = self.reference.gradient(micro_batch.epoch, micro_batch.batch)
+        self.used.clear()
+
+    def before_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        """Keep what the weights are about to be changed by, and at which rate."""
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self.found[id(parameter)] = parameter.grad.detach().clone(), group["lr"]
+                    gradient = parameter.grad.detach().clone()
+                    self.used[id(parameter)] = gradient, group["lr"]
 
-    def watched_update(self) -> Callable[..., None]:
-        """`Training.update`, with all that it changes compared."""
-        update, watch = Training.update, self
-
-        def watched(training: Training, batch: Batch, **options: Any) -> None:
-            watch.before(training, batch)
-            update(training, batch, **options)
-            watch.after(training)
-
-        return watched
-
-    def before(self, training: Training, batch: Batch) -> None:
-        """Compare what an update begins with."""
-        at, seen, mine = training.progress, self.seen, self.reference
-        seen.left = at.global_step
-        if self.enough == at.global_step:
-            raise Enough
-        if self.ask == at.global_step:
-            if hasattr(signal, "SIGUSR1"):
-                signal.raise_signal(signal.SIGUSR1)
-            else:  # on Windows, where any other signal would reach the supervisor, too
-                stop = signal.getsignal(SIGNALS[-1])
-                assert callable(stop)
-                stop(SIGNALS[-1], None)
-        seen.at = seen.at if self.first else "gradient"
-        self.note(f"in update {at.global_step + 1}")
-        seen.indices.append(batch.index.tolist())
-        seen.batches.append((at.epoch, at.step))
-        begin = "resumed weights" if self.resumed else "initial weights"
-        weights = {name: tensor.detach() for name, tensor in training.bare.named_parameters()}
-        self.apart(begin if self.first else "update", difference(mine.weights, weights), at.global_step + 1)
-        mine.weights = {name: tensor.double().clone() for name, tensor in weights.items()}
-        self.first, seen.at = False, "gradient"
-        self.gradient = mine.gradient(at.epoch, at.step)
-        self.found.clear()
-
-    def after(self, training: Training) -> None:
+    def after_update(self, accelerator: ExactAccelerator) -> None:
         """Compare what an update was made of, and what it made."""
-        mine, seen, named = self.reference, self.seen, dict(training.bare.named_parameters())
-        found = {name: self.found[id(p)][0].double() for name, p in named.items() if id(p) in self.found}
-        rates = [self.found[id(p)][1] for p in named.values() if id(p) in self.found]
-        seen.left = training.progress.global_step
-        self.apart("gradient", difference(self.gradient, found), seen.left)
-        if found.keys() == self.gradient.keys():
-            norm = sum(float((self.gradient[name] - tensor).square().sum()) for name, tensor in found.items()) ** 0.5
-            whole = sum(float(tensor.square().sum()) for tensor in self.gradient.values()) ** 0.5
-            relative = norm / whole if whole else 0.0
-            seen.rounding = max(seen.rounding, relative if math.isfinite(relative) else math.inf)
-            expected = reference.rate(self.settings, mine.updates, self.total)
-            self.apart("schedule", max(abs(rate - expected) / self.settings.lr for rate in rates), seen.left)
-            mine.update(found, rates[0])
-        else:
-            mine.update(self.gradient, reference.rate(self.settings, mine.updates, self.total))
-        self.apart("update", difference(mine.weights, named), seen.left)
-        mine.weights = {name: tensor.detach().double().clone() for name, tensor in named.items()}
-        mine.follow()
-        seen.at = "evaluation" if training.epoch_is_complete else "checkpoint"
-        if mine.updates in self.keep:
-            self.kept[mine.updates] = copy.deepcopy(mine)
+        observation = self.observation
+        observation.updates = accelerator.updates
+        gradient, rate = self.compare_gradient(accelerator)
+        self.reference.update(gradient, rate)
+        weights = weights_of(accelerator)
+        found = difference(self.reference.weights, weights)
+        self.compare("update", found, accelerator.updates)
+        self.take_over(weights)
+        self.reference.follow()
+        is_last_of_epoch = accelerator.gradient_state.end_of_dataloader
+        observation.line = "evaluation" if is_last_of_epoch else "checkpoint"
+        if self.reference.updates in self.keep:
+            self.kept[self.reference.updates] = copy.deepcopy(self.reference)
 
-    def watched_save(self) -> Callable[..., None]:
-        """`Checkpoints.save`, with the moving average compared; and the figures of an epoch that ends here."""
-        save, watch = Checkpoints.save, self
+    def compare_gradient(self, accelerator: ExactAccelerator) -> tuple[dict[str, Tensor], float]:
+        """Compare gradient and rate of an update that was made.
 
-        def watched(checkpoints: Checkpoints, *words: Any, **options: Any) -> None:
-            watch.seen.at = "checkpoint"
-            watch.at_checkpoint(checkpoints)
-            save(checkpoints, *words, **options)
+        Returns:
+            Those from which the reference is to make it.
+        """
+        gradient = {}
+        rates = []
+        for name, parameter in accelerator.bare_models[0].named_parameters():
+            if id(parameter) in self.used:
+                used, rate = self.used[id(parameter)]
+                gradient[name] = used.double()
+                rates.append(rate)
+        right_rate = reference.rate(self.settings, self.reference.updates, self.updates)
+        self.compare("gradient", difference(self.gradient, gradient), accelerator.updates)
+        if gradient.keys() != self.gradient.keys():
+            return self.gradient, right_rate
+        self.measure_rounding(gradient)
+        furthest = max(abs(rate - right_rate) for rate in rates)
+        self.compare("schedule", furthest / self.settings.lr, accelerator.updates)
+        return gradient, rates[0]
 
-        return watched
+    def measure_rounding(self, gradient: dict[str, Tensor]) -> None:
+        """Note how far a gradient is from the reference's, as a share of it."""
+        apart = {name: self.gradient[name] - tensor for name, tensor in gradient.items()}
+        whole = norm_of(self.gradient)
+        share = norm_of(apart) / whole if whole else 0.0
+        if not math.isfinite(share):
+            share = math.inf
+        self.observation.rounding = max(self.observation.rounding, share)
 
-    def at_checkpoint(self, checkpoints: Checkpoints) -> None:
-        """Compare what is about to be saved."""
-        at, mine = checkpoints.training.progress, self.reference
-        self.note(f"at a checkpoint after update {at.global_step}")
+    def take_over(self, weights: dict[str, Tensor]) -> None:
+        """Let the reference go on from the training's weights, so that rounding does not add up."""
+        self.reference.weights = {name: each.double().clone() for name, each in weights.items()}
+
+    def before_checkpoint(self, accelerator: ExactAccelerator) -> None:
+        """Compare the moving average, and note the figures of an epoch that ends here."""
+        updates = accelerator.updates
+        self.observation.line = "checkpoint"
+        self.note(f"at a checkpoint after update {updates}")
         if self.settings.ema:
-            state = checkpoints.parts["averaged"].state_dict() if "averaged" in checkpoints.parts else {}
-            prefix = "module."
-            averaged = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-            self.apart("moving average", difference(mine.averaged, averaged), at.global_step)
-        if at.step == 0:
-            line = {"epoch": at.epoch, "global_step": at.global_step, "train_loss": mine.loss / len(self.samples.train)}
-            for name, split in {"test": self.samples.test, "val": self.samples.val}.items():
-                if split:
-                    loss, right = mine.evaluate(split.images.double(), split.labels)
-                    line |= {f"{name}_loss": loss, f"{name}_correct": right, f"{name}_total": len(split)}
-            self.lines.append(line)
+            found = difference(self.reference.averaged, averages_of(accelerator))
+            self.compare("moving average", found, updates)
+        position = accelerator._dataloaders[TRAINING].state_dict()
+        is_at_end_of_epoch = position["batch"] == 0
+        if is_at_end_of_epoch:
+            self.figures.append(self.figures_of(position["epoch"], updates))
+
+    def figures_of(self, epoch: int, updates: int) -> Figures:
+        """Return what metrics.jsonl should say of an epoch, by its number from 1."""
+        loss = self.reference.loss / len(self.samples.train)
+        figures = {"epoch": epoch, "global_step": updates, "train_loss": loss}
+        for name, split in {"test": self.samples.test, "val": self.samples.val}.items():
+            if split:
+                loss, correct = self.reference.evaluate(split.images.double(), split.labels)
+                figures[f"{name}_loss"] = loss
+                figures[f"{name}_correct"] = correct
+                figures[f"{name}_total"] = len(split)
+        return figures
 
 
-def wrong_samples(seen: list[Seen], settings: TrainConfig, samples: int, first: int = 0) -> list[str]:
-    """How the batches of all processes together differ from those of one, in words.
-
-    Args:
-        first: updates that were made before.
-    """
-    per_epoch, size = math.ceil(samples / settings.batch_size), settings.batch_size
-    expected = [divmod(update, per_epoch) for update in range(first, settings.epochs * per_epoch)]
-    faults: list[str] = []
-    for rank, it in enumerate(seen):
-        given = [tuple(batch) for batch in it.batches]
-        if given != expected[: len(given)] or (it.end == "done" and len(given) < len(expected)):
-            skipped = next(
-                (n for n, pair in enumerate(zip(given, expected, strict=False)) if pair[0] != pair[1]), len(given)
-            )
-            faults.append(
-                f"process {rank} has {len(given)} batches of {len(expected)}, other ones from its {skipped + 1}. on"
-            )
-    if faults:
-        return faults
-    visits: Counter[int] = Counter()
-    for n, (epoch, number) in enumerate(expected[: min(len(it.batches) for it in seen)]):
-        visits = visits if number else Counter()
-        together = sorted(index for it in seen for index in it.indices[n])
-        visits.update(together)
-        right = reference.order(samples, settings.seed, epoch)[number * size : (number + 1) * size]
-        if together != sorted(right.tolist()):
-            twice = sum(count > 1 for count in visits.values())
-            what = f"update {first + n + 1} has {len(together)} samples, not those {len(right)} of one process"
-            return [what + (f", and {twice} more than once in the epoch" if twice else "")]
-    return []
+def weights_of(accelerator: ExactAccelerator) -> dict[str, Tensor]:
+    """Return the weights in training, by name."""
+    network = accelerator.bare_models[0]
+    return {name: parameter.detach() for name, parameter in network.named_parameters()}
 
 
-def wrong_figures(expected: list[dict[str, float]], folder: Path, tolerance: float) -> list[str]:
-    """What metrics.jsonl says otherwise of the last epochs, in words."""
-    try:
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        return [f"metrics.jsonl cannot be read ({type(error).__name__})"]
-    if len(lines) < len(expected):
-        return [f"metrics.jsonl has {len(lines)} of {len(expected)} epochs"]
-    faults = []
-    for right, line in zip(expected, lines[len(lines) - len(expected) :], strict=True):
-        for name, value in right.items():
-            found = line.get(name, math.nan)
-            if not abs(found - value) <= (0 if isinstance(value, int) else tolerance):
-                faults.append(f"{name} of epoch {right['epoch']:.0f} is {found:.6g} and should be {value:.6g}")
-    return faults
+def averages_of(accelerator: ExactAccelerator) -> dict[str, Tensor]:
+    """Return the moving average of the weights, by name; nothing if there is none."""
+    found: dict[str, Tensor] = {}
+    for part in accelerator._custom_objects:
+        if isinstance(part, AveragedModel):
+            found = dict(part.module.named_parameters())
+    return found
 
 
-def wrong_checkpoint(expected: Reference, folder: Path, tolerance: float) -> tuple[list[str], int]:
-    """What the newest checkpoint of a run does not hold, in words; and the update that it says it is of."""
-    payload, warnings = newest_checkpoint(folder)
-    if payload is None:
-        return warnings or ["there is none"], 0
-    tensors: list[Tensor] = []
-
-    def collect(value: Any) -> None:
-        if isinstance(value, Tensor):
-            tensors.append(value.detach().double())
-        elif isinstance(value, Mapping | list | tuple):
-            for item in value.values() if isinstance(value, Mapping) else value:
-                collect(item)
-
-    collect(payload["parts"])
-    kinds = {"weights": expected.weights, "moving average": expected.averaged}
-    kinds |= {"Adam's first moments": expected.moments[0], "Adam's second moments": expected.moments[1]}
-    faults = list(warnings)
-    for kind, values in kinds.items():
-        for name, value in values.items():
-            here = value.cpu()
-            if not any(
-                other.shape == here.shape and difference({"": here}, {"": other}) <= tolerance for other in tensors
-            ):
-                faults.append(f"it lacks or changes {kind} of {name}")
-                break
-    return faults, int(payload["parts"]["training"]["progress"]["global_step"])
+def in_words(error: Exception) -> str:
+    """Return what went wrong, on one line; if nobody foresaw it, with its place."""
+    text = f"{type(error).__name__}: {' '.join(explain(error).split())}"[:LONGEST]
+    if isinstance(error, UserError):
+        return text
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{text} ({Path(last.filename).name}:{last.lineno})"
 
 
-def without_pictures() -> Any:
-    """Let a run draw none: they would take half of its time."""
-    return patch.object(figures, "save", lambda *_, **__: None)
-
-
-@contextmanager
-def small(samples: int, others: int) -> Iterator[None]:
-    """Whatever data set a training asks for is cut."""
-    obtain = data.obtain
-    with patch.object(data, "obtain", lambda *words, **more: cut(obtain(*words, **more), samples, others)):
-        yield
+def ask_to_stop() -> None:
+    """Ask this process to stop, as a user or a cluster does."""
+    if hasattr(signal, "SIGUSR1"):
+        signal.raise_signal(signal.SIGUSR1)
+        return
+    # On Windows, where any other signal would reach the supervisor, too.
+    answer = signal.getsignal(SIGNALS[-1])
+    assert callable(answer)
+    answer(SIGNALS[-1], None)
 
 
 def alone() -> None:
-    """Train on one process of its own: `python -c "...alone()" '{"flags": [...], "samples": n, "others": m}'`."""
+    """Train on one process of its own, `python -c "...alone()" JSON`.
+
+    The JSON has `flags`, those of train.py, `samples`, how many to train on, and `others`, how many
+    to test with.
+    """
     asked = json.loads(sys.argv[1])
-    sys.argv = ["train.py", *asked["flags"]]
-    with without_pictures(), small(asked["samples"], asked["others"]):
-        launch.run(script().main, "train.py")
+
+    def train() -> None:
+        config = parse(TrainConfig, asked["flags"], "train.py")
+        accelerator = launch.start(config.cpu, "no", torch.float64)
+        samples = data.obtain(
+            accelerator,
+            config.dataset,
+            config.data_dir,
+            config.val_size,
+            config.seed,
+            torch.float64,
+        )
+        script().main(config, cut(samples, asked["samples"], asked["others"]))
+
+    launch.run(train, "train.py")

@@ -1,0 +1,142 @@
+"""Faults in who sees which sample when, and in the data themselves."""
+
+import dataclasses
+from unittest.mock import patch
+
+import torch
+
+from faults.registry import all_of, fault, is_last, rank, world
+from mnist_dist.core import ExactAccelerator, MicroBatch, stream
+from mnist_dist.core.sampler import ExactSampler, MicroBatchSampler
+from mnist_dist.core.sharing import positions_of_share
+from mnist_dist.task import data, datasets
+
+
+@fault
+def loader_sharded_twice():
+    """Field note 1: Accelerate deals out again what the DistributedSampler has dealt out."""
+    deal = MicroBatchSampler.epoch
+
+    def every_wth(self, *which, **more):
+        for number, micro_batches in enumerate(deal(self, *which, **more)):
+            if not self.sampler.shuffle or number % world() == rank():
+                yield micro_batches
+
+    return patch.object(MicroBatchSampler, "epoch", every_wth)
+
+
+@fault
+def order_depends_on_processes():
+    """Field note 3: each process cuts batches from a stretch of its own, so other samples meet in a batch."""
+    order = ExactSampler.order
+
+    def own_stretches(self, epoch):
+        whole = order(self, epoch)
+        if not self.shuffle:
+            return whole
+        # Put so that dealing position by position gives process r the r-th stretch.
+        places = torch.cat([torch.arange(len(whole))[rank::world()] for rank in range(world())])
+        dealt = torch.empty_like(whole)
+        dealt[places] = whole
+        return dealt
+
+    return patch.object(ExactSampler, "order", own_stretches)
+
+
+@fault
+def processes_with_different_seeds():
+    """Each process shuffles with a seed of its own."""
+    order = ExactSampler.order
+
+    def seeded_by_rank(self, epoch):
+        if not self.shuffle:
+            return order(self, epoch)
+        return torch.randperm(self.samples, generator=stream("order", self.seed + rank(), epoch))
+
+    return patch.object(ExactSampler, "order", seeded_by_rank)
+
+
+@fault
+def padding_counted():
+    """Field note 6: shares padded with repeated samples to equal length, and all of them counted."""
+    cut = MicroBatchSampler.micro_batches
+
+    def padded(self, order, epoch, number, *more):
+        micro_batches = cut(self, order, epoch, number, *more)
+        if self.sampler.shuffle:
+            return micro_batches
+        for micro_batch in micro_batches:
+            shares = range(micro_batch.shares)
+            place = micro_batch.start, micro_batch.size, micro_batch.shares
+            longest = max(len(positions_of_share(share, *place)) for share in shares)
+            missing = longest - len(micro_batch.index)
+            micro_batch.index = torch.cat([micro_batch.index, order[:missing]])
+        return micro_batches
+
+    def of_all_rows(self, rows):
+        return self.gather(rows)
+
+    return all_of(
+        patch.object(MicroBatchSampler, "micro_batches", padded),
+        patch.object(ExactAccelerator, "gather_for_metrics", of_all_rows),
+    )
+
+
+@fault
+def dropout_drawn_by_every_process():
+    """What `torch.nn.Dropout` does: each process draws for its own samples, from a generator seeded alike."""
+
+    def own(self, purpose, *shape, normal=False):
+        draw = torch.randn if normal else torch.rand
+        generator = stream(purpose, self.seed, self.epoch, self.batch)
+        return draw(len(self.index), *shape, generator=generator)
+
+    return patch.object(MicroBatch, "rand", own)
+
+
+@fault
+def shares_put_together():
+    """A process works through all its shares at once, so their shapes depend on the number of processes."""
+    cut = MicroBatchSampler.micro_batches
+
+    def together(self, *arguments):
+        micro_batches = cut(self, *arguments)
+        if self.sampler.shuffle:
+            first, *others = micro_batches
+            first.index = torch.cat([micro_batch.index for micro_batch in micro_batches])
+            for other in others:
+                other.index = other.index[:0]
+        return micro_batches
+
+    return patch.object(MicroBatchSampler, "micro_batches", together)
+
+
+@fault
+def other_labels():
+    """On the last process, of the same files."""
+    load = data.load
+
+    def shifted(*words, **options):
+        samples = load(*words, **options)
+        labels = (samples.train.labels + 1) % 10 if is_last() else samples.train.labels
+        return dataclasses.replace(samples, train=data.Split(samples.train.images, labels))
+
+    return patch.object(data, "load", shifted)
+
+
+@fault
+def other_normalisation():
+    """On the last process."""
+    normalized = data.normalized
+
+    def moved(images, labels, mean, std, dtype):
+        return normalized(images, labels, mean, std + (0.01 if is_last() else 0.0), dtype)
+
+    return patch.object(data, "normalized", moved)
+
+
+@fault
+def other_data():
+    """Not what the data files held before."""
+    read = datasets.read_mnist_5k
+    return patch.object(datasets, "read_mnist_5k", lambda: (*read()[:2], "other"))
