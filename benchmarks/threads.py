@@ -10,63 +10,75 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from common import Training, origin_of_result, print_table, random_digits, say_origin
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from mnist_dist.core import GlobalBatches, Training
+from mnist_dist.core import ExactAccelerator
 from mnist_dist.digits.config import TrainConfig
-from mnist_dist.task import networks
-from mnist_dist.task.objective import adam, loss_of
 
+BUSY = "while True: pass"
 BESIDE = 2  # busy loops
+MODELS = ("mlp", "cnn")
+BATCHES = (64, 512)
 
 
-def speed(training: Training, batches: GlobalBatches, threads: int, seconds: float) -> float:
-    """Samples a second of one training with so many threads."""
+def speed(training: Training, threads: int, seconds: float) -> float:
+    """Samples a second of one training with so many threads, over so many seconds or a little more."""
     torch.set_num_threads(threads)
-    rounds = (batch for epoch in range(1_000_000) for batch in batches.epoch(epoch))
-    training.update(next(rounds))
-    samples, begin = 0, time.perf_counter()
+    training.make_updates(1)
+    updates = 0
+    begin = time.perf_counter()
     while time.perf_counter() - begin < seconds:
-        training.update(batch := next(rounds))
-        samples += batch.size
-    training.latest.clear()
-    return samples / (time.perf_counter() - begin)
+        training.make_updates(10)
+        updates += 10
+    taken = time.perf_counter() - begin
+    return updates * training.config.batch_size / taken
+
+
+def make_trainings() -> dict[tuple[str, int], Training]:
+    """A training for each network and batch size."""
+    samples = random_digits(10_000)
+    trainings = {}
+    for model in MODELS:
+        for batch_size in BATCHES:
+            config = TrainConfig(model=model, batch_size=batch_size)
+            accelerator = ExactAccelerator(cpu=True)
+            trainings[model, batch_size] = Training(accelerator, config, samples)
+    return trainings
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
     args = parser.parse_args()
-    accelerator, cores = Accelerator(cpu=True), torch.get_num_threads()
-    data = torch.randn(10_000, 1, 28, 28), torch.randint(10, (10_000,))
-    trainings = {}
-    for model in ("mlp", "cnn"):
-        for batch_size in (64, 512):
-            config, network = TrainConfig(model=model, batch_size=batch_size), networks.build(model)
-            training = Training(accelerator, network, adam(network, config), loss_of(network, config))
-            trainings[model, batch_size] = training, GlobalBatches(data, batch_size, accelerator, seed=0)
-    found: dict[tuple, list[float]] = {}
+    cores = torch.get_num_threads()
+    trainings = make_trainings()
+    found: dict[tuple[str, int, int, int], list[float]] = {}
     for _ in range(args.rounds):
         for beside in (0, BESIDE):
-            loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(beside)]
-            for (model, batch_size), parts in trainings.items():
+            loops = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(beside)]
+            for (model, batch_size), training in trainings.items():
                 for threads in sorted({1, max(1, cores // 2), cores}):
-                    found.setdefault((model, batch_size, beside, threads), []).append(
-                        speed(*parts, threads, args.seconds)
-                    )
+                    key = (model, batch_size, beside, threads)
+                    found.setdefault(key, []).append(speed(training, threads, args.seconds))
             for loop in loops:
                 loop.kill()
                 loop.wait()
-    print(f"{cores} cores, torch {torch.__version__}, {args.rounds} rounds\n")
-    print("| model | batch | busy loops beside | threads | samples/s | range |\n|---|---:|---:|---:|---:|---:|")
-    for (model, batch_size, beside, threads), speeds in sorted(found.items(), reverse=True):
-        middle, least, most = statistics.median(speeds), min(speeds), max(speeds)
-        print(f"| {model} | {batch_size} | {beside} | {threads} | {middle:,.0f} | {least:,.0f} to {most:,.0f} |")
+    say_origin(origin_of_result())
+    print(f"{cores} cores, {args.rounds} rounds\n")
+    rows = []
+    for key, speeds in sorted(found.items(), reverse=True):
+        model, batch_size, beside, threads = key
+        middle = f"{statistics.median(speeds):,.0f}"
+        spread = f"{min(speeds):,.0f} to {max(speeds):,.0f}"
+        rows.append([model, str(batch_size), str(beside), str(threads), middle, spread])
+    columns = ["model", "batch", "busy loops beside", "threads", "samples/s", "range"]
+    print_table(columns, rows)
 
 
 if __name__ == "__main__":
