@@ -10,7 +10,7 @@ import torch.distributed as dist
 from exact_cases import dropout, sentences, tokens, train
 from torch import Tensor
 
-from mnist_dist.core import ExactAccelerator, MicroBatch, buffers, exchange, loader
+from mnist_dist.core import ExactAccelerator, MicroBatch, buffers, exchange, guard, loader, update
 from mnist_dist.core import accelerator as accelerator_module
 from mnist_dist.core.exchange import Stretch
 
@@ -55,7 +55,7 @@ def own_random_numbers(self: MicroBatch, _: str, *shape: int, normal: bool = Fal
 
 def dropout_drawn_by_every_process() -> dict[str, Any]:
     """Nobody looks whether the model draws, and it does."""
-    unseen = patch.object(ExactAccelerator, "_check_first_of_epoch", lambda *_: None)
+    unseen = patch.object(guard.ForwardGuard, "check", lambda *_: None)
     with unseen, patch.object(MicroBatch, "rand", own_random_numbers):
         return train(dropout())
 
@@ -76,7 +76,7 @@ def averaged_by_ddp() -> dict[str, Any]:
         done.set_result(buffer / dist.get_world_size())
         return done
 
-    with patch.object(accelerator_module, "sum_gradients", average):
+    with patch.object(update, "sum_gradients", average):
         return train(tokens(), ddp=True)
 
 

@@ -8,11 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
@@ -22,14 +20,15 @@ from .bits import fix_bits
 from .buffers import BufferMean
 from .digests import digest
 from .errors import UserError
-from .exchange import GradientSum
 from .gathering import gather_rows
+from .guard import ForwardGuard
 from .hooks import call_hooks
 from .loader import ExactDataLoader
 from .losses import MeanLoss
 from .optimizer import ExactOptimizer, ExactScheduler
-from .randomness import GeneratorStates, seed_generators, seed_of
+from .randomness import seed_generators, seed_of
 from .sharing import MicroBatch, Sharing
+from .update import UpdateGradients, ddp_of
 
 
 class ExactAccelerator(Accelerator):
@@ -102,17 +101,12 @@ class ExactAccelerator(Accelerator):
         self.last_checkpoint: str | os.PathLike[str] | None = None
         self.mean_losses: list[MeanLoss] = []
         self._loader: ExactDataLoader | None = None
-        self._wrappers: list[DistributedDataParallel] = []
-        self._summed_by_ddp: set[int] = set()  # the identities of parameters
+        self._gradients = UpdateGradients(self.sharing, self.device, ddp=self.ddp)
+        self._guard = ForwardGuard(self.device)
+        self._bare_models: list[nn.Module] = []
         self._parameters: dict[int, nn.Parameter] = {}  # of all models and optimizers, by their identities
-        self._buffers: BufferMean | None = None
-        self._sums: dict[Any, GradientSum] = {}
-        self._kept_gradients: list[Tensor | None] | None = None  # of earlier updates, not yet forgotten
-        self._terms: Tensor | None = None  # counted by `backward` in this update, under DDP
-        self._backward_done: MicroBatch | None = None
-        self._counted: MicroBatch | None = None
-        self._epoch_checked: tuple[int, int] | None = None
-        self._before_forward: tuple[GeneratorStates, list[Tensor]] | None = None
+        self._backward_done: MicroBatch | None = None  # the last one that `backward` was called for
+        self._counted: MicroBatch | None = None  # the last one after which an optimizer made its step
 
     # ------------------------------------------------------------------------------------------------------- prepare
 
@@ -157,20 +151,12 @@ class ExactAccelerator(Accelerator):
         wrap = self.ddp and not evaluation_mode
         same_everywhere("the weights, not drawn from the same seed,", digest([*model.parameters(), *model.buffers()]))
         prepared = super().prepare_model(model, device_placement, evaluation_mode=not wrap)
-        wrapper = self._ddp_of(prepared)
+        wrapper = ddp_of(prepared)
         if wrapper is not None:
-            wrapper.register_comm_hook(None, sum_gradients)
-            self._wrappers.append(wrapper)
-            self._summed_by_ddp.update(id(each) for each in wrapper.parameters() if each.requires_grad)
+            self._gradients.watch(wrapper)
         self._parameters = {}
-        self._buffers = None
+        self._gradients.buffers = None
         return prepared
-
-    @staticmethod
-    def _ddp_of(model: nn.Module) -> DistributedDataParallel | None:
-        """The wrapper that a prepared model has, which may itself have been compiled."""
-        inner = getattr(model, "_orig_mod", model)
-        return inner if isinstance(inner, DistributedDataParallel) else None
 
     def prepare_optimizer(
         self, optimizer: torch.optim.Optimizer, device_placement: bool | None = None
@@ -196,7 +182,9 @@ class ExactAccelerator(Accelerator):
     @property
     def bare_models(self) -> list[nn.Module]:
         """The prepared models without wrappers, in the order in which they were prepared."""
-        return [extract_model_from_parallel(model, keep_torch_compile=False) for model in self._models]
+        if len(self._bare_models) != len(self._models):  # looked for once: Accelerate looks for packages to do so
+            self._bare_models = [extract_model_from_parallel(model, keep_torch_compile=False) for model in self._models]
+        return self._bare_models
 
     def _check_parameters(self) -> None:
         """See that optimizers have the models' parameters, in the same order everywhere.
@@ -239,29 +227,22 @@ class ExactAccelerator(Accelerator):
         self._micro_batch = micro_batch
         self._loader = loader
         self.sync_gradients = micro_batch.closes_update
-        if self.ddp:
-            for wrapper in self._wrappers:
-                wrapper.require_backward_grad_sync = micro_batch.closes_update
+        self._gradients.begin_micro_batch(micro_batch)
         if self.sharing.fixed:
             self._begin_share(micro_batch)
         else:
-            checked = self._epoch_checked == (micro_batch.loader, micro_batch.epoch)
-            self._before_forward = None if checked else self._generators_and_buffers()
+            self._guard.begin_micro_batch(micro_batch, self.bare_models)
         call_hooks("micro_batch", self)
-
-    def _generators_and_buffers(self) -> tuple[GeneratorStates, list[Tensor]]:
-        """What a forward pass may not change without virtual processes, as it is now."""
-        buffers = [buffer.clone() for model in self.bare_models for buffer in model.buffers()]
-        return GeneratorStates(self.device), buffers
 
     def _begin_share(self, micro_batch: MicroBatch) -> None:
         """Under virtual processes: buffers as before the update, and generators that belong to the share."""
-        if self._buffers is None:
-            self._buffers = BufferMean(self.bare_models)
-        if self._buffers.in_training:
-            self._buffers.begin(opens_share=micro_batch.piece == 0, empty=len(micro_batch) == 0)
+        if self._gradients.buffers is None:
+            self._gradients.buffers = BufferMean(self.bare_models)
+        buffers = self._gradients.buffers
+        if buffers.in_training:
+            buffers.begin(opens_share=micro_batch.piece == 0, empty=len(micro_batch) == 0)
             if micro_batch.opens_batch:
-                self._buffers.shares_with_samples += min(micro_batch.shares, micro_batch.size)
+                buffers.shares_with_samples += min(micro_batch.shares, micro_batch.size)
         place = micro_batch.loader, micro_batch.epoch, micro_batch.batch, micro_batch.share, micro_batch.piece
         seed_generators(seed_of("share", self.seed, *place), self.device)
 
@@ -327,19 +308,15 @@ class ExactAccelerator(Accelerator):
         """
         micro_batch = self._micro_batch_of_backward(loss)
         parameters = self._trained_parameters()
-        if self._kept_gradients is None:
-            self._set_aside(parameters)
+        self._gradients.set_aside(parameters)
         weight = len(micro_batch) / micro_batch.update_size if terms is None else terms
         scaled = self.scaler.scale(loss) if self.scaler else loss
         if isinstance(weight, float) and weight == 1.0:
             scaled.backward(**kwargs)
         else:
             scaled.backward(torch.as_tensor(weight, dtype=scaled.dtype, device=scaled.device), **kwargs)
-        if self.ddp:
-            self._after_ddp(micro_batch, parameters, terms)
-        else:
-            self._add_to_sum(micro_batch, parameters, terms)
-        self._check_first_of_epoch(micro_batch)
+        self._gradients.add(micro_batch, parameters, terms)
+        self._guard.check(micro_batch, self.bare_models)
         self._backward_done = micro_batch
         if micro_batch.closes_update:
             call_hooks("gradients", self)
@@ -379,107 +356,6 @@ class ExactAccelerator(Accelerator):
                 for parameter in group["params"]:
                     self._parameters.setdefault(id(parameter), parameter)
         return [parameter for parameter in self._parameters.values() if parameter.requires_grad]
-
-    def _set_aside(self, parameters: list[nn.Parameter]) -> None:
-        """Keep gradients that `zero_grad` has not forgotten, so that they are not summed over processes again."""
-        self._kept_gradients = [parameter.grad for parameter in parameters]
-        for parameter in parameters:
-            parameter.grad = None
-
-    def _add_kept(self, parameters: list[nn.Parameter]) -> None:
-        """Add what `_set_aside` has kept to the gradients of the update."""
-        for parameter, kept in zip(parameters, self._kept_gradients or [], strict=False):
-            if kept is not None:
-                parameter.grad = kept if parameter.grad is None else kept + parameter.grad
-        self._kept_gradients = None
-
-    def _add_to_sum(
-        self, micro_batch: MicroBatch, parameters: list[nn.Parameter], terms: int | float | Tensor | None
-    ) -> None:
-        """Add this micro-batch's gradients to those of the update, and let them be the sum after its last one."""
-        found = take_gradients(parameters, keep=is_of_something(micro_batch, terms))
-        changes = []
-        if self._buffers is not None and self._buffers.floating:
-            changes = self._buffers.changes(closes_share=micro_batch.piece == micro_batch.pieces - 1)
-        counted = [self._as_number(0 if terms is None else terms, parameters)]
-        gradient_sum = self._sum_for(parameters, changes, counted)
-        gradient_sum.add(micro_batch.share, found + changes + counted, complete=micro_batch.completes_share)
-        if not micro_batch.closes_update:
-            return
-        total = gradient_sum.total()
-        gradients = total[: len(parameters)]
-        if terms is not None:
-            divide(gradients, total[-1])
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        if self._buffers is not None:
-            self._buffers.finish(total[len(parameters) : -1])
-        self._add_kept(parameters)
-
-    def _as_number(self, terms: int | float | Tensor, parameters: list[nn.Parameter]) -> Tensor:
-        """A number of terms as a scalar on the device: float32, exact up to 16,777,216, or float64 if weights are."""
-        precise = any(parameter.dtype == torch.float64 for parameter in parameters)
-        dtype = torch.float64 if precise else torch.float32
-        return torch.as_tensor(terms, dtype=dtype, device=self.device).detach().reshape(())
-
-    def _sum_for(self, parameters: list[nn.Parameter], changes: list[Tensor], counted: list[Tensor]) -> GradientSum:
-        """The sum of gradients for these parameters, made once: there are others if layers are frozen or thawed."""
-        key = len(changes), *map(id, parameters)
-        if key not in self._sums:
-            self._sums[key] = GradientSum([*parameters, *changes, *counted], self.sharing)
-        return self._sums[key]
-
-    def _after_ddp(
-        self, micro_batch: MicroBatch, parameters: list[nn.Parameter], terms: int | float | Tensor | None
-    ) -> None:
-        """`DistributedDataParallel` has summed the gradients if this was the update's last micro-batch."""
-        if terms is not None:
-            so_far = self._as_number(terms, parameters)
-            self._terms = so_far if self._terms is None else self._terms + so_far
-        if not micro_batch.closes_update:
-            return
-        for parameter in parameters:
-            if id(parameter) not in self._summed_by_ddp:  # it was frozen when its model was prepared
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                dist.all_reduce(parameter.grad)
-        if self._terms is not None:
-            dist.all_reduce(self._terms)
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            divide(gradients, self._terms)
-            self._terms = None
-        self._add_kept(parameters)
-
-    def _check_first_of_epoch(self, micro_batch: MicroBatch) -> None:
-        """Without virtual processes: see once an epoch that nothing depends on how batches are shared.
-
-        Raises:
-            UserError: on every process, if a layer, the model or the loss does.
-        """
-        if self._before_forward is None:
-            return
-        generators, buffers = self._before_forward
-        self._before_forward = None
-        self._epoch_checked = micro_batch.loader, micro_batch.epoch
-        with all_or_none():
-            models = self.bare_models
-            for model in models:
-                refusals.refuse_layers_that_depend_on_sharing(model)
-            drawn = generators.changed()
-            if drawn:
-                raise UserError(
-                    f"the model or loss draws at random ({' and '.join(drawn)}) for a process's samples alone, so each "
-                    "number of processes would train another model: draw by accelerator.micro_batch.rand, or give "
-                    "ExactAccelerator virtual_processes"
-                )
-            now = [(name, buffer) for model in models for name, buffer in model.named_buffers()]
-            changed = [
-                name for (name, buffer), before in zip(now, buffers, strict=True) if not same_bits(buffer, before)
-            ]
-            if changed:
-                raise UserError(
-                    f"the model changes its buffer {changed[0]} by a process's samples alone, so each number of "
-                    "processes would train another model: let buffers be, or give ExactAccelerator virtual_processes"
-                )
 
     def clip_grad_norm_(self, parameters: Any, max_norm: float, norm_type: float = 2) -> Tensor:
         """Limit the norm of the gradients of an update; before its last micro-batch there are none, and it is 0.
@@ -600,63 +476,9 @@ class ExactAccelerator(Accelerator):
 
     def free_memory(self, *objects: Any) -> list[Any]:
         """Forget all that was prepared, as `Accelerator.free_memory`."""
-        self._sums = {}
-        self._buffers = None
-        self._kept_gradients = None
-        self._wrappers = []
-        self._summed_by_ddp = set()
+        self._gradients = UpdateGradients(self.sharing, self.device, ddp=self.ddp)
+        self._bare_models = []
         self._parameters = {}
+        self.mean_losses = []
         self._micro_batch = None
         return super().free_memory(*objects)
-
-
-def is_of_something(micro_batch: MicroBatch, terms: int | float | Tensor | None) -> bool | Tensor:
-    """Whether a loss is the mean over one row or term at least; a tensor if only the device knows."""
-    if len(micro_batch) == 0:
-        return False
-    if terms is None:
-        return True
-    found = terms != 0
-    return found if isinstance(found, Tensor) and not found.is_cpu else bool(found)
-
-
-def take_gradients(parameters: list[nn.Parameter], *, keep: bool | Tensor) -> list[Tensor]:
-    """Take the gradients off parameters: dense, each in memory of its own, and zeros where there is none.
-
-    Args:
-        parameters: whose `grad` is None afterwards.
-        keep: whether they count; those of a mean over nothing do not, and may be NaN.
-    """
-    found = []
-    for parameter in parameters:
-        gradient = None if keep is False else parameter.grad
-        dense = torch.zeros_like(parameter) if gradient is None else gradient.to_dense()
-        found.append(torch.where(keep, dense, 0) if isinstance(keep, Tensor) else dense)
-        parameter.grad = None
-    # Autograd may give one gradient to two parameters that are added together. Clipping would then change it twice.
-    distinct = {gradient.untyped_storage()._cdata for gradient in found}
-    if len(distinct) < len(found):
-        found = [gradient.clone() for gradient in found]
-    return found
-
-
-def divide(gradients: list[Tensor], terms: Tensor) -> None:
-    """Divide gradients in place by the number of terms that they are a sum over; that of no terms is 0 and stays so."""
-    torch._foreach_div_(gradients, torch.where(terms == 0, torch.ones_like(terms), terms))
-
-
-def sum_gradients(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """A communication hook for `DistributedDataParallel` that sums over processes, where DDP's own averages."""
-    buffer = bucket.buffer()
-    if buffer.is_cpu:  # gloo would call back from a thread of its own, which may outlive the interpreter
-        dist.all_reduce(buffer)
-        done: torch.futures.Future[Tensor] = torch.futures.Future()
-        done.set_result(buffer)
-        return done
-    work = dist.all_reduce(buffer, async_op=True)
-    return work.get_future().then(lambda future: future.value()[0])
-
-
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal, NaN to NaN."""
-    return bool(torch.equal(one, other)) or digest([one]) == digest([other])

@@ -41,7 +41,7 @@ def gather_rows(
     tensors: list[Tensor] = []
     recursively_apply(tensors.append, data)
     as_objects = as_objects or not tensors
-    problem = wrong_rows(data, tensors, len(micro_batch), as_objects)
+    problem = wrong_rows(data, tensors, len(micro_batch.positions), as_objects)
     if sharing.world == 1:
         if problem:
             raise UserError(problem)

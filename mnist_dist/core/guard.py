@@ -1,0 +1,87 @@
+"""What is looked at once an epoch without virtual processes: that nothing depends on how batches are shared."""
+
+import torch
+from torch import Tensor, nn
+
+from .agreement import all_or_none
+from .digests import digest
+from .errors import UserError
+from .randomness import GeneratorStates
+from .refusals import refuse_layers_that_depend_on_sharing
+from .sharing import MicroBatch
+
+
+class ForwardGuard:
+    """Looks at an epoch's first forward and backward pass, and refuses what each process would do otherwise.
+
+    Args:
+        device: this process's.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.looked_at: tuple[int, int] | None = None  # the loader and epoch that have been looked at
+        self.before: tuple[GeneratorStates, list[Tensor]] | None = None
+
+    def begin_micro_batch(self, micro_batch: MicroBatch, models: list[nn.Module]) -> None:
+        """Before a forward pass: note what it may not change, unless this epoch has been looked at."""
+        self.before = None
+        if self.looked_at != (micro_batch.loader, micro_batch.epoch):
+            buffers = [buffer.clone() for model in models for buffer in model.buffers()]
+            self.before = GeneratorStates(self.device), buffers
+
+    def check(self, micro_batch: MicroBatch, models: list[nn.Module]) -> None:
+        """After a backward pass; every process calls this.
+
+        Raises:
+            UserError: on every process, if a layer, the model or the loss depends on a process's samples alone.
+        """
+        if self.before is None:
+            return
+        generators, buffers = self.before
+        self.before = None
+        self.looked_at = micro_batch.loader, micro_batch.epoch
+        with all_or_none():
+            for model in models:
+                refuse_layers_that_depend_on_sharing(model)
+            refuse_draws(generators)
+            refuse_changes(models, buffers)
+
+
+def refuse_draws(generators: GeneratorStates) -> None:
+    """Refuse random numbers that were drawn since the states of the generators were noted.
+
+    Raises:
+        UserError: names the generators.
+    """
+    drawn = generators.changed()
+    if drawn:
+        raise UserError(
+            f"the model or loss draws at random ({' and '.join(drawn)}) for a process's samples alone, so each number "
+            "of processes would train another model: draw by accelerator.micro_batch.rand, or give ExactAccelerator "
+            "virtual_processes"
+        )
+
+
+def refuse_changes(models: list[nn.Module], before: list[Tensor]) -> None:
+    """Refuse buffers that have changed.
+
+    Args:
+        models: that have them.
+        before: what all of them held, in order.
+
+    Raises:
+        UserError: names the first one.
+    """
+    now = [(name, buffer) for model in models for name, buffer in model.named_buffers()]
+    for (name, buffer), earlier in zip(now, before, strict=True):
+        if not same_bits(buffer, earlier):
+            raise UserError(
+                f"the model changes its buffer {name} by a process's samples alone, so each number of processes would "
+                "train another model: let buffers be, or give ExactAccelerator virtual_processes"
+            )
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal, NaN to NaN."""
+    return bool(torch.equal(one, other)) or digest([one]) == digest([other])

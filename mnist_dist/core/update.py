@@ -1,0 +1,186 @@
+"""The gradients of an update, from those of its micro-batches on all processes."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .buffers import BufferMean
+from .exchange import GradientSum
+from .sharing import MicroBatch, Sharing
+
+Terms = int | float | Tensor | None
+
+
+class UpdateGradients:
+    """Adds up the gradients of an update, by `DistributedDataParallel` or by an exchange of our own.
+
+    Args:
+        sharing: the shares, and who works on which.
+        device: this process's.
+        ddp: whether models are wrapped in `DistributedDataParallel`.
+
+    Attributes:
+        buffers: of the models, which are averaged with the gradients under virtual processes; None otherwise.
+    """
+
+    def __init__(self, sharing: Sharing, device: torch.device, *, ddp: bool) -> None:
+        self.sharing = sharing
+        self.device = device
+        self.ddp = ddp
+        self.buffers: BufferMean | None = None
+        self.sums: dict[tuple[int, ...], GradientSum] = {}
+        self.kept: list[Tensor | None] | None = None  # gradients of earlier updates that nobody has forgotten yet
+        self.terms: Tensor | None = None  # counted in this update, under DDP
+        self.wrappers: list[DistributedDataParallel] = []
+        self.summed_by_ddp: set[int] = set()  # the identities of parameters
+
+    def watch(self, wrapper: DistributedDataParallel) -> None:
+        """Let a wrapper sum gradients over processes, where it would average them."""
+        wrapper.register_comm_hook(None, sum_gradients)
+        self.wrappers.append(wrapper)
+        self.summed_by_ddp.update(id(each) for each in wrapper.parameters() if each.requires_grad)
+
+    def begin_micro_batch(self, micro_batch: MicroBatch) -> None:
+        """Let wrappers exchange gradients during the backward pass of an update's last micro-batch only."""
+        for wrapper in self.wrappers:
+            wrapper.require_backward_grad_sync = micro_batch.closes_update
+
+    def add(self, micro_batch: MicroBatch, parameters: list[nn.Parameter], terms: Terms) -> None:
+        """After a backward pass: add its gradients to those of the update.
+
+        After the update's last micro-batch the parameters' `grad` is the gradient of the mean over the whole update,
+        added to what nobody had forgotten before it.
+
+        Args:
+            micro_batch: that the loss was of.
+            parameters: all that take gradients, the same ones on every process.
+            terms: what the loss was the mean over, if not over rows.
+        """
+        if self.ddp:
+            self.after_ddp(micro_batch, parameters, terms)
+        else:
+            self.add_to_sum(micro_batch, parameters, terms)
+
+    def set_aside(self, parameters: list[nn.Parameter]) -> None:
+        """Before an update's first backward pass: keep gradients that `zero_grad` has not forgotten.
+
+        They are the sum over all processes already, and are not to be summed again.
+        """
+        if self.kept is not None:
+            return
+        self.kept = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+
+    def add_kept(self, parameters: list[nn.Parameter]) -> None:
+        """Add what `_set_aside` has kept to the gradients of the update."""
+        for parameter, kept in zip(parameters, self.kept or [], strict=False):
+            if kept is not None:
+                parameter.grad = kept if parameter.grad is None else kept + parameter.grad
+        self.kept = None
+
+    def add_to_sum(self, micro_batch: MicroBatch, parameters: list[nn.Parameter], terms: Terms) -> None:
+        """Add this micro-batch's gradients to those of the update, and let them be the sum after its last one."""
+        found = take_gradients(parameters, keep=is_of_something(micro_batch, terms))
+        changes = []
+        if self.buffers is not None and self.buffers.floating:
+            changes = self.buffers.changes(closes_share=micro_batch.piece == micro_batch.pieces - 1)
+        counted = [self.as_number(0 if terms is None else terms, parameters)]
+        gradient_sum = self.sum_for(parameters, changes, counted)
+        gradient_sum.add(micro_batch.share, found + changes + counted, complete=micro_batch.completes_share)
+        if not micro_batch.closes_update:
+            return
+        total = gradient_sum.total()
+        gradients = total[: len(parameters)]
+        if terms is not None:
+            divide(gradients, total[-1])
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if self.buffers is not None:
+            self.buffers.finish(total[len(parameters) : -1])
+        self.add_kept(parameters)
+
+    def as_number(self, terms: int | float | Tensor, parameters: list[nn.Parameter]) -> Tensor:
+        """A number of terms as a scalar on the device: float32, exact up to 16,777,216, or float64 if weights are."""
+        precise = any(parameter.dtype == torch.float64 for parameter in parameters)
+        dtype = torch.float64 if precise else torch.float32
+        return torch.as_tensor(terms, dtype=dtype, device=self.device).detach().reshape(())
+
+    def sum_for(self, parameters: list[nn.Parameter], changes: list[Tensor], counted: list[Tensor]) -> GradientSum:
+        """The sum of gradients for these parameters, made once: there are others if layers are frozen or thawed."""
+        key = len(changes), *map(id, parameters)
+        if key not in self.sums:
+            self.sums[key] = GradientSum([*parameters, *changes, *counted], self.sharing)
+        return self.sums[key]
+
+    def after_ddp(self, micro_batch: MicroBatch, parameters: list[nn.Parameter], terms: Terms) -> None:
+        """`DistributedDataParallel` has summed the gradients if this was the update's last micro-batch."""
+        if terms is not None:
+            so_far = self.as_number(terms, parameters)
+            self.terms = so_far if self.terms is None else self.terms + so_far
+        if not micro_batch.closes_update:
+            return
+        for parameter in parameters:
+            if id(parameter) not in self.summed_by_ddp:  # it was frozen when its model was prepared
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                dist.all_reduce(parameter.grad)
+        if self.terms is not None:
+            dist.all_reduce(self.terms)
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            divide(gradients, self.terms)
+            self.terms = None
+        self.add_kept(parameters)
+
+
+def ddp_of(model: nn.Module) -> DistributedDataParallel | None:
+    """The wrapper that a prepared model has, which may itself have been compiled."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, DistributedDataParallel) else None
+
+
+def is_of_something(micro_batch: MicroBatch, terms: Terms) -> bool | Tensor:
+    """Whether a loss is the mean over one row or term at least; a tensor if only the device knows."""
+    if len(micro_batch) == 0:
+        return False
+    if terms is None:
+        return True
+    found = terms != 0
+    return found if isinstance(found, Tensor) and not found.is_cpu else bool(found)
+
+
+def take_gradients(parameters: list[nn.Parameter], *, keep: bool | Tensor) -> list[Tensor]:
+    """Take the gradients off parameters: dense, each in memory of its own, and zeros where there is none.
+
+    Args:
+        parameters: whose `grad` is None afterwards.
+        keep: whether they count; those of a mean over nothing do not, and may be NaN.
+    """
+    found = []
+    for parameter in parameters:
+        gradient = None if keep is False else parameter.grad
+        dense = torch.zeros_like(parameter) if gradient is None else gradient.to_dense()
+        found.append(torch.where(keep, dense, 0) if isinstance(keep, Tensor) else dense)
+        parameter.grad = None
+    # Autograd may give one gradient to two parameters that are added together. Clipping would then change it twice.
+    distinct = {gradient.untyped_storage()._cdata for gradient in found}
+    if len(distinct) < len(found):
+        found = [gradient.clone() for gradient in found]
+    return found
+
+
+def divide(gradients: list[Tensor], terms: Tensor) -> None:
+    """Divide gradients in place by the number of terms that they are a sum over; that of no terms is 0 and stays so."""
+    torch._foreach_div_(gradients, torch.where(terms == 0, torch.ones_like(terms), terms))
+
+
+def sum_gradients(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """A communication hook for `DistributedDataParallel` that sums over processes, where DDP's own averages."""
+    buffer = bucket.buffer()
+    if buffer.is_cpu:  # gloo would call back from a thread of its own, which may outlive the interpreter
+        dist.all_reduce(buffer)
+        done: torch.futures.Future[Tensor] = torch.futures.Future()
+        done.set_result(buffer)
+        return done
+    work = dist.all_reduce(buffer, async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])
