@@ -5,7 +5,7 @@ python evaluate.py runs/first runs/second runs/third --output-dir runs/ensemble
 torchrun --nproc-per-node 2 evaluate.py mnist_model.pth --cpu
 """
 
-import mnist_dist  # noqa: F401  # isort: skip  # as in train.py
+import mnist_dist.startup  # noqa: F401  # isort: skip  # as in train.py
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -72,8 +72,13 @@ class EvaluateConfig:
             DataConfig(data_dir=self.data_dir).check()
 
 
-def main() -> None:
-    config: EvaluateConfig = parse(EvaluateConfig)
+def main(config: EvaluateConfig | None = None) -> None:
+    """Evaluate, print the figures, and write them and their pictures.
+
+    Args:
+        config: the settings; None for those of the command line.
+    """
+    config = config or parse(EvaluateConfig)
     accelerator = launch.start(config.cpu, mixed_precision="no")
 
     # The models, from their weights alone; the data they were trained on, as their runs' settings tell.

@@ -5,7 +5,7 @@ accelerate launch train.py
 torchrun --nproc-per-node 2 train.py --cpu
 """
 
-import mnist_dist  # noqa: F401  # isort: skip  # first: it says in words if the environment lets nothing be imported
+import mnist_dist.startup  # noqa: F401  # isort: skip  # first: it says in words if nothing can be imported
 import torch
 from accelerate.utils import set_seed
 from torch import nn

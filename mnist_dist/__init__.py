@@ -6,11 +6,6 @@ scripts and `tools`, the smaller commands, use. Imports go one way: scripts and 
 plots; run and task; core. `usage` and `shell` belong to none of them.
 """
 
-import os
-import sys
+__all__ = ["__version__"]
 
-try:
-    import tqdm  # noqa: F401
-except ValueError as error:  # torch and accelerate would fail alike, with pages of their own stack
-    named = " ".join(f"{name}={value!r}" for name, value in os.environ.items() if name.startswith("TQDM_"))
-    sys.exit(f"error: tqdm cannot read the environment variable {named} ({error}): correct it, or unset it")
+__version__ = "0.2.0"

@@ -1,13 +1,20 @@
-"""The smaller commands, each a module of `tools` with its own settings: python -m mnist_dist COMMAND."""
+"""The commands: `mnist-dist COMMAND`, or `python -m mnist_dist COMMAND` under any launcher."""
 
+import mnist_dist.startup  # noqa: F401  # isort: skip  # first: see there
 import importlib
 import sys
+from pathlib import Path
+from typing import Any
 
+from mnist_dist import __version__
 from mnist_dist.run import launch
 from mnist_dist.run.command_line import parse
+from mnist_dist.scripts import SCRIPTS, load_script
 from mnist_dist.usage import UsageError
 
 COMMANDS = {
+    "train": "train a classifier: train.py",
+    "evaluate": "evaluate a trained model exactly: evaluate.py",
     "explore": "look at the data: sizes, statistics, class balance, pictures",
     "download": "fetch a data set beforehand, for machines without internet",
     "predict": "classify your own pictures of digits",
@@ -19,16 +26,48 @@ COMMANDS = {
 
 
 def main() -> None:
+    """Do what the command line asks for."""
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
-        print("usage: python -m mnist_dist COMMAND [FLAG...]     each has a --help of its own\n")
+        print(f"usage: {program()} COMMAND [FLAG...]     each has a --help of its own\n")
         print("\n".join(f"  {command:10} {what}" for command, what in COMMANDS.items()))
+        return
+    if name == "--version":
+        print(f"mnist-dist {__version__}")
         return
     if name not in COMMANDS:
         raise UsageError(f"there is no command {name!r}: give one of {', '.join(COMMANDS)}")
-    tool = importlib.import_module(f"mnist_dist.tools.{name}")  # no other command pays for what this one imports
-    tool.main(parse(tool.Config, words, prog=f"python -m mnist_dist {name}"))
+    module, config_type = command(name)
+    module.main(parse(config_type, words, prog=f"{program()} {name}"))
+
+
+def command(name: str) -> tuple[Any, Any]:
+    """Load the module of a command; no other command pays for what it imports.
+
+    Args:
+        name: one of `COMMANDS`.
+
+    Returns:
+        The module, whose `main` takes the settings, and the dataclass of these.
+    """
+    if name in SCRIPTS:
+        script = load_script(name)
+        return script, getattr(script, SCRIPTS[name])
+    tool = importlib.import_module(f"mnist_dist.tools.{name}")
+    return tool, tool.Config
+
+
+def program() -> str:
+    """Return what the user called: the console script, or this package as a module."""
+    called = Path(sys.argv[0]).stem
+    return "python -m mnist_dist" if called == "__main__" else called
+
+
+def run() -> None:
+    """Run a command and end the process; the console script calls this."""
+    name = program()
+    launch.run(main, "mnist_dist" if name == "python -m mnist_dist" else name)
 
 
 if __name__ == "__main__":
-    launch.run(main, "mnist_dist")
+    run()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mnist_dist.core.processes import UserError
 from mnist_dist.run.folder import PLOTS, ROOT, SUMMARY
+from mnist_dist.scripts import command
 from mnist_dist.shell import shell
 
 
@@ -19,7 +20,8 @@ def newest_run() -> Path:
     summaries = sorted(ROOT.glob(f"*/{SUMMARY}"), key=lambda file: file.stat().st_mtime)
     if not summaries:
         problem = f"there is no finished run in {ROOT}/"
-        raise UserError(f"{problem}: train one with `python train.py`, or name it with --weights")
+        train = shell(*command("train"))
+        raise UserError(f"{problem}: train one with `{train}`, or name it with --weights")
     return summaries[-1].parent
 
 
@@ -36,7 +38,7 @@ def next_steps(folder: Path) -> str:
     if folder.parent != ROOT:  # without --weights, predict takes the newest run in there
         predict += ["--weights", str(folder)]
     return (
-        f"evaluate: {shell('python', 'evaluate.py', folder)}\n"
+        f"evaluate: {shell(*command('evaluate'), folder)}\n"
         f"predict:  {shell(*predict)} IMAGE...\n"
         f"pictures: {shell(folder / PLOTS)}"
     )

@@ -53,12 +53,13 @@ def code_digest() -> str:
     Returns:
         SHA-256 of the files' names, lengths and bytes, hexadecimal.
     """
-    scripts = (CHECKOUT / "train.py", CHECKOUT / "evaluate.py")
-    paths = [path for path in scripts if path.exists()]
-    paths += PACKAGE.rglob("*.py")
+    files = {path.relative_to(CHECKOUT).as_posix(): path for path in PACKAGE.rglob("*.py")}
+    for name in ("train.py", "evaluate.py"):  # by the same names in the repository and in the wheel
+        path = files.pop(f"mnist_dist/scripts/{name}", CHECKOUT / name)
+        if path.exists():
+            files[name] = path
     digest = hashlib.sha256()
-    for path in sorted(paths):
-        name = path.relative_to(CHECKOUT).as_posix()
+    for name, path in sorted(files.items()):
         content = path.read_bytes()
         digest.update(f"{name} {len(content)}\n".encode())
         digest.update(content)

@@ -13,6 +13,8 @@ from mnist_dist import plots
 from mnist_dist.core import UserError
 from mnist_dist.run.files import write_file
 from mnist_dist.run.folder import ROOT
+from mnist_dist.scripts import command
+from mnist_dist.shell import shell
 from mnist_dist.tools.runs_columns import Row, column_names
 from mnist_dist.tools.runs_files import find, pass_over, read, why_unreadable
 from mnist_dist.tools.runs_selection import holds, in_order, is_condition, seed_groups
@@ -115,7 +117,8 @@ def read_all(folders: Sequence[Path]) -> tuple[list[Row], dict[str, list[Row]]]:
         curves[row["run"]] = curve
     if not rows:
         places = " ".join(map(printable, folders))
-        advice = "train one with `python train.py`, or name the folder of one"
+        train = shell(*command("train"))
+        advice = f"train one with `{train}`, or name the folder of one"
         raise UserError(f"there is no run in {places}: {advice}")
     return rows, curves
 

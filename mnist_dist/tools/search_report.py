@@ -12,6 +12,7 @@ from mnist_dist import plots
 from mnist_dist.core import UserError
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run.command_line import as_flags
+from mnist_dist.scripts import command
 from mnist_dist.shell import shell
 from mnist_dist.tools.search_space import fields_of
 from mnist_dist.tools.study import DONE, FIRST
@@ -65,7 +66,7 @@ def report(study: optuna.Study, folder: Path, given: TrainConfig, samples: int) 
     print(f"Validation accuracy with the best settings {result(best, samples)}")
     print("Train with them on all training samples:")
     chosen = replace(given, val_size=0, **fields_of(best.params))
-    print(shell("python", "train.py", *as_flags(chosen)), flush=True)
+    print(shell(*command("train"), *as_flags(chosen)), flush=True)
 
 
 def draw(

@@ -1,0 +1,15 @@
+"""Programs import this first: it says in one sentence if the environment lets nothing be imported.
+
+It ends the interpreter then, so only programs may import it, never a module that others import.
+"""
+
+import os
+import sys
+
+try:
+    import tqdm  # noqa: F401
+except ValueError as error:  # torch and accelerate would fail in the same way, with a long traceback
+    variables = [f"{name}={value!r}" for name, value in os.environ.items() if name.startswith("TQDM_")]
+    sys.exit(
+        f"error: tqdm cannot read the environment variable {' '.join(variables)} ({error}): correct it, or unset it"
+    )
