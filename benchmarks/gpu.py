@@ -25,7 +25,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,17 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mnist_dist.core import GlobalBatches, Training
+from mnist_dist.core import ExactAccelerator
+from mnist_dist.core.loader import ExactDataLoader
 from mnist_dist.digits.config import TrainConfig
-from mnist_dist.run import graphs, launch, origin
+from mnist_dist.run import launch, origin
 from mnist_dist.run.neighbour import Neighbour
-from mnist_dist.task import data, networks
-from mnist_dist.task.objective import adam, average, loss_of
+from mnist_dist.task import networks
+from mnist_dist.task.objective import Loss, adam, average, loss_of
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = {  # flags of train.py that are tried for two epochs each
@@ -56,7 +58,6 @@ OPTIONS = {  # flags of train.py that are tried for two epochs each
     "distortions, dropout": "--affine 0.5 --elastic 0.5 --dropout 0.1",
     "virtual": "--model cnn --virtual-processes 4",
     "compile": "--compile",
-    "graph": "--model cnn --cuda-graph",
 }
 REHEARSED = ("mlp",)  # of these, on a CPU
 PRECISIONS = {"float32": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16"}  # and Accelerate's word for each
@@ -107,7 +108,7 @@ def waits(args: argparse.Namespace) -> Result:
     if args.cpu:
         raise NeedsGPU("CUDA alone tells where the host waits")
     config = TrainConfig(model="cnn", ema=0.99, clip_norm=0.5, affine=0.5, elastic=0.5, dropout=0.1, batch_size=200)
-    training, batches = a_training(args, config, samples=4000)
+    training = a_training(args, config, samples=4000, micro_batches=2)
     places = Counter[str]()
 
     def note(message: Warning | str, *_: Any) -> None:
@@ -119,9 +120,8 @@ def waits(args: argparse.Namespace) -> Result:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = note
-        for number, batch in enumerate(training.epoch(batches)):
-            torch.cuda.set_sync_debug_mode("warn" if number else "default")
-            training.update(batch, pieces=2, clip_norm=config.clip_norm)
+        for _ in training.epoch():
+            torch.cuda.set_sync_debug_mode("warn")  # after the first update
         torch.cuda.set_sync_debug_mode("default")
     return {place: {"times": times} for place, times in places.items()} or {"none": {"times": 0}}
 
@@ -129,7 +129,7 @@ def waits(args: argparse.Namespace) -> Result:
 def bits(args: argparse.Namespace) -> Result:
     """Whether a run has the same bits again, and after a stop between its epochs."""
     found: Result = {}
-    for name in REHEARSED if args.cpu else ("mlp", "cnn", "virtual", "graph"):
+    for name in REHEARSED if args.cpu else ("mlp", "cnn", "virtual"):
         flags = OPTIONS[name].split()
         with tempfile.TemporaryDirectory() as folder:
             (_, one), (_, again) = (train(args, "--epochs", "2", *flags) for _ in range(2))
@@ -138,28 +138,6 @@ def bits(args: argparse.Namespace) -> Result:
         found[name] = {"the same again": again == one, "the same after a stop": resumed == one}
         show(found)
     return promised(found, all(all(row.values()) for row in found.values()))
-
-
-def graph(args: argparse.Namespace) -> Result:
-    """Whether the weights have the same bits after 200 updates as CUDA graphs and after 200 that are none."""
-    if args.cpu:
-        raise NeedsGPU("there are no CUDA graphs")
-    found: Result = {}
-    for name, model, precision in (("mlp", "mlp", "no"), ("cnn", "cnn", "no"), ("cnn, bf16", "cnn", "bf16")):
-        config = TrainConfig(model=model, mixed_precision=precision, ema=0.99, clip_norm=0.5, affine=0.5, dropout=0.1)
-        weights, config = [], replace(config, virtual_processes=1)
-        for eager in (graphs.EAGER, 1000):
-            graphs.EAGER = eager
-            training, batches = a_training(args, replace(config, cuda_graph=True), samples=199 * config.batch_size + 1)
-            launch.fix_bits(1)  # else cuDNN may choose other kernels
-            for batch in training.epoch(batches):
-                training.set_rate(1 / (1 + training.progress.step))
-                training.update(batch, clip_norm=config.clip_norm)
-            weights.append(torch.cat([each.detach().flatten() for each in training.bare.parameters()]))
-            graphs.EAGER = 3
-        found[name] = {"the same bits": torch.equal(*weights)}
-        show(found)
-    return promised(found, all(row["the same bits"] for row in found.values()))
 
 
 def shares(args: argparse.Namespace) -> Result:
@@ -171,10 +149,10 @@ def shares(args: argparse.Namespace) -> Result:
             config = TrainConfig(
                 model=model, batch_size=20 if args.cpu else 100, dtype="float64", virtual_processes=count
             )
-            training, batches = a_training(args, config, samples=40 * config.batch_size - 1)
-            for batch in training.epoch(batches):
-                training.update(batch)
-            weights[count] = torch.cat([each.detach().cpu().flatten() for each in training.bare.parameters()])
+            training = a_training(args, config, samples=40 * config.batch_size - 1)
+            for _ in training.epoch():
+                pass
+            weights[count] = torch.cat([each.detach().cpu().flatten() for each in training.network.parameters()])
         found[model] = {f"{n} shares": (weights[n] - weights[0]).abs().max().item() for n in weights if n}
     return promised(found, all(max(row.values()) <= 1e-9 for row in found.values()))
 
@@ -189,15 +167,10 @@ def updates(args: argparse.Namespace) -> Result:
                     continue
                 config = TrainConfig(model=model, batch_size=size, mixed_precision=mixed, tf32=precision == "tf32")
                 row = timed(args, config)
-                if not args.cpu and precision != "fp16":
-                    row |= {
-                        f"{what}, graph": figure
-                        for what, figure in timed(args, replace(config, cuda_graph=True)).items()
-                    }
                 if mixed == "no":
-                    training, batches = a_training(args, config, samples=60 * size if args.cpu else 60_000)
-                    row["us, floor"] = microseconds(floor(training.bare, batches, graph=not args.cpu), args)
-                    row["share of the floor's speed"] = row["us, floor"] / row.get("us, graph", row["us"])
+                    training = a_training(args, config, samples=60 * size if args.cpu else 60_000)
+                    row["us, floor"] = microseconds(floor(training, graph=not args.cpu), args)
+                    row["share of the floor's speed"] = row["us, floor"] / row["us"]
                 found[f"{model}, batch {size}, {precision}"] = row
                 show(found)
     return found
@@ -205,14 +178,14 @@ def updates(args: argparse.Namespace) -> Result:
 
 def timed(args: argparse.Namespace, config: TrainConfig) -> dict[str, Any]:
     """Microseconds, kernels and peak memory of an update."""
-    training, batches = a_training(args, config, samples=60 * config.batch_size if args.cpu else 60_000)
-    dealt = endless(batches)
+    training = a_training(args, config, samples=60 * config.batch_size if args.cpu else 60_000)
+    updates = training.endless()
     if args.cpu:
-        return {"us": microseconds(lambda: training.update(next(dealt)), args)}
+        return {"us": microseconds(lambda: next(updates), args)}
     torch.cuda.reset_peak_memory_stats()
-    us = microseconds(lambda: training.update(next(dealt)), args)
+    us = microseconds(lambda: next(updates), args)
     memory = torch.cuda.max_memory_allocated() / 2**20
-    return {"us": us, "kernels": kernels(lambda: training.update(next(dealt))), "MiB": memory}
+    return {"us": us, "kernels": kernels(lambda: next(updates)), "MiB": memory}
 
 
 def speed(args: argparse.Namespace) -> Result:
@@ -221,15 +194,13 @@ def speed(args: argparse.Namespace) -> Result:
     found: Result = {"train.py": {"samples/s": max(line["samples_per_second"] for line in lines)}}
     if args.cpu:
         return found  # the others read full MNIST, for minutes
-    lines, _ = train(args, "--epochs", "4", "--cuda-graph")
-    found["train.py --cuda-graph"] = {"samples/s": max(line["samples_per_second"] for line in lines)}
     for name in ("floor", "original", "accelerate"):
         command = [sys.executable, "benchmarks/baselines.py", name, f"--data-dir={args.data_dir}"]
         seconds = json.loads(run([*command, f"--epochs={4 if name == 'floor' else 1}"]).splitlines()[-1])[
             "epoch_seconds"
         ]
-        ours, theirs = found["train.py --cuda-graph"]["samples/s"], 60_000 / min(seconds)
-        found[name] = {"samples/s": theirs, "train.py --cuda-graph is so many times as fast": ours / theirs}
+        ours, theirs = found["train.py"]["samples/s"], 60_000 / min(seconds)
+        found[name] = {"samples/s": theirs, "train.py is so many times as fast": ours / theirs}
         show(found)
     return found
 
@@ -238,7 +209,7 @@ def recipe(args: argparse.Namespace) -> Result:
     """--recipe fast-cnn with five seeds: seconds of training to the end of the epoch that reaches 99 %."""
     found: Result = {}
     for seed in range(1 if args.cpu else 5):
-        flags = ["--epochs", "1"] if args.cpu else ["--cuda-graph"]
+        flags = ["--epochs", "1"] if args.cpu else []
         lines, _ = train(args, "--recipe", "fast-cnn", "--seed", str(seed), *flags)
         samples, seconds = 4000 if args.cpu else 60_000, 0.0
         for line in lines:
@@ -292,7 +263,6 @@ PARTS: dict[Callable[[argparse.Namespace], Result], int] = {
     verify: 150,
     waits: 90,
     updates: 300,
-    graph: 90,
     bits: 240,
     shares: 120,
     speed: 180,
@@ -333,29 +303,67 @@ def train(args: argparse.Namespace, *flags: str, folder: str = "") -> tuple[list
         return lines, hashlib.sha256((place / "mnist_model.pth").read_bytes()).hexdigest()
 
 
-def a_training(args: argparse.Namespace, config: TrainConfig, samples: int) -> tuple[Training, GlobalBatches]:
-    """A training as train.py makes it, of random images: for times, bits and waits they are as good as any."""
+@dataclass
+class ATraining:
+    """A training as train.py makes it.
+
+    Attributes:
+        accelerator: its process.
+        network: bare.
+        model, optimizer, loader: prepared.
+        loss: what is minimised.
+        clip_norm: the largest norm of a gradient; 0: no limit.
+    """
+
+    accelerator: ExactAccelerator
+    network: networks.MNISTNet
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loader: ExactDataLoader
+    loss: Loss
+    clip_norm: float
+
+    def epoch(self) -> Iterator[None]:
+        """Make the updates of an epoch, one at each step of the iteration."""
+        accelerator = self.accelerator
+        for images, labels in self.loader:
+            loss = self.loss(self.model, images, labels, accelerator.micro_batch.rand)
+            accelerator.backward(loss)
+            if self.clip_norm:
+                accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                yield
+
+    def endless(self) -> Iterator[None]:
+        """Make the updates of one epoch after the other."""
+        while True:
+            yield from self.epoch()
+
+
+def a_training(args: argparse.Namespace, config: TrainConfig, samples: int, micro_batches: int = 1) -> ATraining:
+    """A training of random images: for times, bits and waits they are as good as any."""
     dtype = getattr(torch, config.dtype)
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = launch.start(args.cpu, config.mixed_precision, dtype, tf32=config.tf32)
+    accelerator = launch.start(
+        args.cpu,
+        config.mixed_precision,
+        dtype,
+        tf32=config.tf32,
+        virtual_processes=config.virtual_processes,
+        micro_batches=micro_batches,
+    )
     torch.manual_seed(0)
-    images, labels = torch.randn(samples, 1, 28, 28), torch.randint(10, (samples,))
-    split = data.Split(images.to(dtype), labels).to(accelerator.device)
+    images = torch.randn(samples, 1, 28, 28).to(accelerator.device, dtype)
+    labels = torch.randint(10, (samples,)).to(accelerator.device)
     network = networks.build(config.model).to(accelerator.device, dtype)
     optimizer = adam(network, config)
     if config.ema:
         average(network, optimizer, config.ema)
-    kind = graphs.GraphTraining if config.cuda_graph else Training
-    training = kind(accelerator, network, optimizer, loss_of(network, config))
-    return training, GlobalBatches(
-        split.tensors, config.batch_size, accelerator, seed=0, virtual=config.virtual_processes
-    )
-
-
-def endless(batches: GlobalBatches) -> Iterator[Any]:
-    """The batches of one epoch after the other."""
-    while True:
-        yield from batches.epoch()
+    loader = DataLoader(TensorDataset(images, labels), config.batch_size, shuffle=True)
+    loss = loss_of(network, config)
+    return ATraining(accelerator, network, *accelerator.prepare(network, optimizer, loader), loss, config.clip_norm)
 
 
 def microseconds(part: Callable[[], object], args: argparse.Namespace) -> float:
@@ -388,12 +396,14 @@ def kernels(part: Callable[[], object]) -> float:
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events()) / 20
 
 
-def floor(model: nn.Module, batches: GlobalBatches, graph: bool) -> Callable[[], object]:
+def floor(training: ATraining, graph: bool) -> Callable[[], object]:
     """A hand-written update of such a network, as one CUDA graph: the order, a cursor and all else on the GPU."""
-    (images, labels), size = batches.data, batches.batch_size
-    copy = networks.build("cnn" if isinstance(model, networks.ConvNet) else "mlp").to(images.device)
+    images, labels = training.loader.dataset.tensors
+    size = training.loader.batch_size
+    copy = networks.build("cnn" if isinstance(training.network, networks.ConvNet) else "mlp").to(images.device)
     optimizer = torch.optim.AdamW(copy.parameters(), lr=1e-3, fused=True, capturable=graph)
-    order, cursor = batches.order(0), torch.zeros((), dtype=torch.int64, device=images.device)
+    order = training.loader.sampler.order(0).to(images.device)
+    cursor = torch.zeros((), dtype=torch.int64, device=images.device)
     places = torch.arange(size, device=images.device)
 
     def update() -> Tensor:

@@ -32,11 +32,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import evaluate
 import train
-from mnist_dist.core import Training, UserError, batches, gradients
+from mnist_dist.core import ExactAccelerator, UserError, exchange, register_hook, sharing
 from mnist_dist.plots import figures
-from mnist_dist.run import graphs, launch, locks
+from mnist_dist.run import launch, locks
 
 ROOT, NAME = Path(__file__).resolve().parents[1], "pretended"
+TRAINING = 0  # the number of the loader of the training data
 _setup_privateuseone_for_python_backend(NAME)  # once a process, and for good: torch.accelerator is this from now on
 # What gives the device no work: views, and memory.
 FREE = set("detach view alias expand slice select split split_with_sizes transpose t permute as_strided".split())
@@ -66,7 +67,6 @@ class Pretended(Tensor):
         raise AssertionError(f"{function} on a thread without the mode")
 
 
-WATCHES: list["Watch"] = []
 _foreach_utils._foreach_supported_types.append(Pretended)  # as tensors of a GPU are
 
 
@@ -115,64 +115,6 @@ class Watch(TorchDispatchMode):
         return tree_map_only(Tensor, wrapped, results) if target.type == NAME else results
 
 
-class Tape(TorchDispatchMode):
-    """Stands for a CUDA graph: it notes what the device is asked to do, and does that again with the same memory."""
-
-    def __init__(self, watch: Watch) -> None:
-        super().__init__()
-        self.watch, self.steps, self.before = watch, [], dict[int, tuple[Any, Any]]()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-    def __torch_dispatch__(self, function, types, words=(), options=None):
-        options, waits = options or {}, self.watch.waits.total()
-        for argument, word in zip(function._schema.arguments, words, strict=False):
-            if argument.alias_info and argument.alias_info.is_write:
-                for tensor in tree_leaves(word):
-                    memory = tensor.held.untyped_storage() if isinstance(tensor, Pretended) else None
-                    if memory is not None and memory.data_ptr() not in self.before:
-                        self.before[memory.data_ptr()] = memory, memory.clone()
-        given = [each for each in tree_leaves((words, options)) if isinstance(each, Tensor)]
-        apart = [isinstance(each, Pretended) for each in given]
-        assert all(apart) or not any(apart), f"{function} takes a number from the host, which a graph would keep"
-        made = function(*words, **options)
-        assert self.watch.waits.total() == waits, f"{function} waits for the device while a graph is recorded"
-        if any(isinstance(leaf, Pretended) for leaf in tree_leaves((words, options, made))):
-            self.steps.append((function, words, options, made))
-        return made
-
-    def undo(self) -> None:
-        """Nothing is computed while a graph is recorded."""
-        for memory, content in self.before.values():
-            memory.copy_(content)
-
-    @torch.no_grad()
-    def replay(self) -> None:
-        counted = self.watch.operations.copy()
-        for function, words, options, made in self.steps:
-            for old, new in zip(tree_leaves(made), tree_leaves(function(*words, **options)), strict=True):
-                if isinstance(new, torch.ScriptObject):  # a message
-                    torch.distributed.Work.unbox(new).wait()
-                if isinstance(old, Pretended) and old.held.data_ptr() != new.held.data_ptr():
-                    old.held.copy_(new.held)
-        self.watch.operations = counted + Counter(["a graph"])
-
-
-class Recorder:
-    """In place of `graphs.Recorder`."""
-
-    def run(self, work):
-        return work()
-
-    def record(self, work):
-        with Tape(WATCHES[-1]) as tape:
-            made = work()
-        tape.undo()
-        return tape.replay, made
-
-
 def place() -> str:
     """The innermost function of the project that is at work; a comprehension is its function's."""
     frame, package = sys._getframe(1), (str(ROOT / "mnist_dist"), str(ROOT / "train.py"), str(ROOT / "evaluate.py"))
@@ -184,20 +126,46 @@ def place() -> str:
     return "elsewhere"
 
 
-def run(program: str, flags: list[str], float64: bool = False, scaler: bool = False, eager: int = 1) -> dict[str, Any]:
-    """Run a program on the device, and return what it did there.
+class Updates:
+    """Counts what each update of a training asks of the device: `found` has its waits and its operations.
 
-    Args:
-        eager: updates of each kind before the first that is a graph, if graphs are asked for.
+    An update begins where the one before it ended, or where an epoch does.
     """
-    AcceleratorState._reset_state(reset_partial_state=True)
-    watch, updates, start, update = Watch(float64), [], launch.start, Training.update
-    WATCHES.append(watch)
 
-    def watched(*words: Any, **options: Any) -> None:
-        before = watch.waits.total(), watch.operations.total()
-        update(*words, **options)
-        updates.append((watch.waits.total() - before[0], watch.operations.total() - before[1]))
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.found: list[tuple[int, int]] = []
+        self.begin = self.counts()
+        self.epoch: int | None = None
+        self.hooks = [register_hook("micro_batch", self.before), register_hook("update", self.after)]
+
+    def counts(self) -> tuple[int, int]:
+        """Waits and operations so far."""
+        return self.watch.waits.total(), self.watch.operations.total()
+
+    def before(self, accelerator: ExactAccelerator) -> None:
+        """A micro-batch is about to come."""
+        micro_batch = accelerator.micro_batch
+        if micro_batch.loader == TRAINING and micro_batch.epoch != self.epoch:
+            self.epoch = micro_batch.epoch
+            self.begin = self.counts()
+
+    def after(self, _: ExactAccelerator) -> None:
+        """The optimizer has made a step."""
+        now = self.counts()
+        self.found.append((now[0] - self.begin[0], now[1] - self.begin[1]))
+        self.begin = now
+
+    def end(self) -> None:
+        """Count no longer."""
+        for hook in self.hooks:
+            hook.remove()
+
+
+def run(program: str, flags: list[str], float64: bool = False, scaler: bool = False) -> dict[str, Any]:
+    """Run a program on the device, and return what it did there."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    watch, start = Watch(float64), launch.start
 
     def started(cpu: bool, *words: Any, **options: Any) -> Any:
         # Accelerate connects processes of a CPU alone by gloo, and makes a scaler for the devices alone that it knows.
@@ -206,22 +174,23 @@ def run(program: str, flags: list[str], float64: bool = False, scaler: bool = Fa
         return accelerator
 
     device = {} if "--cpu" in flags else {"ACCELERATE_TORCH_DEVICE": NAME}
-    patches = patch.object(Training, "update", watched), patch.object(launch, "start", started)
-    with patch.dict(os.environ, device), patches[0], patches[1], patch.object(graphs, "EAGER", eager), watch:
-        sys.argv, error = [f"{program}.py", *flags], None
+    updates = Updates(watch)
+    error = None
+    sys.argv = [f"{program}.py", *flags]
+    with patch.dict(os.environ, device), patch.object(launch, "start", started), watch:
         try:
             {"train": train, "evaluate": evaluate}[program].main()
         except (AssertionError, UserError) as broken:
             error = str(broken)
+    updates.end()
     waits = [[*what, often] for what, often in sorted(watch.waits.items())]
-    return {"waits": waits, "updates": updates, "error": error}
+    return {"waits": waits, "updates": updates.found, "error": error}
 
 
 if __name__ == "__main__":
-    stream = batches.stream
-    batches.stream = lambda *words, device="cpu": stream(*words)  # noqa: ARG005  # generators of the CPU, for its numbers
-    gradients.GradientSum.FEW = 0  # all-reduces, as on GPUs
-    graphs.Recorder, graphs.DEVICES = Recorder, (NAME,)
+    stream = sharing.stream
+    sharing.stream = lambda *words, device="cpu": stream(*words)  # noqa: ARG005  # generators of the CPU, for its numbers
+    exchange.FEW_PROCESSES = 0  # all-reduces, as on GPUs
     locks.lock = lambda _: None  # a run may go on in the same process
     figures.save = lambda *_: None  # drawn, for what they read, but not written, which takes seconds
     _, runs, result = sys.argv

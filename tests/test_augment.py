@@ -4,22 +4,24 @@ import pytest
 import torch
 from conftest import PYTHON, call
 
-from mnist_dist.core import Batch, stream
-from mnist_dist.core.batches import Sharing
+from mnist_dist.core import MicroBatch, stream
+from mnist_dist.core.sampler import ExactSampler, MicroBatchSampler
+from mnist_dist.core.sharing import Sharing
 from mnist_dist.task.distortions import distort, dropout, fields, shift
 from mnist_dist.tools.explore import unused
 
 
-def share(data: torch.Tensor, rank: int = 0, processes: int = 1, seed: int = 0) -> Batch:
+def share(data: torch.Tensor, rank: int = 0, processes: int = 1, seed: int = 0) -> MicroBatch:
     """A process's share of all of the data as one batch, in their order."""
-    index = torch.arange(rank, len(data), processes)
-    sharing = Sharing(processes, processes, rank)
-    return Batch(data, index, index, [len(index)], len(data), len(data), (seed, 0, 0), sharing)
+    sharing = Sharing(shares=processes, world=processes, rank=rank)
+    sampler = ExactSampler(data, sharing, shuffle=False, seed=seed)
+    ((micro_batch,),) = MicroBatchSampler(sampler, len(data)).epoch(0)
+    return micro_batch
 
 
 def distorted(images, *, affine=0.0, elastic=0.0, **which):
-    batch = share(images, **which)
-    return distort(batch.data, batch, affine=affine, elastic=elastic)
+    micro_batch = share(images, **which)
+    return distort(images[micro_batch.index], micro_batch.rand, affine=affine, elastic=elastic)
 
 
 @pytest.fixture
@@ -41,16 +43,16 @@ def test_a_share_is_distorted_as_in_the_whole_batch(digits, processes):
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
 def test_dropout_drops_its_share_of_every_layer_and_the_same_however_a_batch_is_shared(processes):
     shapes, data = [(13, 13, 4), (50,)], torch.zeros(100)
-    whole = dropout(shapes, share(data), share=0.2)
+    whole = dropout(shapes, share(data).rand, share=0.2)
     for layer, shape in zip(whole, shapes, strict=True):
         assert layer.shape == (100, *shape)
         assert set(layer.unique().tolist()) == {0, 1.25}
         assert layer.mean() == pytest.approx(1, abs=0.05)
         assert len(layer.flatten(1).unique(dim=0)) == 100  # each sample is without others
     for rank in range(processes):
-        part = dropout(shapes, share(data, rank, processes), share=0.2)
+        part = dropout(shapes, share(data, rank, processes).rand, share=0.2)
         assert all(torch.equal(mine, layer[rank::processes]) for mine, layer in zip(part, whole, strict=True))
-    assert dropout([], share(data), share=0.2) == []  # a linear classifier
+    assert dropout([], share(data).rand, share=0.2) == []  # a linear classifier
 
 
 @pytest.mark.parametrize(("down", "right"), [(1, 0), (-1, 0), (0, 1), (0, -2)])

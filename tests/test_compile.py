@@ -41,12 +41,10 @@ def test_resumed_it_ends_with_the_bits_of_the_run_that_was_never_stopped(tmp_pat
 
 def test_a_launcher_that_would_compile_does_not_where_it_was_not_asked_for():
     code = (
-        "from mnist_dist.core import Training\n"
-        "from mnist_dist.digits import config as settings\nfrom mnist_dist.run import launch\n"
-        "from mnist_dist.task import networks, objective\n"
-        "accelerator, model, config = launch.start(cpu=True), networks.build('mlp'), settings.TrainConfig()\n"
-        "loss = objective.loss_of(model, config)\n"
-        "print(Training(accelerator, model, objective.adam(model, config), loss).model is model)"
+        "from mnist_dist.run import launch\n"
+        "from mnist_dist.task import networks\n"
+        "accelerator, model = launch.start(cpu=True), networks.build('mlp')\n"
+        "print(accelerator.prepare(model) is model)"
     )
     assert call(PYTHON, "-c", code, ACCELERATE_DYNAMO_BACKEND="EAGER").stdout == "True\n"
 

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from conftest import REPOSITORY, torchrun
 
 from mnist_dist import plots
-from mnist_dist.core import GlobalBatches, UserError
+from mnist_dist.core import UserError
+from mnist_dist.core.sampler import ExactSampler, MicroBatchSampler
+from mnist_dist.core.sharing import Sharing
 from mnist_dist.digits import weights
 from mnist_dist.run.command_line import parse
 from mnist_dist.task import networks
@@ -87,10 +89,11 @@ def test_several_models_and_shifted_and_distorted_copies_say_the_mean_of_their_p
     assert one["shifts"] is True and one["distortions"] == 2
 
     test, probabilities = load("mnist-5k", None, dtype=torch.float64).test, []
-    (batch,) = GlobalBatches(test.tensors, BATCH).epoch()
+    alone = ExactSampler(range(len(test)), Sharing(shares=1, world=1, rank=0), shuffle=False, seed=0)
+    ((batch,),) = MicroBatchSampler(alone, BATCH).epoch(0)
     for seed in (1, 2):
         model = networks.from_state_dict(weights.load_weights(tmp_path / f"{seed}.pth"))
-        copies = [distort(test.images, batch, affine=0.3, elastic=0.3, copy=copy) for copy in range(2)]
+        copies = [distort(test.images, batch.rand, affine=0.3, elastic=0.3, copy=copy) for copy in range(2)]
         wide = F.pad(test.images, (1, 1, 1, 1), mode="replicate")
         copies += [wide[:, :, top : top + 28, left : left + 28] for top, left in ((0, 1), (2, 1), (1, 0), (1, 2))]
         probabilities += [model.probabilities(images) for images in (test.images, *copies)]

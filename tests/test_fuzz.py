@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mnist_dist.core import UserError, checkpoints
+from mnist_dist.core import UserError, checkpointing, files
 from mnist_dist.digits import weights
 from mnist_dist.task import datasets, networks
 
@@ -78,11 +78,11 @@ def test_mutated_models(model_file):
 def test_mutated_checkpoints(tmp_path):
     """A mutant is passed over for the checkpoint before it, unless its meaning is the same."""
     for step in (4, 5):
-        checkpoints.write_checkpoint(tmp_path, {"weights": torch.arange(1000.0) + step, "step": step}, step)
+        checkpointing.write_checkpoint(tmp_path, {"weights": torch.arange(1000.0) + step, "step": step}, step)
     place = tmp_path / "checkpoints" / "step-0000000005"
 
     def load() -> int:
-        payload, warnings = checkpoints.newest_checkpoint(tmp_path)
+        payload, warnings = checkpointing.newest_checkpoint(tmp_path)
         assert payload["step"] == 5 or (payload["step"] == 4 and str(place) in warnings[0])
         assert torch.equal(payload["weights"], torch.arange(1000.0) + payload["step"])
         if warnings:
@@ -95,15 +95,15 @@ def test_mutated_checkpoints(tmp_path):
 
 def test_swapped_and_missing_files_of_a_checkpoint(tmp_path):
     for step in (3, 4):
-        checkpoints.write_checkpoint(tmp_path, {"step": step}, step)
+        checkpointing.write_checkpoint(tmp_path, {"step": step}, step)
     older, newer = (tmp_path / "checkpoints" / f"step-000000000{step}" for step in (3, 4))
     shutil.copy(older / "state.pt", newer / "state.pt")
-    assert checkpoints.newest_checkpoint(tmp_path)[0] == {"step": 3}
+    assert checkpointing.newest_checkpoint(tmp_path)[0] == {"step": 3}
     (newer / "manifest.json").write_text(100_000 * "[")
-    assert checkpoints.newest_checkpoint(tmp_path)[0] == {"step": 3}
+    assert checkpointing.newest_checkpoint(tmp_path)[0] == {"step": 3}
     for name in ("state.pt", "manifest.json"):
         (newer / name).unlink()
-        assert checkpoints.newest_checkpoint(tmp_path)[0] == {"step": 3}
+        assert checkpointing.newest_checkpoint(tmp_path)[0] == {"step": 3}
 
 
 def test_headers_of_safetensors_nested_thousands_deep(tmp_path):
@@ -165,10 +165,10 @@ def test_a_malicious_pickle_runs_nothing(protocol, legacy, tmp_path):
             with pytest.raises(UserError, match="damaged"):
                 weights.load_weights(tmp_path / "model.pth")
             shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
-            place = checkpoints.write_checkpoint(tmp_path, {"step": 1}, 1)
+            place = checkpointing.write_checkpoint(tmp_path, {"step": 1}, 1)
             forge(place, buffer.getvalue())
             with pytest.raises(UserError, match="damaged"):
-                checkpoints.read_checkpoint(place)
+                files.read_folder(place)
     assert not mark.exists()
 
 

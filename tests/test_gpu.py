@@ -1,17 +1,16 @@
 """With an NVIDIA GPU (`pytest -m gpu`): what a GPU may not change. And benchmarks/gpu.py, rehearsed without one."""
 
 import json
-import sys
 from importlib.metadata import version
 
 import pytest
 import torch
 from conftest import PYTHON, call, weight_difference, without
+from torch.utils.data import DataLoader, TensorDataset
 
-import train
-from mnist_dist.core import GlobalBatches, Training, stream
+from mnist_dist.core import stream
 from mnist_dist.digits.config import TrainConfig
-from mnist_dist.run import graphs, launch
+from mnist_dist.run import launch
 from mnist_dist.task import networks
 from mnist_dist.task.objective import adam, average, loss_of
 
@@ -50,34 +49,27 @@ def test_with_virtual_processes_a_run_has_the_same_bits_again_and_after_a_stop(t
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("gpu")
-def test_updates_that_are_graphs_have_the_bits_of_those_that_are_not(tmp_path, monkeypatch):
-    flags = "--affine 0.5 --elastic 0.5 --schedule one-cycle --epochs 5 --virtual-processes 1 --cuda-graph".split()
-    flags = [*TRAINING, *OPTIONS, *flags]
-    weights = []
-    for eager in (graphs.EAGER, 1000):  # of 200 updates
-        monkeypatch.setattr(graphs, "EAGER", eager)
-        monkeypatch.setattr(sys, "argv", [*flags, "--output-dir", str(tmp_path / str(eager))])
-        train.main()
-        weights.append((tmp_path / str(eager) / "mnist_model.pth").read_bytes())
-    assert weights[0] == weights[1]
-
-
-@pytest.mark.gpu
-@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_no_update_waits_for_the_gpu(model):
     config = TrainConfig(model=model, batch_size=100, ema=0.9, clip_norm=0.5, affine=0.5, elastic=0.5, dropout=0.1)
-    accelerator = launch.start()
+    accelerator = launch.start(micro_batches=2)
     network = networks.build(model).to(accelerator.device)
     optimizer = adam(network, config)
     average(network, optimizer, config.ema)
     images = torch.randn(1000, 1, 28, 28, generator=stream(1)).to(accelerator.device)
-    batches = GlobalBatches((images, torch.arange(1000, device=accelerator.device) % 10), 100, accelerator, seed=0)
-    training = Training(accelerator, network, optimizer, loss_of(network, config))
+    labels = torch.arange(1000, device=accelerator.device) % 10
+    loader = DataLoader(TensorDataset(images, labels), batch_size=100, shuffle=True)
+    loss_function = loss_of(network, config)
+    trained, optimizer, loader = accelerator.prepare(network, optimizer, loader)
     try:
-        for number, batch in enumerate(batches.epoch()):
-            torch.cuda.set_sync_debug_mode("error" if number else "default")  # the first tries data and loss
-            training.update(batch, pieces=2, clip_norm=config.clip_norm)
+        for batch in loader:
+            accelerator.backward(loss_function(trained, *batch, accelerator.micro_batch.rand))
+            accelerator.clip_grad_norm_(trained.parameters(), config.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            if accelerator.sync_gradients:  # the first update looks once for what depends on sharing
+                last = accelerator.gradient_state.end_of_dataloader  # behind which weights are compared
+                torch.cuda.set_sync_debug_mode("default" if last else "error")
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

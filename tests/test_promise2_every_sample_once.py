@@ -1,7 +1,6 @@
 """Promise 2: every sample exactly once, at any size, batch and number of processes."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,12 +8,20 @@ from conftest import forked, read_lines, torchrun
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mnist_dist.core import GlobalBatches
+from mnist_dist.core.loader import TensorReader
+from mnist_dist.core.sampler import ExactSampler, MicroBatchSampler
+from mnist_dist.core.sharing import Sharing
 
 
-def numbered(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def numbered(size: int) -> list[torch.Tensor]:
     """Images that hold their own numbers, and labels that are them."""
-    return torch.arange(size, dtype=torch.float32).view(size, 1, 1, 1), torch.arange(size)
+    return [torch.arange(size, dtype=torch.float32).view(size, 1, 1, 1), torch.arange(size)]
+
+
+def batches_of(size: int, batch_size: int, rank: int = 0, world: int = 1, *, seed: int = 0, shuffle: bool = True):
+    """The samples of each batch that a process is given."""
+    sharing = Sharing(shares=world, world=world, rank=rank)
+    return MicroBatchSampler(ExactSampler(range(size), sharing, shuffle=shuffle, seed=seed), batch_size)
 
 
 @given(
@@ -31,28 +38,31 @@ def test_shares_make_up_the_batches_and_batches_the_epoch(size, batch_size, proc
         """The batches of each process."""
         dealt = []
         for rank in range(world):
-            processes = SimpleNamespace(num_processes=world, process_index=rank)
-            batches = GlobalBatches(numbered(size), batch_size, processes, seed=seed if shuffle else None)
+            batches = batches_of(size, batch_size, rank, world, seed=seed, shuffle=shuffle)
             assert len(batches) == -(-size // batch_size)
-            dealt.append(list(batches.epoch(epoch)))
+            dealt.append(list(TensorReader(numbered(size), batches).epoch(epoch, 0, 1)))
+            of_sampler = ExactSampler(range(size), batches.sampler.sharing, shuffle=shuffle, seed=seed)
+            of_sampler.set_epoch(epoch)
+            assert sum((batch.index.tolist() for batch, _ in dealt[-1]), []) == list(of_sampler)
+            assert len(of_sampler) == sum(len(batch) for batch, _ in dealt[-1])
         return dealt
 
     assume(processes <= size)
     ((*alone,),) = epoch_of(1)
-    order = torch.cat([batch.index for batch in alone])
+    order = torch.cat([batch.index for batch, _ in alone])
     assert sorted(order.tolist()) == list(range(size))  # each sample once
     assert shuffle or order.tolist() == list(range(size))
 
     position = 0
-    for whole, *shares in zip(alone, *epoch_of(processes), strict=True):
-        lengths = [len(share.index) for share in shares]
+    for (whole, _), *shares in zip(alone, *epoch_of(processes), strict=True):
+        lengths = [len(share) for share, _ in shares]
         assert max(lengths) - min(lengths) <= 1
-        assert all(share.size == share.terms == whole.size == sum(lengths) for share in shares)
-        for rank, share in enumerate(shares):  # every W-th position of the epoch belongs to one process
+        assert all(share.size == share.update_size == whole.size == sum(lengths) for share, _ in shares)
+        for rank, (share, rows) in enumerate(shares):  # every W-th position of the epoch belongs to one process
             first = (rank - position) % processes
             assert torch.equal(share.index, whole.index[first::processes])
-            assert torch.equal(share.data[1], share.index)
-            assert torch.equal(share.data[0].flatten().long(), share.index)
+            assert torch.equal(rows[1], share.index)
+            assert torch.equal(rows[0].flatten().long(), share.index)
         position += whole.size
 
 
@@ -76,10 +86,10 @@ def test_real_processes_train_on_each_sample_once_in_the_order_of_one_process(tm
     assert (tmp_path / "run" / "summary.json").exists(), done.stderr
     seen = [torch.load(tmp_path / f"batches-{rank}.pt", weights_only=True) for rank in range(3)]
     updates = [sorted(sum(shares, [])) for shares in zip(*seen, strict=True)][:160]
-    alone = GlobalBatches(numbered(4000), 50, seed=0)
+    alone = batches_of(4000, 50)
     for epoch, batches in enumerate((updates[:80], updates[80:])):
         assert sorted(sum(batches, [])) == list(range(4000))
-        assert batches == [sorted(batch.index.tolist()) for batch in alone.epoch(epoch)]
+        assert batches == [sorted(batch.index.tolist()) for (batch,) in alone.epoch(epoch)]
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert [(line["epoch"], line["global_step"]) for line in lines] == [(1, 80), (2, 160)]
 

@@ -28,7 +28,7 @@ from conftest import (
     weight_difference,
 )
 
-from mnist_dist.core import UserError, checkpoints
+from mnist_dist.core import UserError, checkpointing, files
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run.command_line import as_json
 from mnist_dist.run.files import write_file
@@ -131,7 +131,7 @@ def test_a_finished_run_that_goes_on_is_not_finished_and_has_one_writer(stopped,
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 75 and f"with --output-dir {run} --resume to go on" in errors
     assert not (run / "summary.json").exists()
-    epoch = checkpoints.newest_checkpoint(run)[0]["parts"]["training"]["progress"]["epoch"]
+    epoch = checkpointing.newest_checkpoint(run)[0]["state"]["loaders"][0]["epoch"]
     less = train_py(*flags, "--epochs", str(epoch - 1))
     assert less.returncode == 1 and f"--epochs {epoch - 1} is less than what {run} has done" in less.stderr
 
@@ -186,13 +186,13 @@ def test_other_data_under_the_same_name_are_refused(stopped):
 def written(tmp_path) -> Path:
     """A run's folder with two checkpoints."""
     for step in (3, 4, 5):
-        checkpoints.write_checkpoint(tmp_path, {"weights": torch.arange(100.0) + step, "step": step}, step)
+        checkpointing.write_checkpoint(tmp_path, {"weights": torch.arange(100.0) + step, "step": step}, step)
     return tmp_path
 
 
 def test_the_newest_two_are_kept_and_the_newest_is_read(written):
     assert sorted(place.name for place in (written / "checkpoints").iterdir()) == ["step-0000000004", "step-0000000005"]
-    payload, warnings = checkpoints.newest_checkpoint(written)
+    payload, warnings = checkpointing.newest_checkpoint(written)
     assert payload["step"] == 5 and torch.equal(payload["weights"], torch.arange(100.0) + 5) and warnings == []
 
 
@@ -200,7 +200,7 @@ def test_a_damaged_checkpoint_that_was_passed_over_is_not_counted_among_those_ke
     damaged = (written / "checkpoints" / "step-0000000005").rename(written / "checkpoints" / "step-0000000099")
     (damaged / "state.pt").write_bytes(b"")
     for step in (6, 7):
-        checkpoints.write_checkpoint(written, {"step": step}, step)
+        checkpointing.write_checkpoint(written, {"step": step}, step)
     assert sorted(place.name for place in (written / "checkpoints").iterdir()) == ["step-0000000006", "step-0000000007"]
 
 
@@ -210,10 +210,10 @@ def test_a_write_that_fails_leaves_the_others_as_they_were(written, monkeypatch)
 
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="No space left"):
-        checkpoints.write_checkpoint(written, {"step": 6}, 6)
+        checkpointing.write_checkpoint(written, {"step": 6}, 6)
     monkeypatch.undo()
     assert sorted(place.name for place in (written / "checkpoints").iterdir()) == ["step-0000000004", "step-0000000005"]
-    assert checkpoints.newest_checkpoint(written)[0]["step"] == 5
+    assert checkpointing.newest_checkpoint(written)[0]["step"] == 5
 
 
 def test_a_link_and_a_pipe_are_written_through(tmp_path):
@@ -230,8 +230,8 @@ def test_a_link_and_a_pipe_are_written_through(tmp_path):
 def test_what_a_crash_left_unfinished_is_not_read_and_is_cleared_away(written):
     (written / "checkpoints" / ".step-0000000006").mkdir()
     (written / "checkpoints" / ".step-0000000006" / "state.pt").write_bytes(b"half")
-    assert checkpoints.newest_checkpoint(written)[0]["step"] == 5
-    checkpoints.write_checkpoint(written, {"step": 6}, 6)
+    assert checkpointing.newest_checkpoint(written)[0]["step"] == 5
+    checkpointing.write_checkpoint(written, {"step": 6}, 6)
     assert sorted(place.name for place in (written / "checkpoints").iterdir()) == ["step-0000000005", "step-0000000006"]
 
 
@@ -249,8 +249,8 @@ def test_what_cannot_be_tidied_away_ends_no_training(written, monkeypatch, capsy
 
     monkeypatch.setattr(shutil, "rmtree", busy)
     for step in (6, 7):
-        checkpoints.write_checkpoint(written, {"step": step}, step)
-    assert checkpoints.newest_checkpoint(written) == ({"step": 7}, [])
+        checkpointing.write_checkpoint(written, {"step": step}, step)
+    assert checkpointing.newest_checkpoint(written) == ({"step": 7}, [])
     assert {path.name for path in folder.iterdir()} == {
         *(foreign.name, file.name, kept.name, "step-0000000006", "step-0000000007")
     }
@@ -295,10 +295,10 @@ def test_a_folder_that_is_deleted_in_mid_run_is_noticed_at_the_next_epoch(tmp_pa
     with Tracker(accelerator, Run(run, False, "", {}), {}) as tracker:
         tracker.epoch({"epoch": 1, "global_step": 5})
         shutil.rmtree(run)
-        checkpoints.write_checkpoint(run, {"step": 7}, 7)
+        checkpointing.write_checkpoint(run, {"step": 7}, 7)
         with pytest.raises(UserError, match=r"the system refused '.*run.metrics\.jsonl': No such file or directory"):
             tracker.epoch({"epoch": 2, "global_step": 10})
-    assert checkpoints.newest_checkpoint(run)[0] == {"step": 7}
+    assert checkpointing.newest_checkpoint(run)[0] == {"step": 7}
 
 
 def test_a_checkpoint_of_another_format_or_with_code_in_it_is_refused(written, monkeypatch):
@@ -307,16 +307,16 @@ def test_a_checkpoint_of_another_format_or_with_code_in_it_is_refused(written, m
             return os.system, (f"touch {written / 'pwned'}",)
 
     with pytest.raises(UserError, match="no checkpoint can be read back that holds"):
-        checkpoints.write_checkpoint(written, {"x": Malicious()}, 7)
+        checkpointing.write_checkpoint(written, {"x": Malicious()}, 7)
     with monkeypatch.context() as unwary:
         unwary.setattr(torch.serialization, "get_unsafe_globals_in_checkpoint", lambda _: [])
-        checkpoints.write_checkpoint(written, {"x": Malicious()}, 7)
+        checkpointing.write_checkpoint(written, {"x": Malicious()}, 7)
     with pytest.raises(UserError, match="is damaged: UnpicklingError"):
-        checkpoints.read_checkpoint(written / "checkpoints" / "step-0000000007")
+        files.read_folder(written / "checkpoints" / "step-0000000007")
     assert not (written / "pwned").exists()
-    monkeypatch.setattr(checkpoints, "FORMAT", 99)
+    monkeypatch.setattr(files, "FORMAT", 99)
     with pytest.raises(UserError, match=r"has format \d, this version reads 99"):
-        checkpoints.read_checkpoint(written / "checkpoints" / "step-0000000005")
+        files.read_folder(written / "checkpoints" / "step-0000000005")
 
 
 @pytest.mark.slow
@@ -402,11 +402,9 @@ def test_resumed_in_mid_epoch_with_everything_that_has_a_state_the_bits_are_the_
     assert "going on from update 56 (epoch 2)" in done.stdout
     assert result(tmp_path / "run") == result(tmp_path / "whole")
     if fault:
-        state, other = (
-            checkpoints.newest_checkpoint(tmp_path / name)[0]["parts"]["training"] for name in ("run", "whole")
-        )
+        state, other = (checkpointing.newest_checkpoint(tmp_path / name)[0]["state"] for name in ("run", "whole"))
         assert state["scaler"] == other["scaler"]
-        assert state["optimizer"]["state"][0]["step"] < 60  # some updates were skipped, as they should be
+        assert state["optimizers"][0]["state"][0]["step"] < 60  # some updates were skipped, as they should be
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_and_names_update_and_checkpoint(tmp_path):
@@ -416,7 +414,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_update_and_checkp
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("train.py: error"))
     assert "the gradient of update 30 is not finite" in line
     assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoints' / 'step-0000000020'}" in line
-    assert checkpoints.newest_checkpoint(tmp_path / "run")[0]["parts"]["training"]["progress"]["global_step"] == 20
+    assert checkpointing.newest_checkpoint(tmp_path / "run")[0]["state"]["updates"] == 20
 
 
 @pytest.mark.slow
@@ -452,7 +450,7 @@ def test_where_one_process_raises_all_leave_and_its_own_message_says_why(tmp_pat
     lines = [line.removeprefix(name) for line in done.stderr.splitlines() if line.startswith(name)]
     assert lines[0] == "Traceback (most recent call last):" and lines[-1] == "MemoryError: planted", done.stderr
     assert done.stderr.count("MemoryError: planted") == 1 and "process 0 lost the connection" in done.stderr
-    assert checkpoints.newest_checkpoint(tmp_path / "run")[0]["parts"]["training"]["progress"]["global_step"] == 20
+    assert checkpointing.newest_checkpoint(tmp_path / "run")[0]["state"]["updates"] == 20
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
@@ -502,8 +500,8 @@ def test_a_full_disk_loses_no_checkpoint_and_with_more_room_the_run_goes_on(stop
         "step-0000000007",
         "step-0000000014",
     ]
-    payload, warnings = checkpoints.newest_checkpoint(disk / "run")
-    assert payload["parts"]["training"]["progress"]["global_step"] == 14 and warnings == []
+    payload, warnings = checkpointing.newest_checkpoint(disk / "run")
+    assert payload["state"]["updates"] == 14 and warnings == []
     assert not (disk / "run" / "summary.json").exists()
     remount("size=64m")
     done = train_py(*flags, "--resume")
@@ -536,7 +534,7 @@ def test_a_full_disk_at_the_metrics_leaves_only_whole_lines(small_disk):
     errors = [line for line in done.stderr.splitlines() if line.startswith("train.py: error")]
     assert done.returncode == 1 and len(errors) == 1 and "No space left on device" in errors[0], done.stderr
     assert (disk / "run" / "metrics.jsonl").read_bytes() == b""
-    assert checkpoints.newest_checkpoint(disk / "run")[1] == [] and not (disk / "run" / "summary.json").exists()
+    assert checkpointing.newest_checkpoint(disk / "run")[1] == [] and not (disk / "run" / "summary.json").exists()
 
 
 @pytest.mark.slow

@@ -16,12 +16,9 @@ from conftest import (
     weight_difference,
 )
 
-from mnist_dist.core import UserError, checkpoints
-from mnist_dist.digits.config import TrainConfig
-from mnist_dist.run import devices, graphs, launch
+from mnist_dist.core import UserError, checkpointing
+from mnist_dist.run import devices, launch
 from mnist_dist.run.launch import check_environment
-from mnist_dist.task import networks
-from mnist_dist.task.objective import adam, loss_of
 
 FLAGS = "--dataset mnist-5k --val-size 3000 --epochs 1 --dtype float64 --wandb disabled --output-dir".split()
 
@@ -125,19 +122,6 @@ def test_float32_is_float32_and_tf32_is_asked_for():
         launch.start(cpu=True, tf32=True)
 
 
-def test_graphs_are_for_gpus_that_have_them_and_for_arithmetic_that_suits_them(monkeypatch):
-    config, accelerator = TrainConfig(), launch.start(cpu=True)
-
-    def start(network):
-        graphs.GraphTraining(accelerator, network, adam(network, config), loss_of(network, config))
-
-    with pytest.raises(UserError, match=r"^--cuda-graph is for NVIDIA GPUs: leave it out$"):
-        start(networks.build("mlp"))
-    monkeypatch.setattr(graphs, "DEVICES", ("cpu",))
-    with pytest.raises(UserError, match=r"^--cuda-graph is for float32 and bf16, not for fp16 or float64"):
-        start(networks.build("mlp").double())
-
-
 @pytest.mark.parametrize(
     ("message", "told"),
     [
@@ -217,7 +201,7 @@ def test_it_trains_where_fcntl_some_signals_and_descriptors_of_folders_are_missi
     flags = [*FLAGS, tmp_path / "run", "--checkpoint-every", "20"]
     done = call(PYTHON, "-c", WINDOWS, "train.py", *flags)
     assert done.returncode == 0, done.stderr
-    assert checkpoints.newest_checkpoint(tmp_path / "run")[0]["parts"]["training"]["progress"]["epoch"] == 1
+    assert checkpointing.newest_checkpoint(tmp_path / "run")[0]["state"]["loaders"][0]["epoch"] == 1
     names = [path.name for path in (tmp_path / "run").rglob("*")]
     assert "summary.json" in names and not [name for name in names if set(name) & set('<>:"\\|?*')]
     assert not [name for name in names if name.endswith((" ", "."))]

@@ -83,7 +83,6 @@ QUICK = "--dataset mnist-5k --epochs 1 --cpu --wandb disabled".split()
         ("--clip-norm nan", "--clip-norm nan is not possible"),
         ("--gradient-accumulation-steps 0", "--gradient-accumulation-steps 0 is not possible"),
         ("--gradient-accumulation-steps 65", "--gradient-accumulation-steps 65 is not possible"),
-        ("--compile --cuda-graph", "--compile and --cuda-graph do not go together: leave one of them out"),
         ("--seed -1", "--seed -1 is not possible"),
         ("--seed 4294967296", "--seed 4294967296 is not possible"),
         ("--val-size -1", "--val-size -1 is not possible"),

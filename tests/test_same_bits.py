@@ -10,9 +10,9 @@ from conftest import forked, read_lines, rewind, torchrun, train_py, weights_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_dist.core.batches import Sharing
-from mnist_dist.core.checkpoints import newest_checkpoint
-from mnist_dist.core.gradients import total, whole_within
+from mnist_dist.core.checkpointing import newest_checkpoint
+from mnist_dist.core.exchange import complete_subtrees, tree_sum
+from mnist_dist.core.sharing import Sharing
 
 ALL = (
     "--gradient-accumulation-steps 2 --schedule one-cycle --clip-norm 1 --weight-decay 0.01 --ema 0.9 --affine 0.5 "
@@ -59,13 +59,12 @@ def assert_same_bits(run: Path, other: Path) -> None:
     one, two = weights_of(run), weights_of(other)
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     assert lines_of(run) == lines_of(other)
-    states = [newest_checkpoint(each)[0]["parts"] for each in (run, other)]
+    states = [newest_checkpoint(each)[0]["state"] for each in (run, other)]
     for state in states:
-        del state["tracker"]
-        for name in ("epoch_seconds", "train_seconds"):
-            del state["training"]["progress"][name]
+        _tracker, loss, _stopwatch, *average = state["custom"]
+        state["custom"] = [loss, *average]
     assert repr(states[0]) == repr(states[1])  # all digits of all numbers that decide how the training goes on
-    moments = [state["training"]["optimizer"]["state"] for state in states]
+    moments = [state["optimizers"][0]["state"] for state in states]
     for number, of_parameter in moments[0].items():
         assert all(torch.equal(of_parameter[name], moments[1][number][name]) for name in of_parameter)
 
@@ -141,14 +140,15 @@ def test_who_has_which_share_changes_no_bit_of_the_sum(shares, world, random):
     def summed(world: int) -> torch.Tensor:
         sums = {}
         for rank in range(world):
-            held = Sharing(shares, world, rank).of(rank)
+            held = Sharing(shares, world, rank).mine
             own = {}
             for share in held:  # added up as they come
                 own[share, share + 1] = [gradients[share].clone()]
-                own = {part: total(own, *part) for part in whole_within(range(held.start, share + 1), 0, shares)}
-            assert list(own) == whole_within(held, 0, shares)
+                complete = complete_subtrees(range(held.start, share + 1), 0, shares)
+                own = {part: tree_sum(own, *part) for part in complete}
+            assert list(own) == complete_subtrees(held, 0, shares)
             sums |= own
-        return total(sums, 0, shares)[0]
+        return tree_sum(sums, 0, shares)[0]
 
     assert torch.equal(summed(world), summed(1))
-    assert len(whole_within(range(shares), 0, shares)) == 1  # one process has nothing left to add
+    assert len(complete_subtrees(range(shares), 0, shares)) == 1  # one process has nothing left to add

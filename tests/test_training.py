@@ -6,16 +6,17 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from conftest import PYTHON, REPOSITORY, call, read_lines, torchrun, train_py, weights_of
+from torch.utils.data import DataLoader, TensorDataset
 
-from mnist_dist.core import GlobalBatches, Training
+from mnist_dist.core import ExactAccelerator
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.task import objective
 from mnist_dist.task.data import load
 from mnist_dist.task.networks import MNISTNet
 from mnist_dist.task.objective import adam, loss_of
 from mnist_dist.task.schedules import learning_rate
+from mnist_dist.tools import reference
 
 DEFAULTS: dict = {}
 OPTIONS = {
@@ -44,18 +45,19 @@ def test_an_epoch_is_that_of_a_hand_written_loop(options, tmp_path):
     kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
     optimizer = kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     average: dict = {}
-    batches, loss_sum, rate = list(GlobalBatches(train.tensors, config.batch_size, seed=3).epoch()), 0.0, 0.0
-    for number, batch in enumerate(batches):
+    batches = reference.order(len(train), seed=3, epoch=0).split(config.batch_size)
+    loss_sum, rate = 0.0, 0.0
+    for number, index in enumerate(batches):
         rate = learning_rate(number, len(batches), peak=config.lr, schedule=config.schedule, warmup=config.warmup)
         optimizer.param_groups[0]["lr"] = rate
-        images, labels = batch.data
+        images, labels = train.images[index], train.labels[index]
         loss = F.cross_entropy(model(images), labels, label_smoothing=config.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         if config.clip_norm:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.step()
-        loss_sum += loss.item() * batch.size
+        loss_sum += loss.item() * len(index)
         now = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         average = now if number == 0 else {k: config.ema * average[k] + (1 - config.ema) * now[k] for k in now}
 
@@ -69,9 +71,10 @@ def test_an_epoch_is_that_of_a_hand_written_loop(options, tmp_path):
 def test_every_update_distorts_and_drops_anew(monkeypatch):
     config, seen, network = TrainConfig(batch_size=10, dropout=0.5, affine=1), [], MNISTNet((50,))
     same = torch.rand(1, 1, 28, 28).repeat(20, 1, 1, 1), torch.zeros(20, dtype=torch.int64)
-    batches = GlobalBatches(same, 10, seed=0)
-    training = Training(Accelerator(cpu=True), network, adam(network, config), loss_of(network, config))
-    training.checked = True  # that would be other calls of the network
+    accelerator = ExactAccelerator(cpu=True)
+    loader = DataLoader(TensorDataset(*same), batch_size=10, shuffle=True)
+    model, optimizer, loader = accelerator.prepare(network, adam(network, config), loader)
+    loss_function = loss_of(network, config)
     forward = MNISTNet.forward
 
     def watched(self, *inputs):
@@ -80,8 +83,10 @@ def test_every_update_distorts_and_drops_anew(monkeypatch):
 
     monkeypatch.setattr(MNISTNet, "forward", watched)
     for _ in range(2):
-        for batch in training.epoch(batches):
-            training.update(batch)
+        for batch in loader:
+            accelerator.backward(loss_function(model, *batch, accelerator.micro_batch.rand))
+            optimizer.step()
+            optimizer.zero_grad()
     images, masks = zip(*seen, strict=True)
     for updates in (images, masks):
         assert len(updates) == 4

@@ -5,11 +5,9 @@ does without them.
 """
 
 import copy
-import importlib
 import io
 import json
 import math
-import os
 import signal
 import sys
 import traceback
@@ -17,7 +15,6 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +27,7 @@ from mnist_dist.core.stopping import SIGNALS
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run import launch
 from mnist_dist.run.command_line import parse
+from mnist_dist.scripts import load_script
 from mnist_dist.task import data
 from mnist_dist.task.data import DataSet, Split
 from mnist_dist.tools import reference
@@ -49,14 +47,6 @@ LONGEST = 400  # letters of an error that are quoted
 
 class Enough(Exception):
     """Raised out of a training that is to end here, as if it were killed."""
-
-
-def script() -> Any:
-    """Return the module `train.py`, beside this package."""
-    root = os.fspath(Path(__file__).parents[2])
-    if root not in sys.path:
-        sys.path.insert(0, root)
-    return importlib.import_module("train")
 
 
 def cut(samples: DataSet, train: int, others: int) -> DataSet:
@@ -147,7 +137,7 @@ class Watch:
         ]
         try:
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                script().main(self.settings, self.samples)
+                load_script("train").main(self.settings, self.samples)
         except Enough:
             self.observation.end = KILLED
         except Stopped:
@@ -338,6 +328,6 @@ def alone() -> None:
             config.seed,
             torch.float64,
         )
-        script().main(config, cut(samples, asked["samples"], asked["others"]))
+        load_script("train").main(config, cut(samples, asked["samples"], asked["others"]))
 
     launch.run(train, "train.py")
