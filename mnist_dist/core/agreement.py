@@ -7,6 +7,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from .errors import UserError, explain
+from .output import say
 
 
 @contextmanager
@@ -53,6 +54,9 @@ def same_everywhere(what: str, value: object) -> None:
 
 
 def announce(text: str) -> None:
-    """Print a line once, on the first process; `accelerator.print` prints it once on every node."""
+    """Print a line once, on the first process; `accelerator.print` prints it once on every node.
+
+    Where that is no longer possible, because the terminal was closed, the line is lost and nothing else.
+    """
     if PartialState().is_main_process:
-        print(text, flush=True)
+        say(text)

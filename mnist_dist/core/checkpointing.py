@@ -1,6 +1,5 @@
 """The checkpoints of a run: written when it is time or somebody asks the run to stop, and gone on from."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from . import files, state
 from .agreement import all_or_none, announce
 from .errors import STOPPED, Stopped, UserError
 from .hooks import call_hooks
+from .output import warn
 from .stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class Checkpoints:
         """Write a checkpoint.
 
         Args:
-            last: the run is complete, so a request to stop is no reason to leave.
+            last: the run is complete, so a request to stop is no reason to leave. Nor is a checkpoint that cannot
+                be written, of which there is a warning: the trained weights can be written yet.
 
         Raises:
             Stopped: on every process, if one was asked to stop.
@@ -74,9 +75,15 @@ class Checkpoints:
         call_hooks("checkpoint", self.accelerator)
         payload = {"fixed": self.fixed, "state": state.collect(self.accelerator)}
         updates = self.accelerator.updates
-        with all_or_none():
+        try:
+            with all_or_none():
+                if self.accelerator.is_main_process:
+                    self.accelerator.last_checkpoint = write_checkpoint(self.run, payload, updates)
+        except UserError as error:
+            if not last:
+                raise
             if self.accelerator.is_main_process:
-                self.accelerator.last_checkpoint = write_checkpoint(self.run, payload, updates)
+                warn(f"the run's last checkpoint is missing ({error})")
         if self.stopping and not last:
             raise Stopped(f"stopped on request at update {updates}, saved in {self.run / FOLDER}", STOPPED, self.run)
 
@@ -94,7 +101,7 @@ class Checkpoints:
             if self.accelerator.is_main_process:
                 payload, warnings = newest_checkpoint(self.run)
                 for warning in warnings:
-                    print(f"warning: {warning}", file=sys.stderr)
+                    warn(warning)
                 if warnings and payload is None:
                     raise UserError(f"{self.run} holds a run but no intact checkpoint: choose another, or delete it")
         (payload,) = broadcast_object_list([payload])

@@ -1,28 +1,37 @@
 """Checkpoints on the disk: a folder with the state and its digest, moved into place whole, and read as data."""
 
+import errno
 import hashlib
 import io
 import json
 import os
 import shutil
-import sys
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .errors import UserError
+from .output import warn
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"
 FORMAT = 8  # raised when a checkpoint of before can no longer be read
+
+# What a file system answers that does not offer to flush a folder or a file, as some network mounts do.
+NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
+PAUSES = (0.1, 0.5)  # seconds after a rename that was refused: a scanner or an indexer may have held the file
+WARNED: set[str] = set()  # what this process has been warned of
 
 
 def write_folder(place: Path, payload: dict[str, Any], about: dict[str, Any]) -> None:
     """Write a checkpoint that `torch.load(weights_only=True)` can read.
 
     It is written aside, flushed to the disk and then renamed: a crash or an `OSError` leaves what was there as it was.
+    Where the file system renames no folders it is copied into place, the manifest last: without one it is not read.
 
     Args:
         place: its folder, which may hold an older checkpoint, but nothing else.
@@ -30,10 +39,11 @@ def write_folder(place: Path, payload: dict[str, Any], about: dict[str, Any]) ->
         about: JSON values for the manifest.
 
     Raises:
-        UserError: the payload holds something else, or the folder does.
+        UserError: the payload holds something else, or the folder does, or a link on the way leads nowhere.
         OSError: it cannot be written; names the folder.
     """
     content = as_bytes(payload)
+    refuse_lost_link(place)
     refuse_other_files(place)
     aside = place.with_name(f".{place.name}")
     replaced = place.with_name(f".{place.name}.old")
@@ -47,12 +57,15 @@ def write_folder(place: Path, payload: dict[str, Any], about: dict[str, Any]) ->
             flush(written)
         if place.exists():
             shutil.rmtree(replaced, ignore_errors=True)
-            place.rename(replaced)
-        aside.rename(place)
+            move(place, replaced)
+        move(aside, place)
         flush(place.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if replaced.exists() and not place.exists():
+            with suppress(OSError):
+                replaced.rename(place)
         error.filename = str(place)  # the name that the user knows, or any: a full disk gives none
         raise
 
@@ -85,14 +98,110 @@ def refuse_other_files(place: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """See a file's content, or a folder's entries, on the disk."""
+    """See a file's content, or a folder's entries, on the disk, as far as its file system offers that."""
     if not path.is_file() and not hasattr(os, "O_DIRECTORY"):
         return  # Windows opens no folders
     descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync(descriptor, path)
     finally:
         os.close(descriptor)
+
+
+def sync(descriptor: int, path: Path) -> None:
+    """Do as `os.fsync`, and pass over a file system that does not offer it, with one warning.
+
+    Args:
+        descriptor: of an open file or folder.
+        path: where that is, for the warning.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise
+        warn_once(
+            "flush",
+            f"the file system of {path} does not flush it to the disk ({error.strerror}): "
+            "if the power fails, what was written last may be lost",
+        )
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or a checkpoint. If that is refused try again, then copy it.
+
+    Args:
+        source: a file, or the folder of a checkpoint.
+        target: its new name. A file of that name is replaced; a folder must not be there.
+
+    Raises:
+        OSError: it can be neither renamed nor copied.
+    """
+    for pause in PAUSES:
+        try:
+            source.replace(target)
+            return
+        except OSError as error:
+            reason = error.strerror
+        time.sleep(pause)
+    copy(source, target)
+    warn_once("rename", f"the file system does not rename {source} ({reason}): it was copied into place instead")
+    if source.is_dir():
+        remove([source])
+    else:
+        source.unlink()
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, or a checkpoint, whose manifest comes last: until then the copy is not read.
+
+    Raises:
+        OSError: it cannot be copied. Nothing is left of a folder that was begun.
+    """
+    if not source.is_dir():
+        shutil.copyfile(source, target)
+        flush(target)
+        return
+    target.mkdir()
+    try:
+        copy(source / STATE, target / STATE)
+        copy(source / MANIFEST, target / MANIFEST)
+        flush(target)
+    except OSError:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+
+
+def warn_once(what: str, text: str) -> None:
+    """Print a warning, unless this process has printed one of this kind before."""
+    if what not in WARNED:
+        WARNED.add(what)
+        warn(text)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it lies in, if they are not there.
+
+    Raises:
+        UserError: a symbolic link on the way leads nowhere.
+        OSError: it cannot be made.
+    """
+    refuse_lost_link(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def refuse_lost_link(path: Path) -> None:
+    """Refuse a path that leads over a symbolic link to nowhere, as when a disk is gone or was cleared.
+
+    Raises:
+        UserError: names the link and its target.
+    """
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            target = os.readlink(place)
+            raise UserError(
+                f"{place} is a symbolic link to {target}, which is not there: make that folder, or remove the link"
+            )
 
 
 def read_folder(place: Path) -> dict[str, Any]:
@@ -123,4 +232,4 @@ def remove(checkpoints: Iterable[Path]) -> None:
         try:
             shutil.rmtree(place)
         except OSError as error:  # a mount, or what NFS keeps of a file that is open
-            print(f"warning: {place} could not be removed ({error.strerror})", file=sys.stderr)
+            warn(f"{place} could not be removed ({error.strerror})")

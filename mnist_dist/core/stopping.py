@@ -8,11 +8,24 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+# SIGHUP comes when a terminal is closed, and from a torchrun that got one. Windows has only the first two.
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 # Two questions are this many seconds or updates apart, whichever is shorter. One costs half a millisecond on gloo.
 MOST_SECONDS = 0.1
 MOST_UPDATES = 10
 PATIENCE = timedelta(minutes=15)  # with a process that says nothing
+
+
+def signals_heard() -> list[signal.Signals]:
+    """The signals that ask this process to stop: all of them, but for SIGHUP under `nohup`, which has it ignored."""
+    heard = []
+    for number in SIGNALS:
+        is_ignored = signal.getsignal(number) == signal.SIG_IGN
+        if is_ignored and number.name == "SIGHUP":
+            continue
+        heard.append(number)
+    return heard
 
 
 class StopRequest:
@@ -33,7 +46,7 @@ class StopRequest:
         self.gap = 1  # updates between two questions
         self.updates_left = 1  # until the next question
         self.question: tuple[Any, torch.Tensor] | None = None
-        for number in SIGNALS:
+        for number in signals_heard():
             signal.signal(number, self.note)
 
     def note(self, number: int, _: Any) -> None:

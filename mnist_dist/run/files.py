@@ -7,20 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mnist_dist.core.files import move, refuse_lost_link, sync
+
 
 def write_file(path: Path, content: bytes) -> None:
     """Put a file in place whole, or leave what was there.
 
-    The content is written aside and flushed to the disk, then the new file is renamed. A pipe or a
-    device, such as /dev/stdout, is written to as it is.
+    The content is written aside and flushed to the disk, then the new file is renamed. Where the
+    file system renames nothing, it is copied. A pipe or a device, such as /dev/stdout, is written
+    to as it is.
 
     Args:
         path: the file. A symbolic link stays, and the file behind it is replaced.
         content: what it is to hold.
 
     Raises:
+        UserError: the path leads over a symbolic link to nowhere.
         OSError: the disk is full, or the file or its folder cannot be written to.
     """
+    refuse_lost_link(path.parent)
     place = path.resolve()
     aside = place.with_name(f".{place.name}.{os.getpid()}")
     try:
@@ -30,8 +35,8 @@ def write_file(path: Path, content: bytes) -> None:
         with aside.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
-        aside.replace(place)
+            sync(file.fileno(), path)
+        move(aside, place)
     except OSError as error:
         # The user knows the file by this name. A full disk reports none at all.
         error.filename = str(path)
@@ -89,7 +94,7 @@ def append_json(path: Path, value: Any) -> None:
             written = file.write(line)
             if written != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            os.fsync(file.fileno())
+            sync(file.fileno(), path)
         except OSError:
             file.truncate(size_before)
             raise
