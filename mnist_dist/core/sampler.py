@@ -144,6 +144,7 @@ class MicroBatchSampler:
                         piece=piece,
                         pieces=self.pieces,
                         round=round_number,
+                        rows=len(part),
                         index=whole[part.start : part.stop : part.step],
                         update_size=update_stop - update_start,
                         opens_batch=opens_batch,

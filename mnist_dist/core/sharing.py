@@ -87,6 +87,7 @@ class MicroBatch:
         share: the number of the share; None if this process has no more of this batch, and only keeps step.
         piece, pieces: the number of the piece of the share, and how many there are.
         round: the number of the share among those of this process.
+        rows: n.
         index: (n,) int64, the samples' numbers in the data set.
         update_size: samples in all global batches of the update.
         opens_batch, closes_batch: whether it is this process's first or last micro-batch of the global batch.
@@ -107,6 +108,7 @@ class MicroBatch:
     piece: int
     pieces: int
     round: int
+    rows: int
     index: Any
     update_size: int
     opens_batch: bool
@@ -123,7 +125,7 @@ class MicroBatch:
         return cut_in_pieces(whole, self.pieces)[self.piece] if self.pieces > 1 else whole
 
     def __len__(self) -> int:
-        return len(self.index)
+        return self.rows
 
     def rand(self, purpose: str, *shape: int, normal: bool = False) -> Tensor:
         """Random numbers for the samples of this micro-batch, taken from those of the whole global batch.

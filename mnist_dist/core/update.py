@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .buffers import BufferMean
+from .errors import UserError
 from .exchange import GradientSum
 from .sharing import MicroBatch, Sharing
 
@@ -32,6 +33,7 @@ class UpdateGradients:
         self.sums: dict[tuple[int, ...], GradientSum] = {}
         self.kept: list[Tensor | None] | None = None  # gradients of earlier updates that nobody has forgotten yet
         self.terms: Tensor | None = None  # counted in this update, under DDP
+        self.counts_terms: bool | None = None  # in the update in progress, if it has begun
         self.wrappers: list[DistributedDataParallel] = []
         self.summed_by_ddp: set[int] = set()  # the identities of parameters
 
@@ -56,7 +58,17 @@ class UpdateGradients:
             micro_batch: that the loss was of.
             parameters: all that take gradients, the same ones on every process.
             terms: what the loss was the mean over, if not over rows.
+
+        Raises:
+            UserError: some losses of the update were given terms, and others were not.
         """
+        counts_terms = terms is not None
+        if self.counts_terms not in (None, counts_terms):
+            raise UserError(
+                "some losses of one update were given terms and others were not, so they cannot be weighed "
+                "against each other: give terms to every accelerator.backward of an update, or to none"
+            )
+        self.counts_terms = None if micro_batch.closes_update else counts_terms
         if self.ddp:
             self.after_ddp(micro_batch, parameters, terms)
         else:
@@ -74,7 +86,7 @@ class UpdateGradients:
             parameter.grad = None
 
     def add_kept(self, parameters: list[nn.Parameter]) -> None:
-        """Add what `_set_aside` has kept to the gradients of the update."""
+        """Add what `set_aside` has kept to the gradients of the update."""
         for parameter, kept in zip(parameters, self.kept or [], strict=False):
             if kept is not None:
                 parameter.grad = kept if parameter.grad is None else kept + parameter.grad
@@ -86,19 +98,19 @@ class UpdateGradients:
         changes = []
         if self.buffers is not None and self.buffers.floating:
             changes = self.buffers.changes(closes_share=micro_batch.piece == micro_batch.pieces - 1)
-        counted = [self.as_number(0 if terms is None else terms, parameters)]
+        counted = [] if terms is None else [self.as_number(terms, parameters)]
         gradient_sum = self.sum_for(parameters, changes, counted)
         gradient_sum.add(micro_batch.share, found + changes + counted, complete=micro_batch.completes_share)
         if not micro_batch.closes_update:
             return
         total = gradient_sum.total()
         gradients = total[: len(parameters)]
-        if terms is not None:
+        if counted:
             divide(gradients, total[-1])
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         if self.buffers is not None:
-            self.buffers.finish(total[len(parameters) : -1])
+            self.buffers.finish(total[len(parameters) : len(parameters) + len(changes)])
         self.add_kept(parameters)
 
     def as_number(self, terms: int | float | Tensor, parameters: list[nn.Parameter]) -> Tensor:
@@ -109,7 +121,7 @@ class UpdateGradients:
 
     def sum_for(self, parameters: list[nn.Parameter], changes: list[Tensor], counted: list[Tensor]) -> GradientSum:
         """The sum of gradients for these parameters, made once: there are others if layers are frozen or thawed."""
-        key = len(changes), *map(id, parameters)
+        key = len(changes), len(counted), *map(id, parameters)
         if key not in self.sums:
             self.sums[key] = GradientSum([*parameters, *changes, *counted], self.sharing)
         return self.sums[key]
