@@ -1,129 +1,296 @@
 """Train a small transformer on the characters of a text, the same on any number of processes.
 
-python examples/characters.py                   Python's own help texts
-python examples/characters.py --text FILE       a text of yours, in UTF-8
-torchrun --nproc-per-node 2 examples/characters.py --cpu --dropout 0.1
+python examples/characters.py                             Python's own help texts
+python examples/characters.py --text FILE                 a text of yours, in UTF-8
+torchrun --nproc-per-node 2 examples/characters.py --cpu --dropout 0.1 --virtual-processes 8
 
-A sample is a line. Lines differ in length, so the loss is the mean over the characters of a global batch, however many
-of them a process has.
+It is the loop of Accelerate's documentation. A sample is a line. Lines differ in length, so the loss is the mean over
+the characters of a global batch, however many of them a process has: `accelerator.backward` is told how many.
 """
 
+import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from mnist_dist import core
-from mnist_dist.run import command_line, folder, launch, settings, tracking, weights
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for a clone that is not installed
 
-LONGEST, LAYERS, HEADS, WIDTH = 64, 2, 4, 64  # characters of a line, after which it is cut; the transformer
-NONE = -1  # what follows a line's end
+from mnist_dist.core import (
+    ExactAccelerator,
+    MeanLoss,
+    all_or_none,
+    announce,
+    as_stored,
+    same_everywhere,
+    stream,
+)
+from mnist_dist.core.checkpointing import Checkpoints
+from mnist_dist.core.loader import ExactDataLoader
+from mnist_dist.run import command_line, folder, launch, settings
+from mnist_dist.run.progress import progress_bar
+from mnist_dist.run.stopwatch import Stopwatch
+from mnist_dist.run.tracking import Tracker
+from mnist_dist.run.weights import fingerprint, save_weights
+
+LONGEST = 64  # characters, after which a line is cut
+NONE = -1  # what follows a line's end, and is not to be guessed
+HELP_LINES = 4000  # of Python's help texts
+HELD_OUT = 6  # one of so many lines is held out, to test on
+
+# The transformer.
+LAYERS = 2
+HEADS = 4
+WIDTH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(settings.OwnConfig):
-    text: Path | None = None  # default: 4,000 lines of Python's help
-    dropout: float = 0.0  # share of what the layers take and give that is dropped
+    text: Path | None = None
+    """A text; default: 4,000 lines of Python's help."""
+    dropout: float = 0.0
+    """Share of what the layers compute that is dropped; it needs --virtual-processes."""
 
     def check(self) -> None:
         super().check()
-        settings.require(0 <= self.dropout < 1, "--dropout", self.dropout, "a share from 0 to below 1")
+        possible = 0 <= self.dropout < 1
+        settings.require(possible, "--dropout", self.dropout, "a share from 0 to below 1")
+        if self.dropout and not self.virtual_processes:
+            raise settings.UsageError(
+                f"--dropout {self.dropout} draws at random for the lines that one process has, so "
+                "each number of processes would train another model: add --virtual-processes 8, "
+                "or leave it out"
+            )
 
 
-def read(path: Path | None) -> tuple[Tensor, Tensor, str]:
-    """The different lines (N, LONGEST + 2), int64, each a 0, its characters' numbers, a 0, and NONE from there on; how
-    many characters there are to guess in each (N,); and the alphabet, whose character 0 ends a line."""
-    try:
-        text = path.read_text("utf-8") if path else "\n".join("\n".join(topics.values()).splitlines()[:4000])
-    except UnicodeDecodeError as error:
-        raise settings.UsageError(f"--text {path} cannot be read ({error}): give a text in UTF-8") from error
-    lines = [line.strip()[i : i + LONGEST] for line in text.splitlines() for i in range(0, len(line), LONGEST)]
-    lines = list(dict.fromkeys(filter(None, lines)))
-    settings.require(len(lines) >= 6, "--text", path, "a text of 6 different lines, or more")
-    alphabet = "\n" + "".join(sorted(set("".join(lines))))
+# The data.
+
+
+def read(path: Path | None) -> tuple[Tensor, str]:
+    """Read the different lines of a text.
+
+    Args:
+        path: the text; None for Python's help.
+
+    Returns:
+        The lines (N, LONGEST + 2), int64, each a 0, its characters' numbers, a 0, and NONE from there on; and the
+        alphabet, whose character 0 ends a line.
+
+    Raises:
+        UsageError: it is not in UTF-8, or too short.
+    """
+    lines = pieces_of_lines(text_of(path))
+    different_lines = list(dict.fromkeys(lines))
+    enough = len(different_lines) >= HELD_OUT
+    settings.require(enough, "--text", path, "a text of 6 different lines, or more")
+    characters = set("".join(different_lines))
+    alphabet = "\n" + "".join(sorted(characters))
     numbers = {character: number for number, character in enumerate(alphabet)}
-    rows = torch.full((len(lines), LONGEST + 2), NONE)
-    for row, line in zip(rows, lines, strict=True):
-        row[: len(line) + 2] = torch.tensor([0, *(numbers[character] for character in line), 0])
-    return rows, torch.tensor([len(line) + 1 for line in lines]), alphabet
+    rows = torch.full((len(different_lines), LONGEST + 2), NONE)
+    for row, line in zip(rows, different_lines, strict=True):
+        characters_of_line = [numbers[character] for character in line]
+        row[: len(line) + 2] = torch.tensor([0, *characters_of_line, 0])
+    return rows, alphabet
+
+
+def text_of(path: Path | None) -> str:
+    """The text in a file, or Python's help."""
+    if path is None:
+        help_lines = "\n".join(topics.values()).splitlines()
+        return "\n".join(help_lines[:HELP_LINES])
+    if path.exists() and not path.is_file():
+        raise settings.UsageError(f"--text {path} is no file: give a text in UTF-8")
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        problem = f"--text {path} cannot be read ({error})"
+        raise settings.UsageError(f"{problem}: give a text in UTF-8") from error
+
+
+def pieces_of_lines(text: str) -> list[str]:
+    """The lines of a text that are not blank, cut in pieces of at most LONGEST characters."""
+    pieces = []
+    for line in text.splitlines():
+        line = line.strip()
+        pieces += [line[start : start + LONGEST] for start in range(0, len(line), LONGEST)]
+    return pieces
+
+
+# The model.
 
 
 class Transformer(nn.Module):
-    def __init__(self, characters: int) -> None:
+    """Guesses what follows each character of a line.
+
+    Args:
+        characters: how many different ones there are.
+        dropout: share of what the layers compute that is dropped in training.
+    """
+
+    def __init__(self, characters: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.character, self.place = nn.Embedding(characters, WIDTH), nn.Embedding(LONGEST + 1, WIDTH)
-        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True)
+        self.character = nn.Embedding(characters, WIDTH)
+        self.place = nn.Embedding(LONGEST + 1, WIDTH)
+        self.dropout = nn.Dropout(dropout)
+        layer = nn.TransformerEncoderLayer(
+            WIDTH,
+            HEADS,
+            dim_feedforward=4 * WIDTH,
+            dropout=dropout,
+            batch_first=True,
+            norm_first=True,
+        )
         self.layers = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
         self.head = nn.Linear(WIDTH, characters)
 
-    def forward(self, lines: Tensor, kept: Tensor) -> Tensor:
-        """Logits (N, T - 1, characters) of what follows each character of the lines (N, T); what the layers take and
-        give is multiplied by `kept` (N, 2, T - 1, WIDTH)."""
-        x = self.character(lines[:, :-1].clamp(min=0)) + self.place.weight[: lines.shape[1] - 1]
-        causal = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device, dtype=x.dtype)
-        x = self.layers(x * kept[:, 0], mask=causal, is_causal=True)
-        return self.head(x * kept[:, 1])
+    def forward(self, lines: Tensor) -> Tensor:
+        """Guess.
+
+        Args:
+            lines: (N, T), the numbers of characters; NONE for none.
+
+        Returns:
+            (N, T, characters), logits of what follows each of them.
+        """
+        length = lines.shape[1]
+        x = self.character(lines.clamp(min=0)) + self.place.weight[:length]
+        x = self.dropout(x)
+        after = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(diagonal=1)
+        x = self.layers(x, mask=after, is_causal=True)
+        return self.head(x)
+
+
+def evaluate(
+    accelerator: ExactAccelerator,
+    network: nn.Module,
+    loader: ExactDataLoader,
+) -> dict[str, Any]:
+    """The mean loss on the characters of the lines held out, and how many are guessed right."""
+    losses: list[float] = []
+    correct = 0
+    total = 0
+    with as_stored(network):
+        for (lines,) in loader:
+            logits = network(lines[:, :-1])
+            wanted = lines[:, 1:]
+            loss_of_each = F.cross_entropy(
+                logits.transpose(1, 2),
+                wanted,
+                reduction="none",
+                ignore_index=NONE,
+            )
+            loss_of_line = loss_of_each.sum(dim=1)
+            right_in_line = (logits.argmax(dim=2) == wanted).sum(dim=1)
+            characters_in_line = (wanted != NONE).sum(dim=1)
+            of_all_lines = accelerator.gather_for_metrics(
+                (loss_of_line, right_in_line, characters_in_line),
+            )
+            loss_of_line, right_in_line, characters_in_line = of_all_lines
+            losses += loss_of_line.tolist()
+            correct += int(right_in_line.sum())
+            total += int(characters_in_line.sum())
+    return {
+        "test_loss": math.fsum(losses) / total,  # fsum's result does not depend on the order
+        "test_accuracy": correct / total,
+        "test_correct": correct,
+        "test_total": total,
+    }
 
 
 def main() -> None:
-    # The settings, the processes, and the text, of which a sixth of the lines is held out.
+    # The settings, the processes, and the text, on which all processes must agree.
     config: Config = command_line.parse(Config)
-    dtype, virtual = getattr(torch, config.dtype), config.virtual_processes
-    accelerator, bits = launch.start(config.cpu, dtype=dtype), launch.fix_bits(virtual)
-    with core.all_or_none():
-        lines, lengths, alphabet = read(config.text)
-    about = command_line.as_json(config) | {"alphabet": alphabet, "digest": weights.fingerprint({"lines": lines})}
-    core.same_everywhere("the settings or texts", about)
-    order, held = torch.randperm(len(lines), generator=core.stream("held out", config.seed)), len(lines) // 6
-    lines, lengths = lines[order].to(accelerator.device), lengths[order].to(accelerator.device)
-    options = {"seed": config.seed, "terms": lengths[held:], "virtual": virtual}
-    train = core.GlobalBatches(lines[held:], config.batch_size, accelerator, **options)
-    test = core.GlobalBatches(lines[:held], 100, accelerator, virtual=virtual)
+    dtype = getattr(torch, config.dtype)
+    accelerator = launch.start(
+        config.cpu,
+        dtype=dtype,
+        virtual_processes=config.virtual_processes,
+        seed=config.seed,
+    )
+    with all_or_none():
+        lines, alphabet = read(config.text)
+    about = command_line.as_json(config) | {
+        "alphabet": alphabet,
+        "digest": fingerprint({"lines": lines}),
+    }
+    same_everywhere("the settings or texts", about)
 
-    # The model, and its loss: the sum over the characters that a process has.
+    # A part of the lines is held out. The batch size is that of all processes together.
+    order = torch.randperm(len(lines), generator=stream("held out", config.seed))
+    lines = lines[order].to(accelerator.device)
+    held_out = len(lines) // HELD_OUT
+    train = TensorDataset(lines[held_out:])
+    test = TensorDataset(lines[:held_out])
+    train_loader = DataLoader(train, batch_size=config.batch_size, shuffle=True)
+    test_loader = DataLoader(test, batch_size=100)
+
+    # The model and its optimizer. The rate rises at first and then stays, so that a run may be
+    # given more epochs later.
     torch.manual_seed(config.seed)
-    model = Transformer(len(alphabet)).to(accelerator.device, dtype)
-    whole = torch.ones(1, 2, 1, 1, dtype=dtype, device=accelerator.device)
+    network = Transformer(len(alphabet), config.dropout).to(accelerator.device, dtype)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.003)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=20)
+    model, optimizer, train_loader, test_loader, scheduler = accelerator.prepare(
+        network,
+        optimizer,
+        train_loader,
+        test_loader,
+        scheduler,
+    )
 
-    def loss(model: nn.Module, batch: core.Batch) -> Tensor:
-        kept = whole
-        if config.dropout:
-            drawn = batch.rand("dropout", 2, LONGEST + 1, WIDTH)
-            kept = (drawn >= config.dropout).to(dtype) / (1 - config.dropout)
-        logits, wanted = model(batch.data, kept).flatten(0, 1), batch.data[:, 1:].flatten()
-        return F.cross_entropy(logits, wanted, reduction="sum", ignore_index=NONE)
-
-    def score(model: nn.Module, batch: core.Batch) -> Tensor:
-        """(n, 2): the loss of each line, summed over its characters, and how many of them are guessed right."""
-        logits, wanted = model(batch.data, whole).flatten(0, 1), batch.data[:, 1:].flatten()
-        losses = F.cross_entropy(logits, wanted, reduction="none", ignore_index=NONE)
-        right = (logits.argmax(dim=1) == wanted).to(losses)
-        return torch.stack([losses, right], dim=1).unflatten(0, (-1, LONGEST + 1)).sum(dim=1)
-
-    training = core.Training(accelerator, model, torch.optim.AdamW(model.parameters(), lr=0.003), loss)
-
-    # The run's folder, and where a stopped run left off.
+    # The run's folder, its record, and where it left off if it was stopped.
     run = folder.open_run(config.output_dir, "characters", config.resume, weights="model.pth")
-    tracker = tracking.Tracker(accelerator, run, about)
-    names = "batch_size", "virtual_processes", "seed", "dtype", "dropout", "digest"
-    fixed = {name: about[name] for name in names} | bits
-    checkpoints = core.Checkpoints(run.folder, training, {"tracker": tracker}, fixed, config.checkpoint_every)
-    at, total = folder.go_on(run, checkpoints, config.epochs), int(lengths[:held].sum())
+    tracker = Tracker(accelerator, run, about)
+    train_loss = MeanLoss(accelerator)
+    stopwatch = Stopwatch()
+    accelerator.register_for_checkpointing(tracker, train_loss, stopwatch)
+    names = ["batch_size", "virtual_processes", "seed", "dtype", "dropout", "digest"]
+    fixed = {name: about[name] for name in names} | accelerator.bits
+    checkpoints = Checkpoints(accelerator, run.folder, fixed, config.checkpoint_every)
+    folder.go_on(run, checkpoints, train_loader, config.epochs)
+
     with tracker:
-        while at.epoch < config.epochs:
-            for batch in training.epoch(train, f"epoch {at.epoch + 1}/{config.epochs}"):
-                training.update(batch)
+        for epoch in range(train_loader.next_epoch, config.epochs):
+            stopwatch.start_epoch()
+            model.train()
+            title = f"epoch {epoch + 1}/{config.epochs}"
+            for (batch,) in progress_bar(accelerator, train_loader, title):
+                logits = model(batch[:, :-1])
+                wanted = batch[:, 1:]
+                # The mean over the characters, of which lines have more or fewer.
+                loss = F.cross_entropy(logits.transpose(1, 2), wanted, ignore_index=NONE)
+                characters = (wanted != NONE).sum()
+                train_loss.update(loss, terms=characters)
+                accelerator.backward(loss, terms=characters)
+                learning_rate = optimizer.param_groups[0]["lr"]
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
                 checkpoints.after_update()
-            nats, right = core.evaluate(accelerator, model, test, score).double().sum(dim=0).tolist()
-            line = {"epoch": at.epoch, "global_step": at.global_step} | training.figures | {"test_loss": nats / total}
-            tracker.epoch(line | {"test_accuracy": right / total, "test_correct": int(right), "test_total": total})
-            result = f"{nats / total:.4f} nats a character, {right:.0f} of {total} right"
-            core.announce(f"epoch {at.epoch}/{config.epochs}  loss {line['train_loss']:.4f}  held out: {result}")
-            checkpoints.save(last=at.epoch == config.epochs)
-        weights.save_weights(run.folder / "model.pth", model)
+
+            line = {
+                "epoch": epoch + 1,
+                "global_step": accelerator.updates,
+                "train_loss": train_loss.compute(),
+                "learning_rate": learning_rate,
+                "samples_per_second": len(train_loader.dataset) / stopwatch.end_epoch(),
+            }
+            train_loss.reset()
+            line |= evaluate(accelerator, network, test_loader)
+            tracker.epoch(line)
+            announce(
+                f"epoch {epoch + 1}/{config.epochs}  loss {line['train_loss']:.4f}  "
+                f"held out: {line['test_loss']:.4f} nats a character, "
+                f"{line['test_correct']} of {line['test_total']} right"
+            )
+            checkpoints.save(last=epoch + 1 == config.epochs)
+        save_weights(run.folder / "model.pth", network)
 
 
 if __name__ == "__main__":

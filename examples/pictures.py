@@ -1,89 +1,287 @@
-"""Train a small convolutional network on pictures, the same on any number of processes.
+"""Train a network on pictures, the same on any number of processes.
 
-python examples/pictures.py [--data FOLDER_OR_NPZ]    of a folder for each class, or with uint8 `images` and `labels`
+python examples/pictures.py                               stripes, which are drawn here
+python examples/pictures.py --data FOLDER                 a folder with a folder of pictures for each class
+python examples/pictures.py --data FILE.npz               arrays `images` and `labels`
+torchrun --nproc-per-node 2 examples/pictures.py --cpu --model resnet18 --virtual-processes 8
+
+It is the loop of Accelerate's documentation. Pictures are read when their batch is due, by the workers of a
+`DataLoader`, which also crop, mirror and colour those to train on at random. With --virtual-processes even
+torchvision's ResNet-18, with its batch normalisation, is the same to the bit on 1 to so many processes.
 """
 
+import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
-from torchvision.datasets import ImageFolder
+from torch.utils.data import DataLoader, Dataset
+from torchvision.models import resnet18
+from torchvision.transforms import v2
 
-from mnist_dist import core
-from mnist_dist.run import command_line, folder, launch, settings, tracking, weights
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for a clone that is not installed
 
-SIDE = 32  # pixels that pictures are resized to
+from mnist_dist.core import (
+    ExactAccelerator,
+    MeanLoss,
+    all_or_none,
+    announce,
+    as_stored,
+    same_everywhere,
+    stream,
+)
+from mnist_dist.core.checkpointing import Checkpoints
+from mnist_dist.core.loader import ExactDataLoader
+from mnist_dist.run import command_line, folder, launch, settings
+from mnist_dist.run.progress import progress_bar
+from mnist_dist.run.stopwatch import Stopwatch
+from mnist_dist.run.tracking import Tracker
+from mnist_dist.run.weights import save_weights
+from mnist_dist.tools.picture_sets import PictureArray, PictureSet, open_pictures
+
+SIDES = {"small": 32, "resnet18": 64}  # pixels a side that pictures are resized to
+HELD_OUT = 6  # one of so many pictures is held out, to test on
+STRIPES = 600  # pictures that are drawn here
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(settings.OwnConfig):
-    data: Path | None = None  # pictures in a folder for each class, or a .npz file; default: stripes, drawn here
+    data: Path | None = None
+    """Pictures in a folder for each class, or a .npz file; default: stripes."""
+    model: Literal["small", "resnet18"] = "small"
+    """Two convolutions, or torchvision's ResNet-18, which needs --virtual-processes."""
+    plain: bool = False
+    """Leave the pictures as they are, and do not crop, mirror and colour them at random."""
+    workers: int = 2
+    """Processes that read pictures for each process that trains; 0: it reads them itself."""
+
+    def check(self) -> None:
+        super().check()
+        possible = 0 <= self.workers <= 64
+        settings.require(possible, "--workers", self.workers, "a number from 0 to 64")
+        if self.model == "resnet18" and not self.virtual_processes:
+            raise settings.UsageError(
+                "--model resnet18 has batch normalisation, which computes over the pictures that "
+                "one process has, so each number of processes would train another model: add "
+                "--virtual-processes 8, or take --model small"
+            )
 
 
-def stripes() -> tuple[Tensor, Tensor]:
-    """What `read` gives, of upright, level and slanting stripes in two colours each."""
-    labels, draw, line = torch.arange(600) % 3, torch.rand(600, 8, 1, 1, generator=core.stream("")), torch.arange(SIDE)
-    across = torch.stack([line.expand(SIDE, SIDE), line[:, None].expand(SIDE, SIDE), line + line[:, None]])[labels]
-    first = (across / (1 + 2 * draw[:, 6]) + 9 * draw[:, 7]).sin() > 0
-    return (255 * torch.where(first[:, None], draw[:, :3], draw[:, 3:6])).byte(), labels
+# The data.
 
 
-def read(path: Path) -> tuple[Tensor, Tensor]:
-    """Pictures (N, 3, SIDE, SIDE), uint8, and the numbers of their classes (N,), int64."""
-    try:
-        file = np.load(path) if path.suffix == ".npz" else None
-        found = map(Image.fromarray, file["images"]) if file else (picture for picture, _ in ImageFolder(path))
-        small = [np.asarray(picture.convert("RGB").resize((SIDE, SIDE))) for picture in found]
-        classes, labels = np.unique(file["labels"] if file else ImageFolder(path).targets, return_inverse=True)
-    except Exception as error:  # whatever the parsers trip over, these are no pictures
-        raise settings.UsageError(f"--data {path} cannot be read ({error}): give what `--help` says") from error
-    right = labels.shape == (len(small),) and len(small) >= 6 and len(classes) > 1
-    settings.require(right, "--data", path, "6 pictures of 2 classes or more, and one label for each")
-    return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels)
+class Pictures(Dataset):
+    """Some of the pictures, as tensors (3, side, side), with the numbers of their classes.
+
+    Args:
+        pictures: all of them.
+        numbers: of those that are meant.
+        transform: makes a tensor of a picture. What it draws at random depends on the seed, the
+            epoch and the picture, whichever process or worker reads it.
+        side: pixels a side that the transform needs.
+    """
+
+    def __init__(
+        self,
+        pictures: PictureSet,
+        numbers: list[int],
+        transform: v2.Compose,
+        side: int,
+    ) -> None:
+        self.pictures = pictures
+        self.numbers = numbers
+        self.transform = transform
+        self.side = side
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        number = self.numbers[place]
+        picture = self.pictures.read(number, self.side)
+        return self.transform(picture), self.pictures.labels[number]
 
 
-def loss(model: nn.Module, batch: core.Batch) -> Tensor:
-    return F.cross_entropy(model(batch.data[0]), batch.data[1], reduction="sum")  # the sum, not the mean
+def stripes() -> PictureArray:
+    """Upright, level and slanting stripes, in two colours each."""
+    labels = np.arange(STRIPES) % 3
+    column = np.arange(32)
+    row = column[:, None]
+    upright = column + 0 * row
+    level = 0 * column + row
+    slanting = column + row
+    place = np.stack([upright, level, slanting])[labels]
+    random = np.random.default_rng(0)
+    width = random.uniform(1, 3, (STRIPES, 1, 1))
+    offset = random.uniform(0, 9, (STRIPES, 1, 1))
+    wave = np.sin(place / width + offset)
+    colour = random.integers(0, 256, (STRIPES, 1, 1, 3), dtype=np.uint8)
+    other_colour = random.integers(0, 256, (STRIPES, 1, 1, 3), dtype=np.uint8)
+    images = np.where(wave[..., None] > 0, colour, other_colour)
+    return PictureArray(images, labels, "stripes")
+
+
+def transforms(config: Config, dtype: torch.dtype) -> tuple[v2.Compose, v2.Compose]:
+    """What makes tensors of pictures, those to train on and those to test on."""
+    side = SIDES[config.model]
+    resize = v2.Resize((side, side))
+    at_random = [
+        v2.RandomCrop(side, padding=side // 8, padding_mode="reflect"),
+        v2.RandomHorizontalFlip(),
+        v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
+    ]
+    as_tensor = [v2.ToImage(), v2.ToDtype(dtype, scale=True)]
+    test = v2.Compose([resize, *as_tensor])
+    if config.plain:
+        return test, test
+    train = v2.Compose([resize, *at_random, *as_tensor])
+    return train, test
+
+
+def make_loaders(
+    config: Config,
+    pictures: PictureSet,
+    dtype: torch.dtype,
+) -> tuple[DataLoader, DataLoader]:
+    """The pictures to train on, and those held out."""
+    generator = stream("held out", config.seed)
+    order = torch.randperm(len(pictures.labels), generator=generator).tolist()
+    held_out = len(order) // HELD_OUT
+    side = SIDES[config.model]
+    train_transform, test_transform = transforms(config, dtype)
+    train = Pictures(pictures, order[held_out:], train_transform, side)
+    test = Pictures(pictures, order[:held_out], test_transform, side)
+    options = {
+        "batch_size": config.batch_size,  # of all processes together
+        "num_workers": config.workers,
+        "persistent_workers": config.workers > 0,
+    }
+    return DataLoader(train, shuffle=True, **options), DataLoader(test, **options)
+
+
+# The model.
+
+
+def build(name: str, classes: int) -> nn.Module:
+    """The network of that name, with new weights."""
+    if name == "resnet18":
+        return resnet18(weights=None, num_classes=classes)
+    side_after_pooling = SIDES[name] // 4 - 2
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * side_after_pooling**2, classes),
+    )
+
+
+def evaluate(
+    accelerator: ExactAccelerator,
+    network: nn.Module,
+    loader: ExactDataLoader,
+) -> dict[str, Any]:
+    """The mean loss on the pictures held out, and how many of them are classified right."""
+    losses: list[float] = []
+    correct = 0
+    with as_stored(network):
+        for images, labels in loader:
+            scores = network(images)
+            loss_of_each = F.cross_entropy(scores, labels, reduction="none")
+            is_right = scores.argmax(dim=1) == labels
+            of_all = accelerator.gather_for_metrics((loss_of_each, is_right))
+            loss_of_each, is_right = of_all
+            losses += loss_of_each.tolist()
+            correct += int(is_right.sum())
+    total = len(losses)
+    return {
+        "test_loss": math.fsum(losses) / total,  # fsum's result does not depend on the order
+        "test_accuracy": correct / total,
+        "test_correct": correct,
+        "test_total": total,
+    }
 
 
 def main() -> None:
+    # The settings, the processes, and the pictures, on which all processes must agree.
     config: Config = command_line.parse(Config)
-    dtype, virtual = getattr(torch, config.dtype), config.virtual_processes
-    accelerator, bits = launch.start(config.cpu, dtype=dtype), launch.fix_bits(virtual)
-    with core.all_or_none():
-        pictures, labels = read(config.data) if config.data else stripes()
-    about = command_line.as_json(config) | {"digest": weights.fingerprint({"pictures": pictures, "labels": labels})}
-    core.same_everywhere("the settings or pictures", about)
-    order, held = torch.randperm(len(labels), generator=core.stream("held out", config.seed)), len(labels) // 6
-    x, y = pictures[order].to(accelerator.device, dtype) / 255, labels[order].to(accelerator.device)
-    train = core.GlobalBatches((x[held:], y[held:]), config.batch_size, accelerator, seed=config.seed, virtual=virtual)
-    test, truth = core.GlobalBatches(x[:held], 1000, accelerator, virtual=virtual), y[:held].cpu()
+    dtype = getattr(torch, config.dtype)
+    accelerator = launch.start(
+        config.cpu,
+        dtype=dtype,
+        virtual_processes=config.virtual_processes,
+        seed=config.seed,
+    )
+    with all_or_none():
+        pictures = open_pictures(config.data) if config.data else stripes()
+    about = command_line.as_json(config) | {"classes": pictures.classes, "digest": pictures.digest}
+    same_everywhere("the settings or pictures", about)
+    train_loader, test_loader = make_loaders(config, pictures, dtype)
+
+    # The model and its optimizer. The rate rises at first and then stays, so that a run may be
+    # given more epochs later.
     torch.manual_seed(config.seed)
-    layers = nn.Conv2d(3, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2)
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * (SIDE // 4 - 2) ** 2, len(labels.unique())))
-    optimizer = torch.optim.AdamW(model.to(accelerator.device, dtype).parameters(), lr=0.003)
-    training = core.Training(accelerator, model, optimizer, loss)
+    network = build(config.model, len(pictures.classes)).to(accelerator.device, dtype)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.003)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=20)
+    model, optimizer, train_loader, test_loader, scheduler = accelerator.prepare(
+        network,
+        optimizer,
+        train_loader,
+        test_loader,
+        scheduler,
+    )
+
+    # The run's folder, its record, and where it left off if it was stopped.
     run = folder.open_run(config.output_dir, "pictures", config.resume, weights="model.pth")
-    tracker = tracking.Tracker(accelerator, run, about)
-    fixed = {name: about[name] for name in ("batch_size", "virtual_processes", "seed", "dtype", "digest")} | bits
-    checkpoints = core.Checkpoints(run.folder, training, {"tracker": tracker}, fixed, config.checkpoint_every)
-    at = folder.go_on(run, checkpoints, config.epochs)
+    tracker = Tracker(accelerator, run, about)
+    train_loss = MeanLoss(accelerator)
+    stopwatch = Stopwatch()
+    accelerator.register_for_checkpointing(tracker, train_loss, stopwatch)
+    names = ["batch_size", "virtual_processes", "seed", "dtype", "model", "plain", "digest"]
+    fixed = {name: about[name] for name in names} | accelerator.bits
+    checkpoints = Checkpoints(accelerator, run.folder, fixed, config.checkpoint_every)
+    folder.go_on(run, checkpoints, train_loader, config.epochs)
+
     with tracker:
-        while at.epoch < config.epochs:
-            for batch in training.epoch(train, f"epoch {at.epoch + 1}/{config.epochs}"):
-                training.update(batch)
+        for epoch in range(train_loader.next_epoch, config.epochs):
+            stopwatch.start_epoch()
+            model.train()
+            title = f"epoch {epoch + 1}/{config.epochs}"
+            for images, labels in progress_bar(accelerator, train_loader, title):
+                loss = F.cross_entropy(model(images), labels)
+                train_loss.update(loss)
+                accelerator.backward(loss)
+                learning_rate = optimizer.param_groups[0]["lr"]
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
                 checkpoints.after_update()
-            scores = core.evaluate(accelerator, model, test, lambda model, batch: model(batch.data)).double()
-            right, error = int((scores.argmax(dim=1) == truth).sum()), F.cross_entropy(scores, truth).item()
-            line = {"epoch": at.epoch, "global_step": at.global_step} | training.figures | {"test_loss": error}
-            tracker.epoch(line | {"test_accuracy": right / held, "test_correct": right, "test_total": held})
-            core.announce(f"epoch {at.epoch}/{config.epochs}  loss {line['train_loss']:.4f}  right {right} of {held}")
-            checkpoints.save(last=at.epoch == config.epochs)
-        weights.save_weights(run.folder / "model.pth", model)
+
+            line = {
+                "epoch": epoch + 1,
+                "global_step": accelerator.updates,
+                "train_loss": train_loss.compute(),
+                "learning_rate": learning_rate,
+                "samples_per_second": len(train_loader.dataset) / stopwatch.end_epoch(),
+            }
+            train_loss.reset()
+            line |= evaluate(accelerator, network, test_loader)
+            tracker.epoch(line)
+            announce(
+                f"epoch {epoch + 1}/{config.epochs}  loss {line['train_loss']:.4f}  "
+                f"right {line['test_correct']} of {line['test_total']}"
+            )
+            checkpoints.save(last=epoch + 1 == config.epochs)
+        save_weights(run.folder / "model.pth", network)
 
 
 if __name__ == "__main__":
