@@ -26,6 +26,7 @@ from optuna.trial import TrialState
 
 from mnist_dist import plots
 from mnist_dist.core import Stopped, UserError
+from mnist_dist.core.stopping import SIGNALS
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run.command_line import as_flags, parse
 from mnist_dist.task import datasets, networks
@@ -39,7 +40,7 @@ ENDLESS = [*QUICK, "--epochs", "100000"]
 @pytest.fixture(scope="module", autouse=True)
 def digits():
     """The data are read once for all searches in this process, which leave its signals as they were."""
-    handlers = {number: signal.getsignal(number) for number in tune.SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "read_mnist_5k", functools.cache(datasets.read_mnist_5k))
         yield

@@ -11,13 +11,16 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
+from mnist_dist.core.errors import OwnError
 from mnist_dist.core.processes import STATUS, UserError, explain
-from mnist_dist.run import graphs
+from mnist_dist.run import graphs, locks, neighbour
 from mnist_dist.run.neighbour import NEIGHBOURS
+from mnist_dist.run.streams import prepare_streams
 from mnist_dist.shell import shell
 
 GRACE = 5  # seconds in which the first process of a node can say why all leave
 STAY = 2  # seconds in which every torchrun, which looks every 0.1, notices that a node has joined
+ALONE = (OwnError, OSError)  # what only one process meets, once they are connected
 INTERRUPTED = 130  # the exit status by which shells report SIGINT
 RESUME = "run the same command with --output-dir {run} --resume"
 
@@ -27,8 +30,8 @@ def run(main: Callable[[], None], name: str, again: str = RESUME) -> None:
 
     Once the processes are connected, a `UserError` is raised on all of them alike (see
     `all_or_none`), and the first one prints it. Before that every process of a node sees the same
-    error, and the first one of the node prints it. Whatever else goes wrong is a process's own,
-    and it says so itself.
+    error, and the first one of the node prints it, or else each that has it. Whatever else goes
+    wrong is a process's own, and it says so itself.
 
     Args:
         main: does the work.
@@ -36,8 +39,9 @@ def run(main: Callable[[], None], name: str, again: str = RESUME) -> None:
         again: how to resume a run that was stopped. `{run}` stands for its folder.
     """
     status = 0
-    has_a_bug = False
-    replace_closed_streams()
+    has_failed_alone = False
+    prepare_streams()
+    neighbour.how_to_go_on = again_in_words(again)
     try:
         main()
     except BrokenPipeError:
@@ -45,30 +49,32 @@ def run(main: Callable[[], None], name: str, again: str = RESUME) -> None:
         report_broken_pipe(name)
     except (UserError, OSError) as error:
         status = getattr(error, "status", 1)
+        has_failed_alone = isinstance(error, ALONE)
         report_refusal(error, name, again)
     except Exception as error:
         if is_lost_connection(error):
-            leave_without_the_others(error, name)
+            leave_without_the_others(error, name, again)
         status = 1
-        has_a_bug = True
+        has_failed_alone = True
         report_bug(error, name)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         os._exit(INTERRUPTED)  # at once, so that nothing is finished first
-    leave(status, has_a_bug)
+    leave(status, has_failed_alone)
 
 
-def leave(status: int, has_a_bug: bool) -> NoReturn:
+def leave(status: int, has_failed_alone: bool) -> NoReturn:
     """End this process.
 
     Args:
         status: the exit status.
-        has_a_bug: whether this process alone has failed, while the others may still be at work.
+        has_failed_alone: whether only this process has failed, and the others may be at work.
     """
     connected = dist.is_initialized()
-    if connected and not has_a_bug:
+    if connected and not has_failed_alone:
         disconnect()
-    sys.stdout.flush()
+    locks.let_go()
+    status = status or status_of_output()
     sys.stderr.flush()
     if status == STATUS and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         # A torchrun that ends its processes for a node that joins makes those of the others end,
@@ -83,33 +89,58 @@ def leave(status: int, has_a_bug: bool) -> NoReturn:
     sys.exit(status)
 
 
+def status_of_output() -> int:
+    """Write what is left of the output, and say if that is not possible.
+
+    Returns:
+        The exit status for it.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        print(f"error: the end of the output is lost: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def disconnect() -> None:
     """Take the connections of all processes down together.
 
     After a bug that is impossible: the others may be in a collective operation, for whose end NCCL
     would wait without limit.
     """
-    for neighbour in NEIGHBOURS:
-        neighbour.farewell()
+    for one in NEIGHBOURS:
+        one.farewell()
     graphs.forget_all()
     dist.destroy_process_group()
 
 
-def leave_without_the_others(error: Exception, name: str) -> NoReturn:
+def leave_without_the_others(error: Exception, name: str, again: str) -> NoReturn:
     """End this process at once: the others are gone, so nothing can be taken down together.
 
     Args:
         error: how the loss of the connection was noticed.
         name: what the user called.
+        again: as in `run`.
     """
     print(
         f"{name}: error: process {own_rank()} lost the connection to another, or has none "
-        f"({cause(error)}): if one has died its own message says why; a training goes on from its "
-        "last checkpoint with --resume",
+        f"({cause(error)}): if one has died its own message says why; {again_in_words(again)}",
         file=sys.stderr,
         flush=True,
     )
     os._exit(1)
+
+
+def again_in_words(again: str) -> str:
+    """Say how a training is gone on with, whose folder is not known here.
+
+    Args:
+        again: as in `run`.
+    """
+    how = again.format(run="FOLDER")
+    return f"to go on from the last checkpoint of a training {how}"
 
 
 def is_lost_connection(error: Exception) -> bool:
@@ -131,6 +162,9 @@ def report_broken_pipe(name: str) -> None:
 def report_refusal(error: UserError | OSError, name: str, again: str) -> None:
     """Print, once for all processes, why a request was refused or where a run was stopped.
 
+    Before the processes are connected, a process that is still there some seconds later says so
+    itself: the first one of its node has not met the same, or it would have ended all.
+
     Args:
         error: the reason.
         name: what the user called.
@@ -146,7 +180,8 @@ def report_refusal(error: UserError | OSError, name: str, again: str) -> None:
     elif not dist.is_initialized():
         # A launcher that saw this process leave would end the first one before it has spoken.
         time.sleep(GRACE)
-    elif isinstance(error, OSError):
+        print(f"{own_label()}{message}", file=sys.stderr)
+    elif isinstance(error, ALONE):
         print(f"{own_label()}{message}", file=sys.stderr)
 
 
@@ -164,13 +199,6 @@ def report_bug(error: Exception, name: str) -> None:
         message = f"{failure}: install what it needs, or leave --compile out\n"
     labelled = textwrap.indent(message, own_label(), lambda _: True)
     print(labelled, file=sys.stderr, end="")
-
-
-def replace_closed_streams() -> None:
-    """Let a process write to its standard output and error if whoever started it closed them."""
-    for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:
-            setattr(sys, stream, open(os.devnull, "w"))  # noqa: PTH123, SIM115
 
 
 def own_rank() -> str:

@@ -18,6 +18,9 @@ import torch.distributed as dist
 
 FOREVER = timedelta(days=365)
 
+# What a process that ends for another says of going on; `leaving.run` knows it.
+how_to_go_on = "a training goes on from its last checkpoint"
+
 
 class Neighbour:
     """The process after this one, in a ring of all processes. Every process must make one."""
@@ -38,7 +41,7 @@ class Neighbour:
         except RuntimeError:
             print(
                 f"error: process {self.rank} ends, for process {following} has: the first that did "
-                "says why, if it could; a training goes on from its last checkpoint with --resume",
+                f"says why, if it could; {how_to_go_on}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from mnist_dist.core import ExactAccelerator
 from mnist_dist.core.loader import ExactDataLoader
+from mnist_dist.run.streams import lasting_error
 
 
 def progress_bar(accelerator: ExactAccelerator, loader: ExactDataLoader, title: str) -> Iterator[Any]:
@@ -18,6 +19,7 @@ def progress_bar(accelerator: ExactAccelerator, loader: ExactDataLoader, title: 
         title: stands before the bar.
     """
     bar = tqdm(
+        file=lasting_error(),
         desc=title,
         total=len(loader),
         initial=loader.first_batch,

@@ -15,7 +15,9 @@ from optuna.trial import TrialState
 from tqdm import tqdm
 
 from mnist_dist.core import Stopped, UserError
-from mnist_dist.core.processes import SIGNALS, STATUS
+from mnist_dist.core.errors import STOPPED
+from mnist_dist.core.files import make_folder
+from mnist_dist.core.stopping import signals_heard
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.digits.teachers import load_teachers, teachers_digest
 from mnist_dist.run import launch
@@ -84,15 +86,15 @@ def main(config: Config) -> None:
     Raises:
         UserError: the study, the data or the device cannot be had as asked, or no trial came to its
             end.
-        Stopped: on SIGTERM, SIGINT or SIGUSR1.
+        Stopped: on SIGTERM, SIGINT, SIGUSR1 or SIGHUP.
     """
-    for number in SIGNALS:
+    for number in signals_heard():
         signal.signal(number, signal.default_int_handler)
     try:
         search(config)
     except KeyboardInterrupt:
         again = f"run the same command to go on with the study in {config.output_dir}"
-        raise Stopped(f"stopped on request: {again}", STATUS) from None
+        raise Stopped(f"stopped on request: {again}", STOPPED) from None
 
 
 def search(config: Config) -> None:
@@ -127,7 +129,7 @@ def search(config: Config) -> None:
         **in_common(given, space),
     }
 
-    config.output_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(config.output_dir)
     with closing(Locks(config.output_dir)) as locks:
         study = open_study(config.output_dir, locks, fixed)
         for trial in trials_to_do(study, locks, config.trials, space, first, config.seed):
