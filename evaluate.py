@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mnist_dist import plots
 from mnist_dist.core import MicroBatch, UserError, all_or_none, announce, same_everywhere
+from mnist_dist.core.files import make_folder
 from mnist_dist.digits import weights
 from mnist_dist.run import launch
 from mnist_dist.run.command_line import parse
@@ -140,6 +141,7 @@ def main(config: EvaluateConfig | None = None) -> None:
         title = f"{len(models)} models, the first {title}"
     with all_or_none():
         if accelerator.is_main_process:
+            make_folder(folder)
             plots.evaluation(pictures, result, samples, config.split, title, f".{config.pictures}")
             write_json(
                 folder / EVALUATION,
@@ -162,6 +164,9 @@ def main(config: EvaluateConfig | None = None) -> None:
                     "confusion_matrix": result.confusion.tolist(),
                 },
             )
+    columns = " ".join(f"{name[:5]:>5}" for name in samples.classes)
+    announce("of each class, the accuracy, and how many samples were taken for which class")
+    announce(f"{'class':>8} {'accuracy':>9}  {columns}")
     for name, accuracy, row in zip(samples.classes, result.class_accuracy, result.confusion.tolist(), strict=True):
         share = "   no sample" if accuracy is None else f"{100 * accuracy:8.2f}% "
         announce(f"{name:>8} {share} {' '.join(f'{count:5d}' for count in row)}")

@@ -4,7 +4,6 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -178,3 +177,56 @@ def test_the_weights_are_written_whatever_happens_to_the_last_checkpoint(spare, 
     # In the middle of a run nothing else holds what was trained.
     done = spare("checkpoints", tmp_path / "other", "--checkpoint-every", "3")
     assert done.returncode == 1 and "error: the system refused" in done.stderr
+
+
+# Links whose target is gone.
+
+
+@pytest.fixture
+def lost(tmp_path):
+    """A function that makes a symbolic link to a folder that is not there."""
+
+    def link(name: str) -> Path:
+        place = tmp_path / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to("/nonexistent/scratch")
+        return place
+
+    return link
+
+
+def test_a_link_to_nowhere_is_named_with_its_target(lost, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, of_run = lost("runs"), lost("run/checkpoints")
+    says = "is a symbolic link to /nonexistent/scratch, which is not there"
+    with pytest.raises(UserError, match=f"^runs {says}"):
+        run_folder.make_new_folder("name")
+    with pytest.raises(UserError, match=f"^{run} {says}"):
+        run_folder.check_folder(run, resume=False, weights="weights")
+    with pytest.raises(UserError, match=f"^{of_run} {says}"):
+        run_folder.check_folder(of_run.parent, resume=True, weights="weights")
+    with pytest.raises(UserError, match=f"^{of_run} {says}"):
+        write_checkpoint(of_run.parent, {}, 1)
+    with pytest.raises(UserError, match=f"^{run} {says}"):
+        write_file(run / "file", b"")
+    with pytest.raises(UserError, match=f"^{run} {says}"):
+        core_files.make_folder(run / "deep" / "folder")
+
+
+def test_a_link_that_leads_somewhere_is_followed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "runs").symlink_to("scratch")
+    first, second = (run_folder.make_new_folder("name") for _ in range(2))
+    assert first != second and len(list((tmp_path / "scratch").iterdir())) == 2
+
+
+def test_a_training_whose_folder_or_data_is_a_link_to_nowhere_ends_at_once(lost):
+    run, data = lost("run"), lost("data")
+    torchrun_words = "-m torch.distributed.run --standalone --nproc-per-node=2".split()
+    done = call(PYTHON, *torchrun_words, "train.py", *QUICK, "--output-dir", run, timeout=120)
+    assert done.returncode != 0
+    assert f"train.py: error: {run} is a symbolic link to /nonexistent/scratch" in done.stderr
+    done = train_py(*QUICK, "--dataset", "auto", "--data-dir", data, "--output-dir", run.with_name("other"))
+    assert done.returncode != 0
+    assert f"error: {data} is a symbolic link to /nonexistent/scratch" in done.stderr

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 FOLDER = "checkpoints"
 NAMES = f"step-{10 * '[0-9]'}"
 KEPT = 2  # checkpoints of a run, the newest
+READABLE = 40  # characters of a value that is no digest
+SHOWN = 12  # characters of a digest
 
 
 class Checkpoints:
@@ -130,15 +132,26 @@ class Checkpoints:
         """Refuse to go on with other values than the run was begun with.
 
         Raises:
-            UserError: names the first one that differs.
+            UserError: names one that differs, if possible one that says something to a reader, unlike a digest.
         """
-        for name in {**then, **self.fixed}:
-            before, now = then.get(name), self.fixed.get(name)
-            if before != now:
-                raise UserError(
-                    f"{name} is {now}, but the run in {self.run} was trained with {before}: resume with that, or "
-                    "start another run"
-                )
+        names = {**then, **self.fixed}
+        different = [name for name in names if then.get(name) != self.fixed.get(name)]
+        if not different:
+            return
+        readable = [name for name in different if len(str(self.fixed.get(name))) <= READABLE]
+        name = [*readable, *different][0]
+        before = shortened(then.get(name))
+        now = shortened(self.fixed.get(name))
+        raise UserError(
+            f"{name} is {now}, but the run in {self.run} was trained with {before}: resume with that, or "
+            "start another run"
+        )
+
+
+def shortened(value: Any) -> str:
+    """A value in a message: of a digest its first characters, by which two can be told apart."""
+    text = str(value)
+    return text if len(text) <= READABLE else f"{text[:SHOWN]}..."
 
 
 def place_of(run: Path, updates: int) -> Path:

@@ -198,7 +198,7 @@ def refuse_lost_link(path: Path) -> None:
     """
     for place in (path, *path.parents):
         if place.is_symlink() and not place.exists():
-            target = os.readlink(place)
+            target = place.readlink()
             raise UserError(
                 f"{place} is a symbolic link to {target}, which is not there: make that folder, or remove the link"
             )

@@ -27,6 +27,8 @@ def evaluation(
 ) -> None:
     """Draw the confusion matrix, the reliability and the most confident mistakes.
 
+    A picture that cannot be drawn costs a warning, and no more.
+
     Args:
         folder: where the pictures go.
         result: what the model says of the samples.
@@ -38,18 +40,30 @@ def evaluation(
     score = f"{100 * result.accuracy:.2f}% ({result.correct}/{result.total})"
     heading = f"{samples.name} {split}: {score}\n{model}"
     confusion_path = folder / f"confusion_matrix{suffix}"
-    confusion_matrix(confusion_path, result.confusion, samples.classes, heading)
-    reliability(folder / f"reliability{suffix}", result, heading)
-    mistakes_path = folder / f"mistakes{suffix}"
+    with figures.spared():
+        confusion_matrix(confusion_path, result.confusion, samples.classes, heading)
+    with figures.spared():
+        reliability(folder / f"reliability{suffix}", result, heading)
+    with figures.spared():
+        draw_mistakes(folder / f"mistakes{suffix}", result, samples, split, heading)
+
+
+def draw_mistakes(path: Path, result: Evaluation, samples: DataSet, split: str, heading: str) -> None:
+    """Draw the most confident mistakes, if there are any.
+
+    Args:
+        path: the picture.
+        result, samples, split: as for `evaluation`.
+        heading: what follows in the title.
+    """
     # An evaluation before may have left a picture where this one has no mistakes.
-    mistakes_path.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
     numbers = result.mistakes()[:MISTAKES]
     if len(numbers):
         images = getattr(samples, split).images
         chosen = images[numbers.to(images.device), 0]
         titles = titles_of_mistakes(numbers, result, samples.classes)
-        heading = f"The most confident mistakes, {heading}"
-        digits(mistakes_path, samples.pixels(chosen), titles, heading)
+        digits(path, samples.pixels(chosen), titles, f"The most confident mistakes, {heading}")
 
 
 def titles_of_mistakes(
@@ -102,7 +116,7 @@ def digits(
     above = 0.4 + 0.2 * len(heading.splitlines())  # inches
     picture = figures.figure(max(INCHES * width + 0.2, 5), INCHES * height + above)
     axes = picture.subplots()  # one for all images: an Axes for each would take seconds to draw
-    axes.set_title(heading, fontsize=10)
+    axes.set_title(figures.as_text(heading), fontsize=10)
     canvas = np.zeros((height, width), np.float32)
     for number, image in enumerate(images.cpu().numpy()):
         row, column = divmod(number, columns)
@@ -158,7 +172,7 @@ def confusion_matrix(path: Path, confusion: Tensor, classes: Sequence[str], head
     longest = max(len(name) for name in classes)
     axes.set_xticks(range(len(classes)), classes, rotation=45 if longest > 2 else 0)
     axes.set_yticks(range(len(classes)), classes)
-    axes.set(xlabel="predicted", ylabel="true", title=heading)
+    axes.set(xlabel="predicted", ylabel="true", title=figures.as_text(heading))
     figures.save(picture, path)
 
 
@@ -178,7 +192,8 @@ def reliability(path: Path, result: Evaluation, heading: str) -> None:
     counts = [each.count for each in bins]
     error = f"expected calibration error {100 * result.calibration_error:.2f}%"
     picture = figures.figure(5, 5.6)
-    picture.suptitle(f"{heading}\n{error}", fontsize=9)
+    title = figures.as_text(f"{heading}\n{error}")
+    picture.suptitle(title, fontsize=9)
     above, below = picture.subplots(2, sharex=True, height_ratios=[3, 1])
     above.plot([0, 100], [0, 100], color="grey", linewidth=1)
     above.plot(confidence, accuracy, marker="o")

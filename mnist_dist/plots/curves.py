@@ -15,15 +15,21 @@ Epochs = Sequence[dict[str, Any]]  # the lines of a run's metrics.jsonl, in orde
 
 
 def learning_curves(path: Path, epochs: Epochs, heading: str) -> None:
-    """Draw loss and accuracy over the epochs of one run.
+    """Draw loss and accuracy over the epochs of one run, or warn that it could not be done.
 
     Args:
         path: the picture.
         epochs: those of the run, at least one.
         heading: the title of the picture.
     """
+    with figures.spared():
+        draw_curves(path, epochs, heading)
+
+
+def draw_curves(path: Path, epochs: Epochs, heading: str) -> None:
+    """Do what `learning_curves` says, or raise whatever Matplotlib raises."""
     picture = figures.figure(9, 3.6)
-    picture.suptitle(heading)
+    picture.suptitle(figures.as_text(heading))
     loss, accuracy = picture.subplots(1, 2)
     numbers = [line["epoch"] for line in epochs]
     for split in ("train", "val", "test"):
@@ -53,9 +59,10 @@ def compared(path: Path, groups: Sequence[tuple[str, Sequence[Epochs]]], heading
         heading: the title of the picture.
     """
     picture = figures.figure(9, 3.8 + 0.2 * len(groups))
-    picture.suptitle(heading)
+    picture.suptitle(figures.as_text(heading))
     left, right = picture.subplots(1, 2)
-    for label, runs in groups:
+    for words, runs in groups:
+        label = figures.as_text(words)
         draw_group(left, label, runs, "test_loss", scale=1)
         draw_group(right, label, runs, "test_accuracy", scale=100)
     left.set(xlabel="epoch", ylabel="test cross-entropy (nats)")

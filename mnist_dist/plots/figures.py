@@ -1,8 +1,12 @@
 """What all pictures share: an empty figure, and how it is written."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mnist_dist.core.files import make_folder, warn_once
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,5 +47,30 @@ def save(picture: "Figure", path: Path) -> None:
         picture: the figure.
         path: the file, whose name says in which format. Its folder is made if it is not there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     picture.savefig(path, dpi=150)
+
+
+@contextmanager
+def spared() -> Iterator[None]:
+    """Draw what belongs to a run: a picture that cannot be drawn costs one warning, and no more."""
+    try:
+        yield
+    except Exception as error:  # whatever fonts, formats and disks have in store
+        reason = str(error).strip() or type(error).__name__
+        first_line, *_ = reason.splitlines()
+        warn_once("picture", f"a picture could not be drawn ({first_line}): all else is as it would be")
+
+
+def as_text(words: str) -> str:
+    """Make words that a user chose, such as a run's name, fit for a title.
+
+    Args:
+        words: any text. It may hold bytes of a path that are no UTF-8, and dollars, between which
+            Matplotlib expects a formula.
+
+    Returns:
+        A title that shows these words, and such bytes as escapes.
+    """
+    encoded = words.encode("utf-8", "backslashreplace")
+    return encoded.decode().replace("$", r"\$")

@@ -50,7 +50,7 @@ def history(
         label="best",
     )
     axes.set(xlabel="trial", ylabel="validation accuracy (%)")
-    axes.set_title(heading, fontsize=10)
+    axes.set_title(figures.as_text(heading), fontsize=10)
     axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -72,7 +72,7 @@ def importances(path: Path, shares: Mapping[str, float], heading: str) -> None:
     axes.barh(names, percentages)
     axes.invert_yaxis()
     axes.set(xlabel="importance (%)")
-    axes.set_title(heading, fontsize=10)
+    axes.set_title(figures.as_text(heading), fontsize=10)
     axes.grid(alpha=0.3, axis="x")
     figures.save(picture, path)
 
@@ -101,7 +101,7 @@ def trade_off(path: Path, seconds: Sequence[float], values: Sequence[float], hea
         label="none is faster and better",
     )
     axes.set(xlabel="training time (s)", ylabel="validation accuracy (%)", xlim=(0, None))
-    axes.set_title(heading, fontsize=10)
+    axes.set_title(figures.as_text(heading), fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend()
     figures.save(picture, path)

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from mnist_dist.core import UserError, all_or_none, announce
 from mnist_dist.core.checkpointing import FOLDER as CHECKPOINTS
 from mnist_dist.core.checkpointing import Checkpoints
+from mnist_dist.core.files import make_folder, refuse_lost_link
 from mnist_dist.core.loader import ExactDataLoader
 from mnist_dist.run import locks
 from mnist_dist.run.files import write_json
@@ -172,7 +173,7 @@ def begin(folder: Path | None, job: dict[str, Any], name: str, resume: bool, wei
         folder = make_new_folder(name)
     else:
         is_new = check_folder(folder, resume, weights)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     locks.lock(folder)
     wandb_id = wandb_id_of(folder)
     # A run that another job has begun is still the other's until its checkpoint has been read.
@@ -189,12 +190,17 @@ def make_new_folder(name: str) -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        UserError: runs is a symbolic link to nowhere.
+        OSError: the folder cannot be made.
     """
+    make_folder(ROOT)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     folder = ROOT / name
     for attempt in itertools.count(2):  # two runs may start in the same second
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir()
             break
         except FileExistsError:
             folder = ROOT / f"{name}-{attempt}"
@@ -213,8 +219,10 @@ def check_folder(folder: Path, resume: bool, weights: str) -> bool:
         Whether a run in it is new.
 
     Raises:
-        UserError: it is a file, holds a run already, or a run without any checkpoint.
+        UserError: it is a file, a symbolic link to nowhere, or its checkpoints are one; it holds a
+            run already, or a run without any checkpoint.
     """
+    refuse_lost_link(folder / CHECKPOINTS)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output-dir {folder} is a file: give a folder")
     names = (CONFIG, METRICS, SUMMARY, weights, CHECKPOINTS)

@@ -1,7 +1,6 @@
 """The samples: loaded, checked, normalised, split, and the same on every process."""
 
 import math
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +10,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from mnist_dist.core.processes import UserError, all_or_none, same_everywhere
+from mnist_dist.core.agreement import all_or_none, same_everywhere
+from mnist_dist.core.errors import UserError
+from mnist_dist.core.files import refuse_lost_link
+from mnist_dist.core.output import warn
 from mnist_dist.task import datasets
 
 
@@ -80,6 +82,8 @@ def obtain(
     found = None
     with all_or_none():
         if accelerator.is_local_main_process:
+            if name != "mnist-5k":
+                refuse_lost_link(data_dir)
             if name != "mnist-5k" and data_dir != datasets.DATA_DIR and not data_dir.exists():
                 fetch = datasets.command_to_fetch("mnist" if name == "auto" else name, data_dir)
                 raise UserError(f"--data-dir {data_dir} does not exist: name another, or fetch the data with `{fetch}`")
@@ -93,7 +97,7 @@ def obtain(
         )
     name, warning = places[0]
     if warning and accelerator.is_main_process:
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(warning)
     with all_or_none():
         samples = load(name, data_dir, val_size=val_size, seed=seed, dtype=dtype)
     same_everywhere("the data files", samples.digest)

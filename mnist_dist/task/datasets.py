@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from mnist_dist.core.processes import UserError
+from mnist_dist.core.errors import UserError
+from mnist_dist.core.files import make_folder
 from mnist_dist.shell import shell
 
 Published = Literal["mnist", "fashion-mnist", "kmnist"]
@@ -155,11 +156,11 @@ def download(name: str, data_dir: Path) -> None:
     place = data_dir / source.torchvision_class / "raw"
     patience, new = socket.getdefaulttimeout(), not data_dir.exists()
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(data_dir)
         with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as aside:
             socket.setdefaulttimeout(15)  # seconds; behind a firewall that drops packets there is no answer at all
             fetch(aside, download=True)
-            place.mkdir(parents=True, exist_ok=True)
+            make_folder(place)
             for file in FILES:
                 (Path(aside) / source.torchvision_class / "raw" / file).replace(place / file)
     except (RuntimeError, OSError) as error:
