@@ -7,7 +7,7 @@ from typing import Any
 
 import tyro
 
-from mnist_dist.core.processes import UserError
+from mnist_dist.core.errors import UserError
 
 # Metadata for the dataclass field of a setting that does not decide what is trained. A run that is
 # resumed may be given another value for it.

@@ -21,7 +21,7 @@ from PIL import Image
 from torch.distributed import DistStoreError
 
 from mnist_dist.core import Stopped, UserError
-from mnist_dist.core.processes import STATUS
+from mnist_dist.core.errors import STOPPED
 from mnist_dist.digits import weights
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run import launch, rendezvous
@@ -450,7 +450,7 @@ def test_what_a_run_held_out_matters_to_an_evaluation_on_other_data_as_little_as
 
 def test_paths_in_commands_can_be_pasted(capsys):
     def stops() -> None:
-        raise Stopped("stopped", STATUS, Path("my runs/one"))
+        raise Stopped("stopped", STOPPED, Path("my runs/one"))
 
     with pytest.raises(SystemExit):
         launch.run(stops, "train.py")

@@ -8,7 +8,7 @@ import torch
 from conftest import REPOSITORY
 
 from mnist_dist.core.checkpoints import newest_checkpoint
-from mnist_dist.core.processes import SIGNALS
+from mnist_dist.core.stopping import SIGNALS
 from mnist_dist.run.weights import load_weights
 from mnist_dist.task.data import load
 from mnist_dist.task.networks import MNISTNet, from_state_dict

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mnist_dist.core.processes import UserError
+from mnist_dist.core.errors import UserError
 from mnist_dist.run.folder import PLOTS, ROOT, SUMMARY
 from mnist_dist.scripts import command
 from mnist_dist.shell import shell

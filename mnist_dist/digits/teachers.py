@@ -9,7 +9,8 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from mnist_dist.core.processes import UserError, all_or_none, same_everywhere
+from mnist_dist.core.agreement import all_or_none, same_everywhere
+from mnist_dist.core.errors import UserError
 from mnist_dist.digits.trained import Trained, locate
 from mnist_dist.run.weights import fingerprint, load_weights
 from mnist_dist.task.data import DataSet

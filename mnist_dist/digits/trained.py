@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 
-from mnist_dist.core.processes import UserError
+from mnist_dist.core.errors import UserError
 from mnist_dist.run.folder import CONFIG, WEIGHTS
 from mnist_dist.task import datasets
 

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from mnist_dist.core.processes import UserError, same_everywhere
+from mnist_dist.core.agreement import same_everywhere
+from mnist_dist.core.errors import UserError
 
 
 def fix_bits(virtual: int, cuda_graph: bool = False) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mnist_dist.core.processes import UserError
+from mnist_dist.core.errors import UserError
 from mnist_dist.run.environment import TRUE
 
 NVIDIA = Path("/proc/driver/nvidia/gpus")  # where the NVIDIA driver lists the GPUs of a machine

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import psutil
 
-from mnist_dist.core.processes import UserError
+from mnist_dist.core.errors import UserError
 
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")

@@ -2,6 +2,7 @@
 
 A job is a dict of plain values, as config.json notes it:
     launchers: the names of the launchers of all processes, as `launcher` tells them.
+    workers: the names of what these have started, as `worker` tells them.
     slurm_job: the cluster and the number of the Slurm job, or None.
     slurm_step: the number of the Slurm job's step, or None.
     slurm_restarts: how often Slurm has requeued the job.
@@ -9,27 +10,92 @@ A job is a dict of plain values, as config.json notes it:
 
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import psutil
 from accelerate.utils import broadcast_object_list, gather_object
 
 
+# What torchrun and accelerate launch tell a process, and what it hands on to those that it starts.
+TOLD = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK")
+
+
 def launcher() -> str | None:
     """Name the launcher of this process, torchrun or accelerate launch, unlike every other.
 
     Returns:
-        Its node, its process id, and its start in seconds since the node was booted. None without
-        a launcher.
+        Its node, its process id, and its start in seconds since the node was booted. If it cannot
+        be seen, as from within a container, the folder that it has made for all its attempts. None
+        without a launcher.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if TOLD[0] not in os.environ:
         return None
-    parent = psutil.Process().parent()
-    if parent is None:
+    process, _ = launcher_and_worker()
+    if process is not None:
+        return name_of(process)
+    file_of_errors = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not file_of_errors:
         return None
+    # FOLDER/attempt_0/0/error.json, where FOLDER has a random name.
+    return str(Path(file_of_errors).parents[2])
+
+
+def worker() -> str | None:
+    """Name what the launcher has started, which is this process or a wrapper around it.
+
+    Returns:
+        Its name, as for `launcher`. None without a launcher.
+    """
+    if TOLD[0] not in os.environ:
+        return None
+    _, process = launcher_and_worker()
+    return name_of(process) if process is not None else None
+
+
+def launcher_and_worker() -> tuple[psutil.Process | None, psutil.Process | None]:
+    """Find the launcher among the parents of this process, beyond shells and other wrappers.
+
+    Returns:
+        The nearest parent that was not told what this process was told, or None if there is no
+        such process in sight; and the one below it, or None if processes cannot be looked at.
+    """
+    try:
+        process = own_process()
+        while True:
+            parent = process.parent()
+            if parent is None or not was_told_the_same(parent):
+                return parent, process
+            process = parent
+    except psutil.Error:
+        return None, None
+
+
+def own_process() -> psutil.Process:
+    """Find this process in /proc, where a process in a namespace of its own has another number."""
+    try:
+        return psutil.Process(int(Path("/proc/self").readlink().name))
+    except (OSError, ValueError):  # on other systems
+        return psutil.Process()
+
+
+def was_told_the_same(parent: psutil.Process) -> bool:
+    """Tell whether a parent is a wrapper: it was told by the launcher what this process was."""
+    try:
+        environ = parent.environ()
+    except psutil.AccessDenied:
+        return False
+    for name in TOLD:
+        if environ.get(name) != os.environ.get(name):
+            return False
+    return True
+
+
+def name_of(process: psutil.Process) -> str:
+    """Name a process unlike every other, those of other nodes and of earlier included."""
     # Both times move if the clock is set, but their difference does not.
-    started = parent.create_time() - psutil.boot_time()
-    return f"{platform.node()}:{parent.pid}:{started:.2f}"
+    started = process.create_time() - psutil.boot_time()
+    return f"{platform.node()}:{process.pid}:{started:.2f}"
 
 
 def this_job() -> dict[str, Any]:
@@ -40,13 +106,14 @@ def this_job() -> dict[str, Any]:
     Returns:
         The job as the first process sees it, the same on every process.
     """
-    names = gather_object([launcher()])
-    launchers = {name for name in names if name}
+    launchers = {name for name in gather_object([launcher()]) if name}
+    workers = {name for name in gather_object([worker()]) if name}
     number = os.environ.get("SLURM_JOB_ID")
     cluster = os.environ.get("SLURM_CLUSTER_NAME")
     restarts = os.environ.get("SLURM_RESTART_COUNT", "")
     job = {
         "launchers": sorted(launchers),
+        "workers": sorted(workers),
         "slurm_job": f"{cluster}:{number}" if number else None,
         "slurm_step": os.environ.get("SLURM_STEP_ID"),
         "slurm_restarts": int(restarts) if restarts.isdecimal() else 0,
@@ -65,13 +132,17 @@ def has_begun(job: dict[str, Any], noted: dict[str, Any]) -> bool:
     Returns:
         True if they are attempts of the same job.
     """
-    launchers = noted.get("launchers")
-    if isinstance(launchers, list):
-        for name in job["launchers"]:
-            if name in launchers:
-                return True
+    if have_in_common(job["launchers"], noted.get("launchers")):
+        # A wrapper that is still the same one has begun another training, as a script does that
+        # trains several times.
+        return not have_in_common(job["workers"], noted.get("workers"))
     if job["slurm_job"] is None or noted.get("slurm_job") != job["slurm_job"]:
         return False
     # Within one attempt of a Slurm job each training is a run of its own.
     restarts = noted.get("slurm_restarts")
     return isinstance(restarts, int) and restarts < job["slurm_restarts"]
+
+
+def have_in_common(names: list[str], noted: Any) -> bool:
+    """Tell whether one of the names is among those that were noted, which may be damaged."""
+    return isinstance(noted, list) and any(name in noted for name in names)

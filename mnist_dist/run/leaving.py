@@ -11,8 +11,7 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from mnist_dist.core.errors import OwnError
-from mnist_dist.core.processes import STATUS, UserError, explain
+from mnist_dist.core.errors import STOPPED, OwnError, UserError, explain
 from mnist_dist.run import graphs, locks, neighbour
 from mnist_dist.run.neighbour import NEIGHBOURS
 from mnist_dist.run.streams import prepare_streams
@@ -76,7 +75,7 @@ def leave(status: int, has_failed_alone: bool) -> NoReturn:
     locks.let_go()
     status = status or status_of_output()
     sys.stderr.flush()
-    if status == STATUS and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+    if status == STOPPED and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         # A torchrun that ends its processes for a node that joins makes those of the others end,
         # too. One whose process was gone before it had noticed the node would count a failure, and
         # with none left to count it would give up.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
-from mnist_dist.core.processes import UserError
+from mnist_dist.core.errors import UserError
 
 TAKE_OVER = 60  # seconds for the process of the attempt before to end; a launcher kills it after 30
 LOCKS: list[int] = []  # the descriptors that hold the locks of this process

@@ -10,7 +10,9 @@ from mnist_dist.core.loader import ExactDataLoader
 from mnist_dist.run.streams import lasting_error
 
 
-def progress_bar(accelerator: ExactAccelerator, loader: ExactDataLoader, title: str) -> Iterator[Any]:
+def progress_bar(
+    accelerator: ExactAccelerator, loader: ExactDataLoader, title: str
+) -> Iterator[Any]:
     """Give what a prepared loader gives, under a bar that counts updates.
 
     Args:

@@ -6,7 +6,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from mnist_dist.core.processes import Stopped, all_or_none
+from mnist_dist.core.agreement import all_or_none
+from mnist_dist.core.errors import Stopped
 from mnist_dist.run.files import append_json, write_json, write_json_lines
 from mnist_dist.run.folder import CONFIG, ENDED, METRICS, SUMMARY, Run
 from mnist_dist.run.wandb_run import AtEnd, WandB, first_line

@@ -14,7 +14,8 @@ from accelerate import PartialState
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mnist_dist.core.processes import UserError, all_or_none
+from mnist_dist.core.agreement import all_or_none
+from mnist_dist.core.errors import UserError
 from mnist_dist.run.files import write_file
 from mnist_dist.usage import MAX_PARAMETERS
 

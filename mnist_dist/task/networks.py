@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnist_dist.core.processes import UserError
+from mnist_dist.core.errors import UserError
 
 Name = Literal["mlp", "cnn"]
 IMAGE = (1, 28, 28)

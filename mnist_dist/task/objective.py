@@ -67,7 +67,7 @@ def divergence(logits: Tensor, images: Tensor, teachers: Sequence[nn.Module], te
         temperature: T, by which all logits are divided.
 
     Returns:
-        T^2 times the Kullback-Leibler divergence (nats), the mean over the samples: so its gradient is as large at any T.
+        T^2 times the Kullback-Leibler divergence (nats), the mean over the samples; its gradient is as large at any T.
     """
     with torch.no_grad():
         taught = torch.stack([F.softmax(teacher(images) / temperature, dim=1) for teacher in teachers]).mean(dim=0)

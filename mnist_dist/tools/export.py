@@ -20,7 +20,7 @@ import tyro
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from mnist_dist.core.processes import UserError
+from mnist_dist.core.errors import UserError
 from mnist_dist.digits import weights
 from mnist_dist.run.files import write_file
 from mnist_dist.task import networks

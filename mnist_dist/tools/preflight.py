@@ -11,7 +11,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from mnist_dist.core import UserError
-from mnist_dist.core.processes import explain
+from mnist_dist.core.errors import explain
 from mnist_dist.run import launch, origin, weights
 from mnist_dist.task import data, datasets
 from mnist_dist.task.data import DataSet, Split

@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from tqdm import tqdm
 
-from mnist_dist.core.processes import UserError
+from mnist_dist.core.errors import UserError
 from mnist_dist.tools.study_locks import LINE, Locks
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)

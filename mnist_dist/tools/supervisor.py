@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from accelerate import Accelerator
 
-from mnist_dist.core.processes import SIGNALS
+from mnist_dist.core.stopping import SIGNALS
 from mnist_dist.run.locks import let_go
 from mnist_dist.tools.process_store import ProcessStore, Sign, connect
 from mnist_dist.tools.whereabouts import whereabouts
