@@ -22,6 +22,7 @@ COMMANDS = {
     "tune": "search for settings, by accuracy on held-out samples",
     "export": "write a trained model in another format",
     "verify": "is this distributed set-up right?",
+    "doctor": "what is wrong with your own distributed training, and where?",
 }
 
 
@@ -38,7 +39,12 @@ def main() -> None:
     if name not in COMMANDS:
         raise UsageError(f"there is no command {name!r}: give one of {', '.join(COMMANDS)}")
     module, config_type = command(name)
-    module.main(parse(config_type, words, prog=f"{program()} {name}"))
+    prog = f"{program()} {name}"
+    if hasattr(module, "read"):  # its words are followed by those of another program
+        settings = module.read(words, prog)
+    else:
+        settings = parse(config_type, words, prog=prog)
+    module.main(settings)
 
 
 def command(name: str) -> tuple[Any, Any]:

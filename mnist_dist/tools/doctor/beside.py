@@ -1,0 +1,121 @@
+"""A process that a launcher of the user's has started: it is watched, and the first one judges."""
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mnist_dist.core import UserError
+from mnist_dist.tools.doctor.case import Case
+from mnist_dist.tools.doctor.records import Record, Sign, read_records
+from mnist_dist.tools.doctor.signs import BEAT, HangWatch
+
+SILENCE = 10.0  # seconds without a sign of life until a process is dead
+AFTER_ERROR = 3.0  # seconds for the others to say what they know
+Judge = Callable[[Case], int]
+
+
+def common_folder(given: Path | None) -> Path:
+    """Return the folder in which the processes of this run leave their records.
+
+    Args:
+        given: the one that the user has named.
+
+    Raises:
+        UserError: there are several nodes, and none was named.
+    """
+    if given is not None:
+        given.mkdir(parents=True, exist_ok=True)
+        return given
+    world = os.environ["WORLD_SIZE"]
+    if os.environ.get("LOCAL_WORLD_SIZE", world) != world:
+        reason = "the processes are on several nodes"
+        raise UserError(f"{reason}: give --records and a new folder that all of them see", status=2)
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    port = os.environ.get("MASTER_PORT", "")
+    name = f"doctor-{os.getuid()}-{os.getppid()}-{port}-{run}"
+    folder = Path(tempfile.gettempdir()) / name.replace("/", "_")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+class FirstProcess:
+    """What the first process does beside its training: it watches over the others, and judges.
+
+    Args:
+        folder: where all leave their records.
+        world: the number of processes.
+        deadline: seconds without any event after which they hang.
+        judge: prints what was found, and returns the exit status.
+        own_folder: whether to remove the folder at the end.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        world: int,
+        deadline: float,
+        judge: Judge,
+        own_folder: bool,
+    ) -> None:
+        self.folder = folder
+        self.world = world
+        self.judge = judge
+        self.own_folder = own_folder
+        self.watch = HangWatch(folder, world, deadline)
+        self.is_over = threading.Event()
+        self.leave = os._exit
+        self.thread = threading.Thread(target=self.watch_all, daemon=True)
+        self.thread.start()
+
+    def watch_all(self) -> None:
+        """End this process, after it has judged, if all hang."""
+        while not self.is_over.wait(BEAT):
+            hanging = self.watch.hanging()
+            if hanging:
+                status = self.conclude(hanging)
+                self.leave(status)
+
+    def finish(self, status: int) -> int:
+        """Wait for the others, and judge.
+
+        Args:
+            status: with which the program ended here.
+
+        Returns:
+            The status with which this process is to end.
+        """
+        begun = time.monotonic()
+        while not self.have_all_ended():
+            time.sleep(BEAT)
+            if status and time.monotonic() > begun + AFTER_ERROR:
+                break
+        self.is_over.set()
+        return self.conclude([]) or status
+
+    def have_all_ended(self) -> bool:
+        """Return whether all others have ended, or are dead."""
+        records = read_records(self.folder)
+        for record in records:
+            if not (record.ended or record.status or self.is_silent(record)):
+                return False
+        return len(records) == self.world
+
+    def is_silent(self, record: Record) -> bool:
+        """Return whether a process gives no signs of life any more."""
+        path = self.folder / f"sign-{record.rank}.json"
+        return path.exists() and time.time() > path.stat().st_mtime + SILENCE
+
+    def conclude(self, hanging: list[Sign]) -> int:
+        """Judge, and return the exit status."""
+        records = read_records(self.folder)
+        for record in records:
+            if not record.ended and not self.is_silent(record):
+                record.status = record.status or -1
+        status = self.judge(Case(records, hang=hanging))
+        if self.own_folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return status

@@ -1,0 +1,102 @@
+"""What the hooks of one process write into: its record, and the update in the making."""
+
+import functools
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from mnist_dist.tools.doctor.records import Epoch, Record, Update, write
+
+FIRST = 3  # updates that are examined in any case
+KEPT = 2000  # updates; of later ones only those that are examined
+
+
+class Recorder:
+    """Holds what the hooks of this process have seen.
+
+    Args:
+        folder: where records and signs of life go.
+        every: one update in so many is examined.
+
+    Attributes:
+        record: what has been seen.
+        now: the update in the making.
+        batches_from: the iteration over a loader that gave the last batch.
+        events: how many things the process has done, for its sign of life.
+        call: the operation between processes in which it is, if any.
+        pid: of the process; the hooks are silent in those that it forks.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.folder = folder
+        self.every = every
+        self.record = Record(
+            rank=int(os.environ.get("RANK", 0)),
+            asked=int(os.environ.get("WORLD_SIZE", 1)),
+            node=platform.node(),
+        )
+        self.now = Update(number=1)
+        self.batches_from: Epoch | None = None
+        self.events = 0
+        self.call = ""
+        self.pid = os.getpid()
+        self.begun = time.monotonic()
+        self.lock = threading.RLock()  # a signal may come while it is held
+
+    @property
+    def examines(self) -> bool:
+        """Whether digests are taken of the update in the making."""
+        number = self.now.number
+        return number <= FIRST or number % self.every == 0
+
+    def quietly(self, note: Callable[..., Any]) -> Callable[..., None]:
+        """Let a hook neither disturb the program, nor work in a process that was forked.
+
+        Args:
+            note: the hook. What it returns is ignored.
+        """
+
+        @functools.wraps(note)
+        def hook(*args: Any, **kwargs: Any) -> None:
+            if os.getpid() != self.pid:
+                return
+            try:
+                note(*args, **kwargs)
+            except Exception as error:
+                words = f"{note.__qualname__}: {type(error).__name__}: {error}"
+                self.record.trouble = self.record.trouble or words
+
+        return hook
+
+    def finish_update(self) -> None:
+        """Put the update in the making into the record, and begin the next one."""
+        record = self.record
+        update = self.now
+        record.made = update.number
+        if update.number <= KEPT or update.examined:
+            record.updates.append(update)
+        record.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.now = Update(number=update.number + 1)
+        self.events += 1
+
+    def write(self) -> None:
+        """Write the record."""
+        if os.getpid() != self.pid:
+            return
+        with self.lock:
+            self.record.seconds = time.monotonic() - self.begun
+            write(self.folder / f"record-{self.record.rank}.json", self.record)
+
+    def write_if_still(self) -> None:
+        """Write the record from another thread than the program's, unless it changes just now."""
+        try:
+            self.write()
+        except (RuntimeError, json.JSONDecodeError):
+            return

@@ -1,0 +1,241 @@
+"""What each process leaves of its training, as plain data in a file of its own."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Update:
+    """One step of an optimizer, and what led to it.
+
+    Attributes:
+        number: of the update, from 1.
+        optimizer: the number of the optimizer, in the order of their first steps.
+        place: the line that made the step.
+        rates: the learning rate of each group of parameters.
+        rows: rows that the model was given, None if that cannot be seen.
+        backward: backward passes since the update before.
+        synced: forward passes whose gradients the wrapper exchanges.
+        last_synced: whether those of the last one are; None without a wrapper.
+        wrapped: forward passes through a wrapper.
+        bare: forward passes of what a wrapper holds, past the wrapper.
+        forward_place, backward_place: the lines of the last pass.
+        bare_place: the line of the last pass past the wrapper.
+        finite_loss: whether all losses were finite; None if nobody looked.
+        examined: whether the digests below were taken.
+        weights, gradients: a digest of each parameter before the step, and of its gradient.
+        buffers: a digest of each buffer of the model, by its name.
+        inputs: a digest of what the model was given.
+        random_state: a digest of the random state at the first dropout, 0 if there was none.
+        without_gradient: parameters that should have a gradient and have none.
+    """
+
+    number: int
+    optimizer: int = 0
+    place: str = ""
+    rates: list[float] = field(default_factory=list)
+    rows: int | None = None
+    backward: int = 0
+    synced: int = 0
+    last_synced: bool | None = None
+    wrapped: int = 0
+    bare: int = 0
+    forward_place: str = ""
+    backward_place: str = ""
+    bare_place: str = ""
+    finite_loss: bool | None = None
+    examined: bool = False
+    weights: list[int] = field(default_factory=list)
+    gradients: list[int] = field(default_factory=list)
+    buffers: dict[str, int] = field(default_factory=dict)
+    inputs: int = 0
+    random_state: int = 0
+    without_gradient: int = 0
+
+
+@dataclass
+class Epoch:
+    """One iteration over a loader.
+
+    Attributes:
+        place: the line of the loop.
+        dataset: the class of the whole data set.
+        samples: how many the loader's data set has; -1 if it has no length.
+        part: a digest of the part of the whole that this process's loader was given; 0: all of it.
+        data: a digest of what the data set holds; 0 if that cannot be seen.
+        sampler: the class of the loader's sampler.
+        repeats: whether the sampler draws a sample more than once by intent.
+        drops: whether the loader leaves out an incomplete batch by intent.
+        length: batches that the loader announces; -1 if it does not.
+        batches: the samples' numbers in the whole data set, for each batch that was given.
+        complete: whether the loop came to its end.
+        updates: made from its batches.
+        evaluated: forward passes without training.
+        collectives: calls of each operation between processes since its first batch.
+        exact: whether `ExactAccelerator` gives the batches.
+    """
+
+    place: str = ""
+    dataset: str = ""
+    samples: int = -1
+    part: int = 0
+    data: int = 0
+    sampler: str = ""
+    repeats: bool = False
+    drops: bool = False
+    length: int = -1
+    batches: list[list[int]] = field(default_factory=list)
+    complete: bool = False
+    updates: int = 0
+    evaluated: int = 0
+    collectives: dict[str, int] = field(default_factory=dict)
+    exact: bool = False
+
+    @property
+    def numbers(self) -> list[int]:
+        """The samples' numbers in the order in which they were given."""
+        return [number for batch in self.batches for number in batch]
+
+
+@dataclass
+class Schedule:
+    """A scheduler of learning rates.
+
+    Attributes:
+        kind: its class.
+        place: the line that steps it.
+        steps: made since the first update.
+        planned: steps after which it ends; 0 if that cannot be seen.
+    """
+
+    kind: str = ""
+    place: str = ""
+    steps: int = 0
+    planned: int = 0
+
+
+@dataclass
+class Record:
+    """Everything that one process leaves.
+
+    Attributes:
+        rank: its number.
+        asked: processes that the launcher has started.
+        world: processes that were connected at the last update.
+        node: the name of its node.
+        device: of the model; a GPU by its UUID.
+        ended: whether the program has ended, well or not.
+        status: with which the program ended; of a signal that ended it, its number below 0.
+        error: the one that ended the program, in words.
+        error_place: its line.
+        seconds: from the program's beginning.
+        made: updates so far.
+        updates: the first ones, and of later ones those that were examined.
+        epochs: iterations over loaders, in order.
+        schedules: in the order of their first steps.
+        collectives: calls of each operation between processes, by name and line.
+        saved: files that were written, and the line.
+        names: of the optimizer's parameters.
+        wrapper: the class that wraps the model, empty if none was made.
+        broadcasts_buffers: whether the wrapper does so before each forward pass.
+        batch_norm: the class of a layer that normalises over this process's rows, if any.
+        batch_norm_place: the line by which it was called.
+        is_sharded: whether each process has a part of the weights.
+        accelerate: whether `Accelerator` was used.
+        exact: whether it was `ExactAccelerator`.
+        gathered_for_metrics: whether Accelerate was asked to leave padding out.
+        sketch: of the first gradient: a few of its random projections.
+        norm: of the first gradient.
+        trouble: what kept a hook from its work.
+    """
+
+    rank: int = 0
+    asked: int = 1
+    world: int = 1
+    node: str = ""
+    device: str = ""
+    ended: bool = False
+    status: int = 0
+    error: str = ""
+    error_place: str = ""
+    seconds: float = 0.0
+    made: int = 0
+    updates: list[Update] = field(default_factory=list)
+    epochs: list[Epoch] = field(default_factory=list)
+    schedules: list[Schedule] = field(default_factory=list)
+    collectives: dict[str, int] = field(default_factory=dict)
+    saved: dict[str, str] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    wrapper: str = ""
+    broadcasts_buffers: bool = False
+    batch_norm: str = ""
+    batch_norm_place: str = ""
+    is_sharded: bool = False
+    accelerate: bool = False
+    exact: bool = False
+    gathered_for_metrics: bool = False
+    sketch: list[float] = field(default_factory=list)
+    norm: float = 0.0
+    trouble: str = ""
+
+    def trainings(self) -> list[Epoch]:
+        """Return the iterations from which updates were made."""
+        return [epoch for epoch in self.epochs if epoch.updates]
+
+    def evaluations(self) -> list[Epoch]:
+        """Return the iterations from which none was made, but on which a model was called."""
+        return [epoch for epoch in self.epochs if epoch.evaluated and not epoch.updates]
+
+
+@dataclass
+class Sign:
+    """A sign of life of a process.
+
+    Attributes:
+        rank: its number.
+        events: how many things it has done so far: batches, passes, updates, collectives.
+        place: the line of the program where it is.
+        call: the operation between processes in which it is, if any.
+        waits: whether it waits for other processes there.
+        ended: whether its program has ended.
+    """
+
+    rank: int = 0
+    events: int = 0
+    place: str = ""
+    call: str = ""
+    waits: bool = False
+    ended: bool = False
+
+
+def write(path: Path, value: Record | Sign) -> None:
+    """Write a file in one piece, so that whoever reads it finds all or what was there before."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(asdict(value), default=str))
+    beside.replace(path)
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Read the records of all processes, that of the first one first."""
+    records = []
+    for path in folder.glob("record-*.json"):
+        values = json.loads(path.read_text())
+        records.append(record_from(values))
+    return sorted(records, key=lambda record: record.rank)
+
+
+def record_from(values: dict[str, Any]) -> Record:
+    """Make a record of what a file holds."""
+    updates = [Update(**each) for each in values.pop("updates")]
+    epochs = [Epoch(**each) for each in values.pop("epochs")]
+    schedules = [Schedule(**each) for each in values.pop("schedules")]
+    return Record(**values, updates=updates, epochs=epochs, schedules=schedules)
+
+
+def read_signs(folder: Path) -> list[Sign]:
+    """Read the last sign of life of every process, that of the first one first."""
+    signs = [Sign(**json.loads(path.read_text())) for path in folder.glob("sign-*.json")]
+    return sorted(signs, key=lambda sign: sign.rank)

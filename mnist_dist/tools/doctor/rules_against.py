@@ -1,0 +1,211 @@
+"""Rules that hold a run on several processes against the same one on one process."""
+
+import itertools
+import math
+
+from mnist_dist.tools.doctor.case import Case
+from mnist_dist.tools.doctor.findings import Finding
+from mnist_dist.tools.doctor.records import Record
+
+CLOSE = 1e-3  # of the gradient: rounding of float32 is a thousandth of that
+ALIKE = 0.8  # the cosine of two gradients of other samples
+ROUGHLY = 0.15
+
+
+def first_samples(ranks: list[Record]) -> list[int] | None:
+    """Return the numbers of the samples of the first update, sorted; None if they are unknown."""
+    found: list[int] = []
+    for record in ranks:
+        trainings = record.trainings()
+        if not trainings or not record.updates or not trainings[0].batches:
+            return None
+        passes = record.updates[0].backward
+        batches = trainings[0].batches[:passes]
+        found += [number for batch in batches for number in batch]
+    return sorted(found)
+
+
+def rows_of(ranks: list[Record]) -> int:
+    """Return how many rows the first update is made of; 0 if that is unknown."""
+    numbers = first_samples(ranks)
+    if numbers:
+        return len(numbers)
+    return sum(record.updates[0].rows or 0 for record in ranks)
+
+
+def global_batch(case: Case) -> Finding | None:
+    """A batch size that is each process's own."""
+    alone = case.alone
+    assert alone is not None
+    one = rows_of([alone])
+    several = rows_of(case.ranks)
+    if not one or one == several:
+        return None
+    words = f"an update has {one} rows on 1 process and {several} on {case.world}"
+    if several == one * case.world:
+        words += ": batch_size is per process"
+    rate = case.first.updates[0].rates == alone.updates[0].rates
+    same = ", at the same learning rate" if rate else ", at another learning rate"
+    advice = "by intent, most likely; batch_size // world_size would keep the training the same"
+    return Finding("NOTE", "batch", words + same, advice, case.first.updates[0].place)
+
+
+def other_start(case: Case) -> Finding | None:
+    """First weights that depend on the number of processes."""
+    alone = case.alone
+    assert alone is not None
+    one = alone.updates[0].weights
+    several = case.first.updates[0].weights
+    if one == several or case.first.is_sharded:
+        return None
+    return Finding(
+        "NOTE",
+        "first weights",
+        "they are other ones than on 1 process, so the first gradients cannot be compared",
+        "draw them by the same seed, whatever the rank",
+        case.first.updates[0].place,
+    )
+
+
+def gradient(case: Case) -> Finding | None:
+    """A first gradient that is not that on one process."""
+    alone = case.alone
+    assert alone is not None
+    if not alone.sketch or not case.first.sketch or alone.norm == 0:
+        return None
+    if alone.updates[0].weights != case.first.updates[0].weights:
+        return None
+    one = alone.sketch
+    several = case.first.sketch
+    product = sum(mine * its for mine, its in zip(one, several, strict=True))
+    ratio = product / sum(mine * mine for mine in one)
+    off = math.dist(several, [ratio * mine for mine in one]) / math.hypot(*several)
+    numbers = first_samples([alone])
+    same = numbers is not None and numbers == first_samples(case.ranks)
+    if same:
+        return of_same_samples(case, ratio, off)
+    return of_other_samples(case, case.first.norm / alone.norm, off)
+
+
+def of_same_samples(case: Case, ratio: float, off: float) -> Finding | None:
+    """Judge the gradients of the same samples at the same weights.
+
+    Args:
+        case: all records.
+        ratio: of the gradient on several processes to that on one.
+        off: by how much it is another one, but for the ratio.
+    """
+    if off < CLOSE and abs(ratio - 1) < CLOSE:
+        return None
+    words = "of the same samples at the same weights the first gradient"
+    if off < CLOSE:
+        words += f" is {ratio:.4g} times that on 1 process"
+        advice = "a mean over processes of a sum over rows, or a sum of means: divide once"
+    else:
+        words += f" is another one than on 1 process, by {off:.1g} of its size"
+        advice = "look at what a process computes of its rows alone: shares, masks, normalisation"
+    return Finding("FAIL", "gradient", words, advice, case.first.updates[0].backward_place)
+
+
+def of_other_samples(case: Case, ratio: float, off: float) -> Finding | None:
+    """Judge the gradients of a batch and of one that is larger by the number of processes.
+
+    Args:
+        case: all records.
+        ratio: of their norms.
+        off: by how much they point elsewhere.
+    """
+    points_alike = off < math.sqrt(1 - ALIKE**2)
+    is_sum = abs(ratio / case.world - 1) < ROUGHLY
+    if case.world == 1 or not points_alike or not is_sum:
+        return None
+    return Finding(
+        "WARN",
+        "gradient",
+        f"the first gradient is {ratio:.2f} times as large as on 1 process, about as often as "
+        "there are processes: a sum where a mean was meant?",
+        "divide the sum of gradients, or the loss, by the number of processes, once",
+        case.first.updates[0].backward_place,
+    )
+
+
+def rates(case: Case) -> Finding | None:
+    """Learning rates that are those of one process neither by updates nor by samples."""
+    alone = case.alone
+    assert alone is not None
+    one = [update.rates[0] for update in alone.updates if update.rates]
+    several = [update.rates[0] for update in case.first.updates if update.rates]
+    rows_one = rows_of([alone])
+    rows_several = rows_of(case.ranks)
+    if not (one and several and one[0] and rows_one and rows_several):
+        return None
+    factor = several[0] / one[0]
+    by_updates = zip(one, several, strict=False)
+    if all(is_close(mine * factor, its, one[0]) for mine, its in by_updates):
+        return scaled(case, factor, rows_several / rows_one)
+    seen = list(itertools.accumulate([rows_one] * len(one), initial=0))
+    at_samples = dict(zip(seen, one, strict=False))
+    compared = 0
+    for number, its in enumerate(several):
+        mine = at_samples.get(number * rows_several)
+        if mine is None:
+            continue
+        compared += 1
+        if not is_close(mine * factor, its, one[0] * factor):
+            return other_rate(case, number + 1, mine * factor, its)
+    return None
+
+
+def is_close(one: float, other: float, scale: float) -> bool:
+    """Return whether two rates are equal but for rounding, or for one step of a schedule."""
+    return abs(one - other) <= 0.05 * abs(scale)
+
+
+def scaled(case: Case, factor: float, batches: float) -> Finding | None:
+    """Judge a learning rate that is a multiple of that on one process."""
+    if abs(factor - 1) < 1e-9:
+        return None
+    words = f"the learning rate is {factor:.4g} times that on 1 process"
+    place = case.first.updates[0].place
+    if batches > 1:
+        words += f", for a batch that is {batches:.4g} times as large"
+        return Finding("NOTE", "rate", words, "by intent, most likely", place)
+    return Finding("WARN", "rate", f"{words}, for the same batch", "leave the rate as it is", place)
+
+
+def other_rate(case: Case, number: int, meant: float, found: float) -> Finding:
+    """Return the finding of a schedule that is at another point than on one process."""
+    schedules = case.first.schedules
+    place = schedules[0].place if schedules else case.first.updates[0].place
+    return Finding(
+        "FAIL",
+        "schedule",
+        f"in update {number} the learning rate is {found:.4g}; on 1 process it is {meant:.4g} "
+        "after as many samples",
+        "plan the schedule by the updates that there are on so many processes",
+        place,
+    )
+
+
+def updates_an_epoch(case: Case) -> Finding | None:
+    """Numbers of updates in an epoch that do not follow from the batches."""
+    alone = case.alone
+    assert alone is not None
+    mine = [epoch for epoch in alone.trainings() if epoch.complete]
+    its = [epoch for epoch in case.first.trainings() if epoch.complete]
+    one = rows_of([alone])
+    several = rows_of(case.ranks)
+    if not (mine and its and one and several):
+        return None
+    samples_one = mine[0].updates * one
+    samples_several = its[0].updates * several
+    if abs(samples_one - samples_several) <= one + several:
+        return None
+    return Finding(
+        "WARN",
+        "updates",
+        f"an epoch has {mine[0].updates} updates of {one} rows on 1 process, and "
+        f"{its[0].updates} of {several} on {case.world}",
+        "look at what ends the loop, and at how the samples are shared out",
+        its[0].place,
+    )

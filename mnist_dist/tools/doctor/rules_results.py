@@ -1,0 +1,111 @@
+"""Rules on what comes out: evaluation, and files."""
+
+from mnist_dist.tools.doctor.case import Case, listed
+from mnist_dist.tools.doctor.findings import Finding
+from mnist_dist.tools.doctor.records import Epoch
+from mnist_dist.tools.doctor.rules_samples import Deal
+
+SUMS = ("all_reduce", "reduce")
+GATHERS = (
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_object",
+    "gather",
+    "gather_object",
+)
+
+
+def evaluation(case: Case) -> Finding | None:
+    """An evaluation on a part, or one that counts padding."""
+    if case.world == 1:
+        return None
+    by_rank = [record.evaluations() for record in case.ranks]
+    taking_part = [epochs for epochs in by_rank if epochs]
+    if 0 < len(taking_part) < case.world:
+        return by_some(case, taking_part)
+    for epochs in zip(*by_rank, strict=False):
+        is_whole = all(epoch.complete and epoch.numbers for epoch in epochs)
+        if is_whole and not epochs[0].exact and not epochs[0].repeats:
+            found = by_all(case, epochs)
+            if found:
+                return found
+    return None
+
+
+def by_some(case: Case, taking_part: list[list[Epoch]]) -> Finding | None:
+    """An evaluation by a few processes, each of which was given a part only."""
+    epoch = taking_part[0][0]
+    if not epoch.complete or epoch.samples < 0 or not epoch.numbers:
+        return None
+    found = len(set(epoch.numbers))
+    if found >= epoch.samples or len(taking_part) > 1:
+        return None
+    return Finding(
+        "FAIL",
+        "evaluation",
+        f"one of {case.world} processes evaluates, on {found} of {epoch.samples} samples: its "
+        "part of them",
+        "let all evaluate and add up, or give that process a loader of all samples",
+        epoch.place,
+    )
+
+
+def by_all(case: Case, epochs: tuple[Epoch, ...]) -> Finding | None:
+    """An evaluation in which all processes take part."""
+    deal = Deal(epochs)
+    if deal.all_have_everything or not deal.same_part:
+        return None
+    calls = {name for epoch in epochs for name, count in epoch.collectives.items() if count}
+    own = len(deal.lists[0])
+    if not calls & {*SUMS, *GATHERS}:
+        return Finding(
+            "FAIL",
+            "evaluation",
+            f"each process evaluates its own {own} of {deal.whole} samples, and nothing is added "
+            "up: each reports another figure",
+            "add counts up with dist.all_reduce, or accelerator.gather_for_metrics",
+            deal.place,
+        )
+    if deal.different < deal.whole:
+        return Finding(
+            "FAIL",
+            "evaluation",
+            f"{deal.different} of {deal.whole} samples are evaluated",
+            "leave drop_last out, and share them out once",
+            deal.place,
+        )
+    return counted_twice(case, deal, calls)
+
+
+def counted_twice(case: Case, deal: Deal, calls: set[str]) -> Finding | None:
+    """Padding that is counted in an evaluation."""
+    twice = deal.given - deal.different
+    if twice == 0 or case.first.gathered_for_metrics:
+        return None
+    is_summed = bool(calls & {*SUMS}) or case.first.accelerate
+    level = "FAIL" if is_summed else "WARN"
+    words = f"{deal.given} samples are evaluated where there are {deal.whole}: {twice} twice"
+    advice = "count each once: accelerator.gather_for_metrics, or rows by rank[::world] unpadded"
+    if not is_summed:
+        advice = f"see that the {twice} that come twice are cut off after the gathering"
+    return Finding(level, "evaluation", words, advice, deal.place)  # type: ignore[arg-type]
+
+
+def shared_files(case: Case) -> Finding | None:
+    """Files that several processes write."""
+    writers: dict[str, list[int]] = {}
+    for record in case.ranks:
+        for path in record.saved:
+            writers.setdefault(path, []).append(record.rank)
+    several = {path: ranks for path, ranks in writers.items() if len(ranks) > 1}
+    if not several:
+        return None
+    path, ranks = next(iter(several.items()))
+    names = sorted({each.rpartition("/")[2] for each in several})
+    return Finding(
+        "FAIL",
+        "files",
+        f"processes {listed([str(rank) for rank in ranks])} write the same file: {listed(names)}",
+        "write it on one process: if rank == 0, accelerator.is_main_process",
+        case.ranks[ranks[0]].saved[path],
+    )

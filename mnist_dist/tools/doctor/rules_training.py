@@ -1,0 +1,211 @@
+"""Rules on what is trained: gradients, weights, rates, and layers that depend on the process."""
+
+from mnist_dist.tools.doctor.case import Case, listed
+from mnist_dist.tools.doctor.findings import Finding
+from mnist_dist.tools.doctor.records import Update
+
+
+def not_finite(case: Case) -> Finding | None:
+    """A loss that is not a number, on some processes or on all."""
+    for group in case.updates:
+        bad = [rank for rank, update in enumerate(group) if update.finite_loss is False]
+        if not bad:
+            continue
+        update = group[bad[0]]
+        where = "on all processes" if len(bad) == len(group) else f"on process {bad}"
+        where = where.replace("[", "").replace("]", "")
+        advice = "look at the rows and the rate of that update"
+        if len(bad) < len(group):
+            advice = f"look at the rows of that process; {spread(case)}"
+        words = f"the loss of update {update.number} is not finite {where}"
+        return Finding("FAIL", "not finite", words, advice, update.backward_place)
+    return None
+
+
+def spread(case: Case) -> str:
+    """Return what becomes of a loss that is not a number on one process."""
+    if case.first.wrapper:
+        return "by the exchange of gradients all weights are lost"
+    return "its weights are lost"
+
+
+def not_exchanged(case: Case) -> Finding | None:
+    """Gradients that differ between processes when the optimizer makes its step."""
+    if case.world == 1 or case.first.is_sharded:
+        return None
+    for group in case.examined:
+        differing = case.names_of_differing([update.gradients for update in group])
+        if differing:
+            return why_not_exchanged(case, group[0], differing)
+    return None
+
+
+def why_not_exchanged(case: Case, update: Update, differing: list[str]) -> Finding:
+    """Say why gradients were not exchanged.
+
+    Args:
+        case: all records.
+        update: the first in which they differ, of the first process.
+        differing: the names of the parameters whose gradients do.
+    """
+    total = len(update.gradients)
+    words = f"in update {update.number} the gradients of {len(differing)} of {total} parameters"
+    words += " differ between processes"
+    place = update.forward_place
+    some_agree = len(differing) < sum(digest != 0 for digest in update.gradients)
+    has_reduced = any(name.startswith("all_reduce") for name in case.first.collectives)
+    if update.wrapped and update.last_synced is False:
+        cause = "the last pass before the step is under no_sync"
+        advice = "no_sync is for all passes of an update but the last"
+    elif update.bare and not update.wrapped:
+        place = update.bare_place
+        cause = "the model is called past its wrapper"
+        advice = "call the wrapper itself, not model.module or the model that was wrapped"
+    elif some_agree and (update.wrapped or has_reduced):
+        cause = f"{listed(differing)}: not among those that are exchanged"
+        advice = "wrap one module that holds all that the optimizer has"
+    elif not case.first.wrapper:
+        cause = "the model is not wrapped"
+        advice = "DistributedDataParallel(model), or what accelerator.prepare(model) returns"
+    elif not update.wrapped:
+        cause = "another model than the wrapped one is trained"
+        advice = "call what DistributedDataParallel, or accelerator.prepare, returned"
+    else:
+        place = update.place
+        cause = "they are changed on each process after the exchange"
+        advice = "look at what changes gradients between backward and step"
+    return Finding("FAIL", "gradients", f"{words}: {cause}", advice, place)
+
+
+def first_weights(case: Case) -> Finding | None:
+    """Weights that differ between processes before the first update."""
+    if case.world == 1 or case.first.is_sharded or not case.examined:
+        return None
+    group = case.examined[0]
+    differing = case.names_of_differing([update.weights for update in group])
+    if group[0].number > 1 or not differing:
+        return None
+    return Finding(
+        "FAIL",
+        "first weights",
+        f"before the first update {len(differing)} of {len(group[0].weights)} parameters differ "
+        f"between processes ({listed(differing)})",
+        "draw or load them before the model is wrapped, which hands out those of process 0, "
+        "or by one seed",
+        group[0].place,
+    )
+
+
+def unequal_rates(case: Case) -> Finding | None:
+    """Learning rates that differ between processes."""
+    for group in case.updates:
+        rates = [update.rates for update in group]
+        if any(each != rates[0] for each in rates):
+            other = next(rank for rank, each in enumerate(rates) if each != rates[0])
+            return Finding(
+                "FAIL",
+                "rate",
+                f"in update {group[0].number} the learning rate is {rates[0][0]:.6g} on process 0 "
+                f"and {rates[other][0]:.6g} on process {other}",
+                "the same rate on all: what sets it must not depend on the rank or its own loss",
+                group[0].place,
+            )
+    return None
+
+
+def parting_weights(case: Case) -> Finding | None:
+    """Weights that part although gradients and rates are equal."""
+    if case.world == 1 or case.first.is_sharded:
+        return None
+    equal = 0
+    for group in case.examined:
+        differing = case.names_of_differing([update.weights for update in group])
+        number = group[0].number
+        if not differing:
+            equal = number
+            continue
+        return Finding(
+            "FAIL",
+            "weights",
+            f"equal before update {equal}, they differ before update {number} "
+            f"({listed(differing)}), after equal gradients and rates",
+            "something else changes them, or the optimizer's state, on some processes only",
+            group[0].place,
+        )
+    return None
+
+
+def parting_buffers(case: Case) -> Finding | None:
+    """Buffers that part, but for those that a wrapper sends out before each pass."""
+    if case.world == 1 or case.first.broadcasts_buffers or case.first.is_sharded:
+        return None
+    for group in case.examined:
+        names = []
+        for name, value in group[0].buffers.items():
+            values = {update.buffers.get(name, value) for update in group}
+            if len(values) > 1:
+                names.append(name)
+        if names:
+            return Finding(
+                "WARN",
+                "buffers",
+                f"after update {group[0].number} these differ between processes: {listed(names)}",
+                "compute them from all processes' rows, or let DistributedDataParallel send them",
+                group[0].forward_place,
+            )
+    return None
+
+
+def batch_norm(case: Case) -> Finding | None:
+    """Batch normalisation over the rows of each process by itself."""
+    record = case.first
+    if case.world == 1 or not record.batch_norm or record.exact:
+        return None
+    return Finding(
+        "WARN",
+        "layers",
+        f"{record.batch_norm} normalises over each process's own rows, so the training depends "
+        "on how many processes share a batch",
+        "SyncBatchNorm.convert_sync_batchnorm(model) on GPUs, or GroupNorm",
+        record.batch_norm_place,
+    )
+
+
+def same_masks(case: Case) -> Finding | None:
+    """Random states that are equal on all processes, for other rows."""
+    if case.world == 1:
+        return None
+    drawn = [group for group in case.examined if all(update.random_state for update in group)]
+    for group in drawn:
+        states = {update.random_state for update in group}
+        inputs = {update.inputs for update in group}
+        if len(states) > 1 or len(inputs) == 1:
+            return None
+    if not drawn:
+        return None
+    return Finding(
+        "WARN",
+        "dropout",
+        f"in each of the {len(drawn)} updates that were examined all processes draw from the same "
+        "random state: the same masks for other rows",
+        "after the model is made: torch.manual_seed(seed + rank), set_seed(seed, "
+        "device_specific=True)",
+        drawn[0][0].forward_place,
+    )
+
+
+def needless_exchanges(case: Case) -> Finding | None:
+    """Gradients that are exchanged after each pass, and not once an update."""
+    if case.world == 1 or not case.updates:
+        return None
+    update = case.updates[min(1, len(case.updates) - 1)][0]
+    passes = update.backward
+    if passes < 2 or update.synced != passes or update.wrapped != passes:
+        return None
+    return Finding(
+        "WARN",
+        "cost",
+        f"gradients are exchanged {passes} times an update, after each backward pass",
+        "with model.no_sync() for all passes but the last (accelerator.accumulate does it)",
+        update.backward_place,
+    )

@@ -1,0 +1,97 @@
+"""Signs of life of a process, which a thread of its own gives, and how a hang is seen in them."""
+
+import sys
+import threading
+import time
+from pathlib import Path
+
+from mnist_dist.tools.doctor.places import place_of
+from mnist_dist.tools.doctor.recorder import Recorder
+from mnist_dist.tools.doctor.records import Sign, read_signs, write
+from mnist_dist.tools.whereabouts import whereabouts
+
+BEAT = 0.5  # seconds between two signs
+WRAPPER = "nn/parallel/distributed.py"  # in which a wrapper waits for buffers
+STILL = 4  # beats without an event, after which the record is written in any case
+
+
+class Signs:
+    """Gives signs of life of this process.
+
+    Args:
+        recorder: of this process.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.program = threading.main_thread().ident or 0
+        self.is_over = threading.Event()
+        self.thread = threading.Thread(target=self.give_all, daemon=True)
+        self.thread.start()
+
+    def give_all(self) -> None:
+        """Give a sign at every beat, and write the record of a process that stands still."""
+        still = 0
+        before = -1
+        while not self.is_over.wait(BEAT):
+            events = self.recorder.events
+            still = still + 1 if events == before else 0
+            before = events
+            if still == STILL:
+                self.recorder.write_if_still()
+            self.give()
+
+    def give(self) -> None:
+        """Give one sign."""
+        recorder = self.recorder
+        frame = sys._current_frames().get(self.program)
+        _, waits = whereabouts(self.program)
+        if frame is not None and frame.f_code.co_filename.endswith(WRAPPER):
+            waits = True
+        sign = Sign(
+            rank=recorder.record.rank,
+            events=recorder.events,
+            place=place_of(frame),
+            call=recorder.call,
+            waits=waits or bool(recorder.call),
+            ended=recorder.record.ended,
+        )
+        if recorder.folder.is_dir():
+            write(recorder.folder / f"sign-{sign.rank}.json", sign)
+
+    def end(self) -> None:
+        """Give the last sign, and no more."""
+        self.is_over.set()
+        self.thread.join()
+        self.give()
+
+
+class HangWatch:
+    """Finds out from signs of life whether processes wait for what never comes.
+
+    Args:
+        folder: where the signs are.
+        world: the number of processes.
+        deadline: seconds without an event on any of them.
+    """
+
+    def __init__(self, folder: Path, world: int, deadline: float) -> None:
+        self.folder = folder
+        self.world = world
+        self.deadline = deadline
+        self.before: list[tuple[int, bool]] = []
+        self.since = time.monotonic()
+
+    def hanging(self) -> list[Sign]:
+        """Return the signs of all processes if they hang, otherwise nothing."""
+        signs = read_signs(self.folder)
+        state = [(sign.events, sign.ended) for sign in signs]
+        if state != self.before:
+            self.before = state
+            self.since = time.monotonic()
+            return []
+        is_late = time.monotonic() > self.since + self.deadline
+        somebody_waits = any(sign.waits and not sign.ended for sign in signs)
+        if is_late and somebody_waits and len(signs) == self.world:
+            return signs
+        return []

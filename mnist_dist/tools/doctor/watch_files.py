@@ -1,0 +1,60 @@
+"""Watches which files are written, by which line."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mnist_dist.tools.doctor.patches import call_before
+from mnist_dist.tools.doctor.places import place
+from mnist_dist.tools.doctor.recorder import Recorder
+
+# What every process may write: locks, devices, and the caches of libraries, which have locks.
+IGNORED_ENDINGS = (".lock", ".pyc")
+IGNORED_PARTS = ("/dev/", "/proc/", "/.cache/", "/.config/", "/.triton/", "/.nv/")
+
+
+class FileWatch:
+    """Watches `torch.save`, and Python's `open` for writing.
+
+    Args:
+        recorder: of this process.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def install(self) -> None:
+        """Set the hooks."""
+        call_before(torch, "save", self.recorder.quietly(self.saved))
+        opened = self.recorder.quietly(self.opened)
+
+        def audit(event: str, args: tuple[Any, ...]) -> None:
+            if event == "open":
+                opened(*args)
+
+        sys.addaudithook(audit)
+
+    def saved(self, value: Any, file: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Note a file that `torch.save` writes."""
+        del value, args
+        self.note(kwargs.get("f", file))
+
+    def opened(self, path: Any, mode: Any, flags: Any) -> None:
+        """Note a file that is opened to be written anew."""
+        del flags
+        if isinstance(mode, str) and mode[:1] in ("w", "x"):
+            self.note(path)
+
+    def note(self, file: Any) -> None:
+        """Note a file, unless it is one that every process may write."""
+        if not isinstance(file, str | os.PathLike):
+            return
+        path = str(Path(file).absolute())
+        folder = str(self.recorder.folder)
+        is_ignored = path.endswith(IGNORED_ENDINGS) or path.startswith(folder)
+        if is_ignored or any(part in path for part in IGNORED_PARTS):
+            return
+        self.recorder.record.saved.setdefault(path, place())

@@ -1,0 +1,215 @@
+"""Watches loaders: which samples they give, in which order, of what data."""
+
+from collections import deque
+from typing import Any
+
+from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from mnist_dist.core.accelerator import ExactAccelerator
+from mnist_dist.core.hooks import register_hook
+from mnist_dist.core.loader import Fetch
+from mnist_dist.tools.doctor.digests import digest_of_data, digest_of_numbers
+from mnist_dist.tools.doctor.places import place
+from mnist_dist.tools.doctor.recorder import Recorder
+from mnist_dist.tools.doctor.records import Epoch
+
+KEPT = 4  # iterations over one loader whose samples are kept one by one
+
+
+class LoaderWatch:
+    """Watches the iterators of torch's loaders, and the loaders of `ExactAccelerator`.
+
+    A loader may ask its sampler for batches long before it gives them. So the numbers that it is
+    told stand in a queue until then.
+
+    Args:
+        recorder: of this process.
+
+    Attributes:
+        data: digests of what data sets hold, by their identities.
+        iterations: over each line's loader, so far.
+        exact: the iteration over each loader of `ExactAccelerator`, with its epoch's number.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.data: dict[int, int] = {}
+        self.held: list[Any] = []  # data sets, so that their identities stay theirs
+        self.iterations: dict[str, int] = {}
+        self.exact: dict[int, tuple[int, Epoch]] = {}
+
+    def install(self) -> None:
+        """Set the hooks."""
+        iterator: Any = _BaseDataLoaderIter
+        quietly = self.recorder.quietly
+        made = iterator.__init__
+        reset = iterator._reset
+        next_numbers = iterator._next_index
+        next_batch = iterator.__next__
+        begin = quietly(self.begin)
+        asked = quietly(self.asked)
+        given = quietly(self.given)
+        ended = quietly(self.ended)
+
+        def init(self: Any, loader: Any, *args: Any, **kwargs: Any) -> None:
+            made(self, loader, *args, **kwargs)
+            begin(self, loader)
+
+        def restart(self: Any, loader: Any, first_iter: bool = False) -> None:
+            reset(self, loader, first_iter)
+            if not first_iter:
+                begin(self, loader)
+
+        def ask(self: Any) -> Any:
+            numbers = next_numbers(self)
+            asked(self, numbers)
+            return numbers
+
+        def give(self: Any) -> Any:
+            try:
+                batch = next_batch(self)
+            except StopIteration:
+                ended(self)
+                raise
+            given(self)
+            return batch
+
+        iterator.__init__ = init
+        iterator._reset = restart
+        iterator._next_index = ask
+        iterator.__next__ = give
+        exact: Any = quietly(self.exact_batch)
+        register_hook("micro_batch", exact)
+
+    def begin(self, iterator: Any, loader: Any) -> None:
+        """Note that an iteration over one of torch's loaders begins."""
+        if isinstance(loader.dataset, Fetch):
+            return  # ExactAccelerator's own, which says itself what it gives
+        iterator.doctor_queue = deque()
+        iterator.doctor_epoch = self.new_epoch(loader)
+        self.recorder.write()
+
+    def asked(self, iterator: Any, numbers: Any) -> None:
+        """Note the numbers of the samples of a batch to come."""
+        if hasattr(iterator, "doctor_queue"):
+            iterator.doctor_queue.append(numbers)
+
+    def given(self, iterator: Any) -> None:
+        """Note that a batch is given."""
+        if not hasattr(iterator, "doctor_queue"):
+            return
+        epoch = iterator.doctor_epoch
+        numbers = iterator.doctor_queue.popleft()
+        self.recorder.batches_from = epoch
+        self.recorder.events += 1
+        if self.iterations[epoch.place] <= KEPT:
+            epoch.batches.append(as_numbers(numbers, iterator._dataset))
+
+    def ended(self, iterator: Any) -> None:
+        """Note that all batches have been given."""
+        if hasattr(iterator, "doctor_epoch"):
+            iterator.doctor_epoch.complete = True
+
+    def new_epoch(self, loader: Any) -> Epoch:
+        """Put a new iteration into the record."""
+        whole, part = whole_of(loader.dataset)
+        chain = samplers_of(loader)
+        sampler = chain[-1]
+        epoch = Epoch(
+            place=place(),
+            dataset=type(whole).__name__,
+            samples=length_of(loader.dataset),
+            part=part,
+            data=self.data_of(whole),
+            sampler=type(sampler).__name__,
+            repeats=repeats(sampler),
+            drops=any(getattr(each, "drop_last", False) is True for each in chain),
+            length=length_of(loader),
+        )
+        self.iterations[epoch.place] = self.iterations.get(epoch.place, 0) + 1
+        self.recorder.record.epochs.append(epoch)
+        return epoch
+
+    def data_of(self, dataset: Any) -> int:
+        """Return the digest of what a data set holds, which is computed once."""
+        if id(dataset) not in self.data:
+            self.data[id(dataset)] = digest_of_data(dataset)
+            self.held.append(dataset)
+        return self.data[id(dataset)]
+
+    def exact_batch(self, accelerator: ExactAccelerator) -> None:
+        """Note what a loader of `ExactAccelerator` is about to give."""
+        micro_batch = accelerator.micro_batch
+        number, epoch = self.exact.get(micro_batch.loader, (-1, Epoch()))
+        is_first = micro_batch.batch == 0 and micro_batch.opens_batch
+        if number != micro_batch.epoch or is_first:
+            loader: Any = accelerator._loader
+            epoch = self.new_epoch(loader.loader)
+            epoch.exact = True
+            epoch.length = len(loader)
+            self.exact[micro_batch.loader] = (micro_batch.epoch, epoch)
+            self.recorder.write()
+        self.recorder.batches_from = epoch
+        self.recorder.events += 1
+        if self.iterations[epoch.place] <= KEPT:
+            exact_loader: Any = accelerator._loader
+            numbers = [int(number) for number in micro_batch.index]
+            found = as_numbers(numbers, exact_loader.loader.dataset)
+            epoch.batches.append(found)
+        is_last = micro_batch.batch == epoch.length - 1
+        epoch.complete = is_last and micro_batch.closes_batch
+
+
+def whole_of(dataset: Any) -> tuple[Any, int]:
+    """Return the data set of which this one is a part, and a digest of the part, 0 if it is all."""
+    part = 0
+    while hasattr(dataset, "indices") and hasattr(dataset, "dataset"):
+        numbers = [int(number) for number in dataset.indices]
+        part = digest_of_numbers(numbers) ^ part
+        dataset = dataset.dataset
+    return dataset, part
+
+
+def as_numbers(numbers: Any, dataset: Any) -> list[int]:
+    """Return the numbers of samples in the whole data set; none if there are no numbers.
+
+    Args:
+        numbers: what the sampler gave.
+        dataset: the loader's, which may be a part of another one.
+    """
+    one_by_one = numbers if isinstance(numbers, list | tuple) else [numbers]
+    if not all(hasattr(number, "__index__") for number in one_by_one):
+        return []
+    found = [int(number) for number in one_by_one]
+    while hasattr(dataset, "indices") and hasattr(dataset, "dataset"):
+        found = [int(dataset.indices[number]) for number in found]
+        dataset = dataset.dataset
+    return found
+
+
+def length_of(something: Any) -> int:
+    """Return the length of a data set or loader, -1 if it has none."""
+    try:
+        return len(something)
+    except (TypeError, NotImplementedError):
+        return -1
+
+
+def samplers_of(loader: DataLoader) -> list[Any]:
+    """Return what cuts batches, and below it what gives the samples' numbers, which is last."""
+    chain: list[Any] = [loader.batch_sampler or loader.sampler]
+    for _ in range(4):
+        above = chain[-1]
+        below = getattr(above, "batch_sampler", None) or getattr(above, "sampler", None)
+        if below is None:
+            break
+        chain.append(below)
+    return chain
+
+
+def repeats(sampler: Any) -> bool:
+    """Return whether a sampler gives a sample more than once by intent."""
+    if isinstance(sampler, WeightedRandomSampler):
+        return True
+    return isinstance(sampler, RandomSampler) and sampler.replacement

@@ -1,0 +1,92 @@
+"""Watches the operations between processes: which, how often, and by which line."""
+
+from collections import Counter
+from typing import Any
+
+import torch.distributed as dist
+
+from mnist_dist.tools.doctor.patches import call_around, call_before
+from mnist_dist.tools.doctor.places import place
+from mnist_dist.tools.doctor.recorder import Recorder
+
+OPERATIONS = (
+    "all_reduce",
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_object",
+    "all_to_all",
+    "all_to_all_single",
+    "barrier",
+    "broadcast",
+    "broadcast_object_list",
+    "gather",
+    "gather_object",
+    "monitored_barrier",
+    "recv",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+    "scatter",
+    "scatter_object_list",
+    "send",
+)
+
+
+class ProcessWatch:
+    """Watches the functions of `torch.distributed`, and what Accelerate makes of them.
+
+    Args:
+        recorder: of this process.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.calls: Counter[str] = Counter()
+
+    def install(self) -> None:
+        """Set the hooks."""
+        quietly = self.recorder.quietly
+        for name in OPERATIONS:
+            call_around(dist, name, quietly(self.begin_of(name)), quietly(self.end))
+        from accelerate import Accelerator
+
+        from mnist_dist.core.accelerator import ExactAccelerator
+
+        call_before(Accelerator, "__init__", quietly(self.accelerator))
+        for kind in (Accelerator, ExactAccelerator):
+            call_before(kind, "gather_for_metrics", quietly(self.gathered))
+
+    def begin_of(self, name: str) -> Any:
+        """Return the hook for the beginning of an operation."""
+
+        def begin(*args: Any, **kwargs: Any) -> None:
+            del args, kwargs
+            recorder = self.recorder
+            recorder.events += 1
+            line = place()
+            recorder.call = f"{name} at {line}"
+            self.calls[recorder.call] += 1
+            recorder.record.collectives = dict(self.calls)
+            if recorder.batches_from is not None:
+                counts = recorder.batches_from.collectives
+                counts[name] = counts.get(name, 0) + 1
+
+        return begin
+
+    def end(self) -> None:
+        """Note that the operation has ended."""
+        self.recorder.call = ""
+        self.recorder.events += 1
+
+    def accelerator(self, accelerator: Any, *args: Any, **kwargs: Any) -> None:
+        """Note that Accelerate is used, and which class of it."""
+        del args, kwargs
+        from mnist_dist.core.accelerator import ExactAccelerator
+
+        self.recorder.record.accelerate = True
+        self.recorder.record.exact = isinstance(accelerator, ExactAccelerator)
+
+    def gathered(self, *args: Any, **kwargs: Any) -> None:
+        """Note that Accelerate was asked to leave padding out."""
+        del args, kwargs
+        self.recorder.record.gathered_for_metrics = True

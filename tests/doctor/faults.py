@@ -1,0 +1,511 @@
+"""Mistakes, each planted in a sound script by changing a line or two, and what is to be said."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A mistake.
+
+    Attributes:
+        script: which it is planted in.
+        changes: pairs of text to find, each exactly once, and text to put there.
+        subject: of the one finding.
+        line: text of the line that the finding is to name; empty if it names none.
+        words: text that the finding is to contain.
+        also: subjects of findings that say something else that is true.
+        against: whether it is seen only beside one process.
+        deadline: seconds until it hangs.
+        slow: whether the default set leaves it out.
+    """
+
+    script: str
+    changes: tuple[tuple[str, str], ...]
+    subject: str
+    line: str
+    words: str
+    also: tuple[str, ...] = ()
+    against: bool = False
+    deadline: float = 60.0
+    slow: bool = False
+
+    def source(self) -> str:
+        """Return the script with the mistake."""
+        text = (HERE / self.script).read_text()
+        for old, new in self.changes:
+            assert text.count(old) == 1, (old, text.count(old))
+            text = text.replace(old, new)
+        return text
+
+    def place(self, name: str) -> str:
+        """Return the line that the finding is to name, as FILE:LINE."""
+        if not self.line:
+            return ""
+        lines = self.source().splitlines()
+        numbers = [number for number, text in enumerate(lines, start=1) if self.line in text]
+        assert len(numbers) == 1, (self.line, numbers)
+        return f"{name}:{numbers[0]}"
+
+
+LOOP = "for number, (inputs, labels) in enumerate(loader):"
+FORWARD = "loss = F.cross_entropy(model(inputs), labels)"
+STEP = "        optimizer.step()\n"
+SAMPLER = "sampler = DistributedSampler(dataset)\n"
+PLAIN_LOADER = "loader = DataLoader(dataset, batch_size=8, sampler=sampler)"
+SET_EPOCH = "    sampler.set_epoch(epoch)\n"
+WRAP = "model = DistributedDataParallel(model)\n"
+UNWRAPPED = (WRAP, "")
+
+PLAIN = {
+    "not connected": Fault(
+        "plain.py",
+        (
+            ('dist.init_process_group("gloo")', "import os"),
+            ("dist.get_rank()", 'int(os.environ["RANK"])'),
+            ("dist.get_world_size()", "2"),
+            UNWRAPPED,
+            (SAMPLER, "sampler = DistributedSampler(dataset, world, rank)\n"),
+            ("DistributedSampler(tested, shuffle=False)", "None"),
+            ("    dist.all_reduce(counts)\n", ""),
+            ("dist.destroy_process_group()", ""),
+        ),
+        "connection",
+        "optimizer.step()",
+        "each trains by itself",
+    ),
+    "own data": Fault(
+        "plain.py",
+        (("torch.manual_seed(0)\n", "torch.manual_seed(rank)\n"),),
+        "data",
+        LOOP,
+        "96 samples of TensorDataset",
+    ),
+    "not wrapped": Fault(
+        "plain.py",
+        (UNWRAPPED,),
+        "gradients",
+        FORWARD,
+        "not wrapped",
+    ),
+    "past the wrapper": Fault(
+        "plain.py",
+        ((FORWARD, "loss = F.cross_entropy(model.module(inputs), labels)"),),
+        "gradients",
+        "model.module(inputs)",
+        "past its wrapper",
+    ),
+    "no_sync": Fault(
+        "plain.py",
+        (
+            (
+                f"        {FORWARD}\n        loss.backward()\n",
+                f"        with model.no_sync():\n            {FORWARD}\n            loss.backward()\n",
+            ),
+        ),
+        "gradients",
+        FORWARD,
+        "under no_sync",
+    ),
+    "a head outside": Fault(
+        "plain.py",
+        (
+            (WRAP, f"{WRAP}head = nn.Linear(3, 3)\n"),
+            ("model(inputs), labels", "head(model(inputs)), labels"),
+            ("SGD(model.parameters()", "SGD([*model.parameters(), *head.parameters()]"),
+        ),
+        "gradients",
+        "head(model(inputs))",
+        "not among those",
+    ),
+    "no sampler": Fault(
+        "plain.py",
+        (
+            (PLAIN_LOADER, "loader = DataLoader(dataset, batch_size=8, shuffle=True)"),
+            (SET_EPOCH, ""),
+        ),
+        "samples",
+        LOOP,
+        "trains on all 96 samples",
+    ),
+    "rank 0 everywhere": Fault(
+        "plain.py",
+        ((SAMPLER, "sampler = DistributedSampler(dataset, num_replicas=world, rank=0)\n"),),
+        "samples",
+        LOOP,
+        "the same 48 samples",
+    ),
+    "shared out twice": Fault(
+        "plain.py",
+        (
+            ("DataLoader, Dist", "DataLoader, Subset, Dist"),
+            (SAMPLER, f"dataset = Subset(dataset, range(rank, 96, world))\n{SAMPLER}"),
+        ),
+        "samples",
+        LOOP,
+        "48 of 96 samples",
+    ),
+    "set_epoch forgotten": Fault(
+        "plain.py",
+        ((SET_EPOCH, ""),),
+        "order",
+        LOOP,
+        "the same shuffled order",
+    ),
+    "another split": Fault(
+        "plain.py",
+        (
+            ("DataLoader, Dist", "DataLoader, random_split, Dist"),
+            (SAMPLER, f"dataset, _ = random_split(dataset, [80, 16])\n{SAMPLER}"),
+        ),
+        "split",
+        LOOP,
+        "are trained on by several",
+    ),
+    "padding": Fault(
+        "plain.py",
+        (
+            (
+                "torch.randn(96, 6), torch.randint(3, (96,))",
+                "torch.randn(95, 6), torch.randint(3, (95,))",
+            ),
+        ),
+        "padding",
+        LOOP,
+        "1 of 95 samples",
+    ),
+    "uneven shares": Fault(
+        "plain.py",
+        ((SAMPLER, "sampler = range(rank, 95, world)\n"), (SET_EPOCH, "")),
+        "shares",
+        LOOP,
+        "batch 6",
+    ),
+    "unequal updates": Fault(
+        "plain.py",
+        (
+            (SAMPLER, "sampler = range(40) if rank == 0 else range(40, 96)\n"),
+            (SET_EPOCH, ""),
+        ),
+        "updates",
+        LOOP,
+        "5 on 0, 7 on 1",
+        deadline=4.0,
+    ),
+    "first weights": Fault(
+        "plain.py",
+        (
+            (
+                "torch.manual_seed(rank)\n",
+                "torch.manual_seed(rank)\nmodel.module[0].reset_parameters()\n",
+            ),
+        ),
+        "first weights",
+        "optimizer.step()",
+        "0.weight",
+    ),
+    "rates": Fault(
+        "plain.py",
+        (("lr=0.1,", "lr=0.1 * (1 + rank),"),),
+        "rate",
+        "optimizer.step()",
+        "0.1 on process 0 and 0.2",
+    ),
+    "one process changes weights": Fault(
+        "plain.py",
+        (
+            (
+                STEP,
+                f"{STEP}        if rank == 1 and number == 2:\n"
+                "            next(model.parameters()).data.add_(0.1)\n",
+            ),
+        ),
+        "weights",
+        "optimizer.step()",
+        "0.weight",
+        slow=True,
+    ),
+    "batch norm": Fault(
+        "plain.py",
+        (("nn.Linear(6, 8), nn.Tanh()", "nn.Linear(6, 8), nn.BatchNorm1d(8)"),),
+        "layers",
+        FORWARD,
+        "BatchNorm1d",
+    ),
+    "same masks": Fault(
+        "plain.py",
+        (("torch.manual_seed(rank)\n", ""),),
+        "dropout",
+        FORWARD,
+        "the same masks",
+    ),
+    "not finite": Fault(
+        "plain.py",
+        (
+            (
+                "        loss.backward()\n",
+                '        loss = loss * float("nan") if (rank, number) == (1, 2) else loss\n'
+                "        loss.backward()\n",
+            ),
+        ),
+        "not finite",
+        "loss.backward()",
+        "update 3 is not finite on process 1",
+    ),
+    "a step for each process": Fault(
+        "plain.py",
+        (
+            (
+                "        scheduler.step()\n",
+                "        for _ in range(world):\n            scheduler.step()\n",
+            ),
+        ),
+        "schedule",
+        "scheduler.step()",
+        "2 times an update",
+        slow=True,
+    ),
+    "exchanged too often": Fault(
+        "plain.py",
+        (
+            ("        optimizer.zero_grad()\n", ""),
+            (
+                "        optimizer.step()\n        scheduler.step()\n",
+                "        if number % 2:\n            optimizer.step()\n"
+                "            optimizer.zero_grad()\n            scheduler.step()\n",
+            ),
+        ),
+        "cost",
+        "loss.backward()",
+        "2 times an update",
+    ),
+    "an error": Fault(
+        "plain.py",
+        (
+            (
+                "        loss.backward()\n",
+                "        if rank == 1 and number == 3:\n            raise ValueError('no such row')\n"
+                "        loss.backward()\n",
+            ),
+        ),
+        "end",
+        "raise ValueError",
+        "process 1 ends after update 3 by ValueError: no such row",
+    ),
+    "a hang": Fault(
+        "plain.py",
+        (
+            (
+                "        loss.backward()\n",
+                "        if rank == 1 and number == 3:\n            import time\n\n"
+                "            time.sleep(600)\n        loss.backward()\n",
+            ),
+        ),
+        "hang",
+        "time.sleep",
+        "waits for nobody; process 0 waits for others at",
+        deadline=4.0,
+    ),
+    "others have left": Fault(
+        "plain.py",
+        (("dist.destroy_process_group()", "if rank == 0:\n    dist.barrier()"),),
+        "end",
+        "dist.barrier()",
+        "process 0",
+        deadline=4.0,
+        slow=True,
+    ),
+    "evaluation not added up": Fault(
+        "plain.py",
+        (("    dist.all_reduce(counts)\n", ""),),
+        "evaluation",
+        "for inputs, labels in test_loader",
+        "24 of 48 samples",
+    ),
+    "evaluation counts padding": Fault(
+        "plain.py",
+        (
+            (
+                "torch.randn(48, 6), torch.randint(3, (48,))",
+                "torch.randn(47, 6), torch.randint(3, (47,))",
+            ),
+        ),
+        "evaluation",
+        "for inputs, labels in test_loader",
+        "48 samples are evaluated where there are 47",
+    ),
+    "evaluation of a part": Fault(
+        "plain.py",
+        (
+            ("    with torch.no_grad():\n", "    if rank == 0:\n"),
+            ("right = model(inputs)", "right = model.module(inputs)"),
+            ("    dist.all_reduce(counts)\n", ""),
+        ),
+        "evaluation",
+        "for inputs, labels in test_loader",
+        "on 24 of 48 samples",
+        slow=True,
+    ),
+    "several write": Fault(
+        "plain.py",
+        (("if rank == 0:\n    torch.save(model", "torch.save(model"),),
+        "files",
+        "torch.save(model.state_dict()",
+        "model.pth",
+    ),
+}
+
+SHARED = {
+    "a sum": Fault(
+        "shared.py",
+        (("            parameter.grad /= world\n", ""),),
+        "gradient",
+        "loss.backward()",
+        "2 times that on 1 process",
+        against=True,
+    ),
+    "divided twice": Fault(
+        "shared.py",
+        (("        loss.backward()\n", "        (loss / world).backward()\n"),),
+        "gradient",
+        "(loss / world).backward()",
+        "0.5 times that on 1 process",
+        against=True,
+        slow=True,
+    ),
+    "a scaled rate": Fault(
+        "shared.py",
+        (("lr=0.1", "lr=0.1 * world"),),
+        "rate",
+        "optimizer.step()",
+        "2 times that on 1 process, for the same batch",
+        against=True,
+        slow=True,
+    ),
+    "not exchanged": Fault(
+        "shared.py",
+        (
+            (
+                "        for parameter in model.parameters():\n"
+                "            dist.all_reduce(parameter.grad)\n"
+                "            parameter.grad /= world\n",
+                "",
+            ),
+        ),
+        "gradients",
+        FORWARD,
+        "not wrapped",
+        slow=True,
+    ),
+}
+
+ACCELERATED = {
+    "shared out twice": Fault(
+        "accelerated.py",
+        (
+            (
+                "batch_size=8, shuffle=True)",
+                "batch_size=8, sampler=DistributedSampler(dataset, 2, accelerator.process_index))",
+            ),
+        ),
+        "samples",
+        "for inputs, labels in loader",
+        "48 of 96 samples, half of them",
+    ),
+    "schedule by prepared length": Fault(
+        "accelerated.py",
+        (
+            ("scheduler = CosineAnnealingLR(optimizer, T_max=EPOCHS * len(loader))\n", ""),
+            (
+                "model, optimizer, loader, test_loader, scheduler = accelerator.prepare(\n"
+                "    model, optimizer, loader, test_loader, scheduler\n)\n",
+                "model, optimizer, loader, test_loader = accelerator.prepare(\n"
+                "    model, optimizer, loader, test_loader\n)\n"
+                "scheduler = accelerator.prepare(CosineAnnealingLR(optimizer, EPOCHS * len(loader)))\n",
+            ),
+        ),
+        "schedule",
+        "scheduler.step()",
+        "planned for 12",
+    ),
+    "a rate of 0": Fault(
+        "accelerated.py",
+        (
+            (
+                "CosineAnnealingLR(optimizer, T_max=EPOCHS * len(loader))",
+                "LambdaLR(optimizer, lambda step: max(0.0, 1 - step / 12))",
+            ),
+        ),
+        "schedule",
+        "scheduler.step()",
+        "is 0 from update 7 of 12 on",
+        slow=True,
+    ),
+    "model not prepared": Fault(
+        "accelerated.py",
+        (
+            (
+                "model, optimizer, loader, test_loader, scheduler = accelerator.prepare(\n    model, ",
+                "optimizer, loader, test_loader, scheduler = accelerator.prepare(\n    ",
+            ),
+        ),
+        "gradients",
+        FORWARD,
+        "not wrapped",
+    ),
+    "past the wrapper": Fault(
+        "accelerated.py",
+        ((FORWARD, "loss = F.cross_entropy(accelerator.unwrap_model(model)(inputs), labels)"),),
+        "gradients",
+        "accelerator.unwrap_model(model)(inputs)",
+        "past its wrapper",
+        slow=True,
+    ),
+    "loader not prepared": Fault(
+        "accelerated.py",
+        (
+            (
+                "model, optimizer, loader, test_loader, scheduler = accelerator.prepare(\n"
+                "    model, optimizer, loader, test_loader, scheduler\n)",
+                "model, optimizer, test_loader, scheduler = accelerator.prepare(\n"
+                "    model, optimizer, test_loader, scheduler\n)",
+            ),
+        ),
+        "samples",
+        "for inputs, labels in loader",
+        "trains on all 96 samples",
+        also=("schedule",),
+        slow=True,
+    ),
+    "evaluation counts padding": Fault(
+        "accelerated.py",
+        (("gather_for_metrics", "gather"),),
+        "evaluation",
+        "for inputs, labels in test_loader",
+        "32 samples are evaluated where there are 31",
+    ),
+    "same masks": Fault(
+        "accelerated.py",
+        (("set_seed(0, device_specific=True)\n", ""),),
+        "dropout",
+        FORWARD,
+        "the same masks",
+        slow=True,
+    ),
+    "several write": Fault(
+        "accelerated.py",
+        (("if accelerator.is_main_process:\n    torch", "torch"),),
+        "files",
+        "torch.save",
+        "model.pth",
+        slow=True,
+    ),
+}
+
+FAULTS = {
+    f"{group} {name}".replace(" ", "-"): fault
+    for group, faults in (("plain", PLAIN), ("shared", SHARED), ("accelerated", ACCELERATED))
+    for name, fault in faults.items()
+}

@@ -1,0 +1,128 @@
+"""`doctor` names each planted mistake once, and finds nothing in sound scripts, nor changes them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PYTHON, call
+
+sys.path.insert(0, str(Path(__file__).parent))
+from faults import FAULTS, HERE  # noqa: E402
+
+DRIVER = HERE / "driver.py"
+QUICK = [name for name, fault in FAULTS.items() if not fault.slow]
+SLOW = [name for name, fault in FAULTS.items() if fault.slow]
+
+
+def drive(folder: Path, cases: list[dict[str, Any]]) -> dict[str, list[dict[str, str]]]:
+    """Run cases, and return what was found in each, by its name."""
+    done = call(PYTHON, DRIVER, folder, *map(json.dumps, cases), timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    names = [case["name"] for case in cases]
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
+
+
+def planted(folder: Path, names: list[str]) -> dict[str, list[dict[str, str]]]:
+    """Plant mistakes, and return what is found in each."""
+    cases = []
+    for name in names:
+        fault = FAULTS[name]
+        script = folder / f"{name}.py"
+        script.write_text(fault.source())
+        worlds = [2, 1] if fault.against else [2]
+        case = {"name": name, "script": str(script), "worlds": worlds}
+        cases.append(case | {"deadline": fault.deadline})
+    return drive(folder, cases)
+
+
+def check(name: str, findings: list[dict[str, str]]) -> None:
+    """See that a planted mistake is named, with its line, and that nothing else is said."""
+    fault = FAULTS[name]
+    counting = [each for each in findings if each["level"] in ("FAIL", "WARN")]
+    shown = [(each["subject"], each["place"], each["evidence"]) for each in counting]
+    subjects = [each["subject"] for each in counting if each["subject"] not in fault.also]
+    assert subjects == [fault.subject], shown
+    (found,) = [each for each in counting if each["subject"] == fault.subject]
+    assert fault.words in found["evidence"], shown
+    assert found["place"] == fault.place(f"{name}.py"), shown
+    assert found["advice"]
+    assert not [each for each in findings if each["subject"] == "doctor"], findings
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, str]]]:
+    """What is found in the scripts of the default set."""
+    return planted(tmp_path_factory.mktemp("quick"), QUICK)
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, str]]]:
+    """What is found in the others."""
+    return planted(tmp_path_factory.mktemp("slow"), SLOW)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_mistake_is_named_once_with_its_line(name, quick):
+    check(name, quick[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_another_mistake_is_named_once_with_its_line(name, slow):
+    check(name, slow[name])
+
+
+def sound_case(script: str, worlds: list[int], *flags: str) -> dict[str, Any]:
+    """Return a case of a script without a mistake."""
+    name = "-".join([script, *map(str, worlds), *flags])
+    return {"name": name, "script": str(HERE / script), "worlds": worlds, "flags": flags}
+
+
+def expect_sound(found: dict[str, list[dict[str, str]]]) -> None:
+    """See that nothing was found."""
+    for name, findings in found.items():
+        wrong = [each for each in findings if each["level"] in ("FAIL", "WARN")]
+        assert not wrong, (name, wrong)
+        assert not [each for each in findings if each["subject"] == "doctor"], (name, findings)
+
+
+def test_sound_scripts_are_sound(tmp_path):
+    cases = [
+        sound_case("plain.py", [2, 1]),
+        sound_case("shared.py", [2, 1]),
+        sound_case("accelerated.py", [2, 1]),
+        sound_case("exact.py", [2, 1], "0"),
+        sound_case("exact.py", [2, 1], "6"),
+    ]
+    found = drive(tmp_path, cases)
+    expect_sound(found)
+    notes = [each for each in found["plain.py-2-1"] if each["level"] == "NOTE"]
+    assert [each["subject"] for each in notes] == ["batch"]
+    assert "8 rows on 1 process and 16 on 2: batch_size is per process" in notes[0]["evidence"]
+    exact = [each for each in found["exact.py-2-1-6"] if each["level"] == "NOTE"]
+    assert not exact
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 3, 5])
+def test_sound_scripts_are_sound_on_other_numbers_of_processes(world, tmp_path):
+    scripts = ["plain.py", "shared.py", "accelerated.py"]
+    if world == 5:
+        scripts = ["accelerated.py"]  # padding would be found in the others
+    cases = [sound_case(script, [world]) for script in scripts if world != 5]
+    cases += [sound_case("exact.py", [world, 1], flag) for flag in ("0", "6")]
+    expect_sound(drive(tmp_path, cases))
+
+
+def test_nothing_is_changed(tmp_path):
+    cases = []
+    for watched in (True, False):
+        case = sound_case("plain.py", [2])
+        cases.append(case | {"name": str(watched), "watched": watched, "every": 1})
+    drive(tmp_path, cases)
+    for name in ("model.pth", "random-0.pth", "random-1.pth"):
+        watched_file = tmp_path / "True-2" / name
+        other_file = tmp_path / "False-2" / name
+        assert watched_file.read_bytes() == other_file.read_bytes(), name
