@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from mnist_dist.core.errors import STOPPED, OwnError, UserError, explain
-from mnist_dist.run import graphs, locks, neighbour
+from mnist_dist.run import locks, neighbour
 from mnist_dist.run.neighbour import NEIGHBOURS
 from mnist_dist.run.streams import prepare_streams
 from mnist_dist.shell import shell
@@ -111,7 +111,6 @@ def disconnect() -> None:
     """
     for one in NEIGHBOURS:
         one.farewell()
-    graphs.forget_all()
     dist.destroy_process_group()
 
 

@@ -93,7 +93,7 @@ def average(model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) ->
         if not getattr(optimizer, "found_inf", False):
             # `update_parameters` would copy its counter from the CPU to the device, and wait for that.
             torch._foreach_lerp_(mine, theirs, 1 - decay if averaged.n_averaged else 1.0)
-            averaged.n_averaged.fill_(1)  # begun; no count, which could not go on where updates are launched as graphs
+            averaged.n_averaged.fill_(1)  # begun
 
     optimizer.register_step_post_hook(follow)
     return averaged
