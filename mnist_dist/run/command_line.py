@@ -154,6 +154,9 @@ def as_flags(config: Any) -> list[str]:
         value = getattr(config, field.name)
         if value == field.default:
             continue
+        if value is False:
+            words.append(flag(f"no_{field.name}"))
+            continue
         words.append(flag(field.name))
         if isinstance(value, tuple):
             words += [str(each) for each in value]

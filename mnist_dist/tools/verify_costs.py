@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mnist_dist.core import ExactAccelerator, UserError
-from mnist_dist.core.sharing import Sharing
 from mnist_dist.digits import weights
 from mnist_dist.run import launch
 from mnist_dist.task import networks
@@ -135,16 +135,13 @@ def bits_of_training(session: Session, train: Split, is_alone: bool) -> str:
     Raises:
         UserError: on every process, if they differ in what decides bits.
     """
-    world = session.supervisor.world
-    accelerator = new_accelerator(session, virtual_processes=world)
-    if is_alone:
-        accelerator.sharing = Sharing(shares=world, world=1, rank=0, fixed=True)
+    kind = AloneAccelerator if is_alone else ExactAccelerator
+    accelerator = new_accelerator(session, kind, virtual_processes=session.supervisor.world)
     torch.manual_seed(0)
-    model = networks.build("mlp").to(accelerator.device)
-    network = model
+    network = networks.build("mlp").to(accelerator.device)
     train_epoch = training_loop(accelerator, network, train)
     train_epoch()
-    return weights.fingerprint(model.state_dict())
+    return weights.fingerprint(network.state_dict())
 
 
 def which_bits_differ(session: Session, alone: str, together: str) -> str:
@@ -160,13 +157,31 @@ def which_bits_differ(session: Session, alone: str, together: str) -> str:
     return ""
 
 
-def new_accelerator(session: Session, virtual_processes: int = 0) -> ExactAccelerator:
-    """Make an accelerator of the same processes."""
-    return launch.connect(
-        session.supervisor.world,
+class AloneAccelerator(ExactAccelerator):
+    """Works as if its process were the only one; what processes compare is still compared."""
+
+    @property
+    def num_processes(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def process_index(self) -> int:
+        """The first."""
+        return 0
+
+
+def new_accelerator(
+    session: Session,
+    kind: type[ExactAccelerator] = ExactAccelerator,
+    virtual_processes: int = 0,
+) -> ExactAccelerator:
+    """Make an accelerator of the same processes, whatever the launcher's environment asks for."""
+    return kind(
         cpu=session.accelerator.device.type == "cpu",
         mixed_precision="no",
         dynamo_plugin=launch.dynamo_plugin(None),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         virtual_processes=virtual_processes,
     )
 

@@ -15,14 +15,24 @@ from mnist_dist.task import data, datasets
 @fault
 def loader_sharded_twice():
     """Field note 1: Accelerate deals out again what the DistributedSampler has dealt out."""
-    deal = MicroBatchSampler.epoch
+    count = MicroBatchSampler.__len__
+    cut = MicroBatchSampler.micro_batches
 
-    def every_wth(self, *which, **more):
-        for number, micro_batches in enumerate(deal(self, *which, **more)):
-            if not self.sampler.shuffle or number % world() == rank():
-                yield micro_batches
+    def fewer(self):
+        return count(self) // world() if self.sampler.shuffle else count(self)
 
-    return patch.object(MicroBatchSampler, "epoch", every_wth)
+    def every_wth(self, order, epoch, number, *more):
+        if not self.sampler.shuffle:
+            return cut(self, order, epoch, number, *more)
+        micro_batches = cut(self, order, epoch, number * world() + rank(), *more)
+        for micro_batch in micro_batches:
+            micro_batch.batch = number
+        return micro_batches
+
+    return all_of(
+        patch.object(MicroBatchSampler, "__len__", fewer),
+        patch.object(MicroBatchSampler, "micro_batches", every_wth),
+    )
 
 
 @fault
@@ -70,7 +80,7 @@ def padding_counted():
             place = micro_batch.start, micro_batch.size, micro_batch.shares
             longest = max(len(positions_of_share(share, *place)) for share in shares)
             missing = longest - len(micro_batch.index)
-            micro_batch.index = torch.cat([micro_batch.index, order[:missing]])
+            micro_batch.index = torch.cat([micro_batch.index, order[rank() :][:missing]])
         return micro_batches
 
     def of_all_rows(self, rows):
