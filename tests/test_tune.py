@@ -434,7 +434,13 @@ def test_the_command_ends_with_one_sentence():
 
 @pytest.mark.parametrize(
     "words",
-    ["", "--hidden", "--hidden 7 --lr 1e-05 --cpu", "--data-dir 'my data' --warmup 0.1 --recipe original --epochs 3"],
+    [
+        "",
+        "--hidden",
+        "--no-plots",
+        "--hidden 7 --lr 1e-05 --cpu",
+        "--data-dir 'my data' --warmup 0.1 --recipe original --epochs 3",
+    ],
 )
 def test_settings_as_flags_are_read_back_as_they_were(words):
     config = parse(TrainConfig, shlex.split(words))
