@@ -52,12 +52,19 @@ WIDTH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Config(settings.OwnConfig):
+    """Train a network that writes text letter by letter, the same on any number of processes."""
+
     text: Path | None = None
     """A text; default: 4,000 lines of Python's help."""
     dropout: float = 0.0
     """Share of what the layers compute that is dropped; it needs --virtual-processes."""
 
     def check(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            UsageError: names the flag, its value and what to give instead.
+        """
         super().check()
         possible = 0 <= self.dropout < 1
         settings.require(possible, "--dropout", self.dropout, "a share from 0 to below 1")
@@ -204,6 +211,7 @@ def evaluate(
 
 
 def main() -> None:
+    """Train, evaluate after every epoch, and leave the weights and the figures."""
     # The settings, the processes, and the text, on which all processes must agree.
     config: Config = command_line.parse(Config)
     dtype = getattr(torch, config.dtype)

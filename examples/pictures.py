@@ -51,6 +51,8 @@ STRIPES = 600  # pictures that are drawn here
 
 @dataclass(frozen=True, kw_only=True)
 class Config(settings.OwnConfig):
+    """Train a network on pictures, the same on any number of processes."""
+
     data: Path | None = None
     """Pictures in a folder for each class, or a .npz file; default: stripes."""
     model: Literal["small", "resnet18"] = "small"
@@ -61,6 +63,11 @@ class Config(settings.OwnConfig):
     """Processes that read pictures for each process that trains; 0: it reads them itself."""
 
     def check(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            UsageError: names the flag, its value and what to give instead.
+        """
         super().check()
         possible = 0 <= self.workers <= 64
         settings.require(possible, "--workers", self.workers, "a number from 0 to 64")
@@ -156,7 +163,7 @@ def make_loaders(
     train_transform, test_transform = transforms(config, dtype)
     train = Pictures(pictures, order[held_out:], train_transform, side)
     test = Pictures(pictures, order[:held_out], test_transform, side)
-    options = {
+    options: dict[str, Any] = {
         "batch_size": config.batch_size,  # of all processes together
         "num_workers": config.workers,
         "persistent_workers": config.workers > 0,
@@ -211,6 +218,7 @@ def evaluate(
 
 
 def main() -> None:
+    """Train, evaluate after every epoch, and leave the weights and the figures."""
     # The settings, the processes, and the pictures, on which all processes must agree.
     config: Config = command_line.parse(Config)
     dtype = getattr(torch, config.dtype)
