@@ -12,12 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mnist_dist.core import ExactAccelerator, MeanLoss
 from mnist_dist.digits.config import TrainConfig
@@ -25,6 +24,7 @@ from mnist_dist.run.origin import cpu_name
 from mnist_dist.task import networks
 from mnist_dist.task.objective import adam, average, loss_of, schedule
 
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SCHEDULED = 1_000_000  # updates for which a schedule is made: more than any of these programs makes
 
