@@ -20,7 +20,8 @@ LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER
 
 # Files, those that take longest first: dealt out in this order, the last ones leave no worker alone with a long file.
 LONGEST = """verify promise3_stop_anywhere slurm promise1_same_training compile same_bits tune promise6_no_silent_wrong
-promise2_every_sample_once examples wandb_online elastic core tracking promise4_one_loop distillation""".split()
+promise2_every_sample_once examples user_script exact_accelerator wandb_online elastic tracking promise4_one_loop
+distillation""".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,12 +9,13 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import gather_object
 
-from mnist_dist.core.batches import Sharing
-from mnist_dist.core.gradients import GradientSum
-from mnist_dist.run import launch
+from mnist_dist.core import ExactAccelerator
+from mnist_dist.core.exchange import GradientSum, PeerExchange
+from mnist_dist.core.sharing import Sharing
+from mnist_dist.core.update import take_gradients
 from mnist_dist.task.networks import MNISTNet
 
-accelerator = launch.start(cpu=True)
+accelerator = ExactAccelerator(cpu=True)
 rank, world = dist.get_rank(), dist.get_world_size()
 calls: Counter[str] = Counter()
 found, expected = [], []
@@ -34,16 +35,17 @@ torch.manual_seed(0)
 for units, as_on_nccl in ((4, False), (1400, False), (4, True)):  # less than 1 MiB, and more
     model, images = MNISTNet((units,)), torch.randn(world, 8, 784)
     parameters = list(model.parameters())
-    gradients = GradientSum(parameters, Sharing(world, world, rank, fixed=as_on_nccl))
+    gradient_sum = GradientSum(parameters, Sharing(world, world, rank, fixed=as_on_nccl))
     if as_on_nccl:  # which has no connection for each direction
-        gradients.ways = []
+        gradient_sum.exchange.on_gloo = False
+    gradients = []
     for _ in range(3):
         model.zero_grad()
         model(images[rank]).square().sum().backward()
-        gradients.take(rank)
-        with counted(GradientSum, "exchange"), counted(dist, "all_reduce"):
-            gradients.finish()
-    found.append(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+        gradient_sum.add(rank, take_gradients(parameters, keep=True), complete=True)
+        with counted(PeerExchange, "all_sums"), counted(dist, "all_reduce"):
+            gradients = gradient_sum.total()
+    found.append(torch.cat([gradient.flatten() for gradient in gradients]))
     model.zero_grad()
     model(images.flatten(0, 1)).square().sum().backward()
     expected.append(torch.cat([parameter.grad.flatten() for parameter in parameters]))
@@ -51,4 +53,4 @@ digests = gather_object([hashlib.sha256(torch.cat(found).numpy().tobytes()).hexd
 if accelerator.is_main_process:
     close = torch.allclose(torch.cat(found), torch.cat(expected), rtol=1e-3, atol=1e-4)
     print(json.dumps({"calls": calls, "same_bits": len(set(digests)) == 1, "right": close}))
-launch.run(lambda: None, "exchange.py")
+accelerator.end_training()

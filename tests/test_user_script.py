@@ -59,7 +59,7 @@ class Results:
         if processes not in self.launched:
             self.launched.add(processes)
             stages = self.stages(processes)
-            done = call(PYTHON, DRIVER, json.dumps(stages), timeout=600)
+            done = call(PYTHON, DRIVER, json.dumps(stages), timeout=550)
             assert done.returncode == 0, done.stderr[-5000:]
         return torch.load(self.file(name, processes), weights_only=False)
 

@@ -24,11 +24,19 @@ class ForwardGuard:
         self.before: tuple[GeneratorStates, list[Tensor]] | None = None
 
     def begin_micro_batch(self, micro_batch: MicroBatch, models: list[nn.Module]) -> None:
-        """Before a forward pass: note what it may not change, unless this epoch has been looked at."""
+        """Before a forward pass: note what it may not change, unless this epoch has been looked at.
+
+        Raises:
+            UserError: on every process, if a layer depends on a process's samples alone. Some fail where a process has
+                one sample, and the others would wait for it.
+        """
         self.before = None
-        if self.looked_at != (micro_batch.loader, micro_batch.epoch):
-            buffers = [buffer.clone() for model in models for buffer in model.buffers()]
-            self.before = GeneratorStates(self.device), buffers
+        if self.looked_at == (micro_batch.loader, micro_batch.epoch):
+            return
+        for model in models:
+            refuse_layers_that_depend_on_sharing(model)
+        buffers = [buffer.clone() for model in models for buffer in model.buffers()]
+        self.before = GeneratorStates(self.device), buffers
 
     def check(self, micro_batch: MicroBatch, models: list[nn.Module]) -> None:
         """After a backward pass; every process calls this.
