@@ -157,9 +157,6 @@ def as_flags(config: Any) -> list[str]:
         if value is False:
             words.append(flag(f"no_{field.name}"))
             continue
-        if value is False:
-            words.append(flag(f"no_{field.name}"))
-            continue
         words.append(flag(field.name))
         if isinstance(value, tuple):
             words += [str(each) for each in value]
