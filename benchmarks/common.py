@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -98,7 +98,8 @@ class Training:
 
     def weights(self) -> Tensor:
         """All weights in one vector, on the CPU."""
-        return nn.utils.parameters_to_vector(self.network.parameters()).detach().cpu()
+        parts = [parameter.detach().flatten() for parameter in self.network.parameters()]
+        return torch.cat(parts).cpu()
 
 
 def random_digits(

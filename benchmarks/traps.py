@@ -1,15 +1,16 @@
-"""Five traps of this stack, each walked into on purpose, and what it costs (the sixth starts one process only).
+"""Five traps of this stack, each walked into on purpose, and what it costs.
 
     torchrun --nproc-per-node 2 benchmarks/traps.py
 
-Counts of samples and rates do not depend on the machine; they are of the versions printed, under gloo on CPUs.
+(The sixth starts one process only.) All of them are Accelerate's own class, or plain PyTorch.
+Counts of samples and rates do not depend on the machine; they are of the versions printed, under
+gloo on CPUs.
 """
 
-import sys
 import tempfile
 from pathlib import Path
 
-import accelerate
+import common  # noqa: F401  # finds the package beside this folder
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -18,31 +19,45 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from mnist_dist.run import launch
+from mnist_dist.run.versions import versions
 from mnist_dist.task import data, networks
 
-TRAINING, TEST, BATCH, STOP = 60_000, 10_000, 64, 1407  # STOP: in the middle of the second epoch of 938 updates
+TRAINING = 60_000
+TEST = 10_000
+BATCH = 64
+STOP = 1407  # in the middle of the second epoch of 938 updates
 
 
 def sharded_twice(accelerator: Accelerator) -> None:
-    """A loader that a `DistributedSampler` has sharded, prepared (accelerate #3520, #4199)."""
-    world, rank = accelerator.num_processes, accelerator.process_index
-    numbers, tests = TensorDataset(torch.arange(TRAINING)), TensorDataset(torch.arange(TEST))
-    loader = DataLoader(numbers, BATCH // world, sampler=DistributedSampler(numbers, world, rank))
-    seen = [batch for (batch,) in accelerator.prepare(loader)]
+    """Prepare a loader that a `DistributedSampler` has sharded (accelerate #3520, #4199)."""
+    world = accelerator.num_processes
+    rank = accelerator.process_index
+    numbers = TensorDataset(torch.arange(TRAINING))
+    sampler = DistributedSampler(numbers, world, rank)
+    loader = accelerator.prepare(DataLoader(numbers, BATCH // world, sampler=sampler))
+    seen = [batch for (batch,) in loader]
     distinct = len(accelerator.gather(torch.cat(seen)).unique())
-    loader = DataLoader(tests, BATCH, sampler=DistributedSampler(tests, world, rank, shuffle=False))
-    counted = sum(len(accelerator.gather_for_metrics(batch)) for (batch,) in accelerator.prepare(loader))
-    accelerator.print(f"sharded twice: {len(seen)} updates, {distinct:,} of {TRAINING:,} samples an epoch")
+    tests = TensorDataset(torch.arange(TEST))
+    sampler = DistributedSampler(tests, world, rank, shuffle=False)
+    loader = accelerator.prepare(DataLoader(tests, BATCH, sampler=sampler))
+    counted = 0
+    for (batch,) in loader:
+        counted += len(accelerator.gather_for_metrics(batch))
+    accelerator.print(
+        f"sharded twice: {len(seen)} updates, {distinct:,} of {TRAINING:,} samples an epoch"
+    )
     accelerator.print(f"sharded twice: an evaluation counts {counted:,} of {TEST:,}")
 
 
 def schedule_stepped_by_every_process(accelerator: Accelerator) -> None:
-    """A schedule of 100 updates, prepared (accelerate #2142, #2318)."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(()))], lr=1.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: max(0, 1 - update / 100))
+    """Prepare a schedule of 100 updates (accelerate #2142, #2318)."""
+    parameter = nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda update: max(0, 1 - update / 100),
+    )
     optimizer, schedule = accelerator.prepare(optimizer, schedule)
     updates = 0
     while schedule.get_last_lr()[0]:
@@ -52,68 +67,93 @@ def schedule_stepped_by_every_process(accelerator: Accelerator) -> None:
     accelerator.print(f"schedule: a decay over 100 updates is at 0 after {updates}")
 
 
+def second_epoch(accelerator: Accelerator, folder: str, *, resume: bool) -> torch.Tensor:
+    """Give the numbers of the second epoch's samples, in order; from the stop on if it is resumed.
+
+    Args:
+        accelerator: the processes.
+        folder: of the checkpoint.
+        resume: go on from it, or else write it.
+    """
+    set_seed(42)
+    numbers = TensorDataset(torch.arange(TRAINING))
+    loader = DataLoader(numbers, BATCH // accelerator.num_processes, shuffle=True)
+    loader, _ = accelerator.prepare(loader, nn.Linear(1, 1))
+    epochs = 2
+    if resume:
+        accelerator.load_state(folder)
+        loader = accelerator.skip_first_batches(loader, STOP - len(loader))
+        epochs = 1
+    updates = 0
+    for _ in range(epochs):
+        found = []
+        for (batch,) in loader:
+            found.append(accelerator.gather(batch))
+            updates += 1
+            if updates == STOP and not resume:
+                accelerator.save_state(folder)
+    accelerator.free_memory()
+    return torch.cat(found)
+
+
 def resumed_in_mid_epoch(accelerator: Accelerator) -> None:
-    """`load_state` and `skip_first_batches`, as complete_nlp_example.py has them (accelerate #2823, #4195)."""
+    """Go on as complete_nlp_example.py does, by `skip_first_batches` (accelerate #2823, #4195)."""
     (folder,) = broadcast_object_list([tempfile.mkdtemp()])
-
-    def second_epoch(resume: bool) -> torch.Tensor:
-        set_seed(42)
-        numbers = DataLoader(TensorDataset(torch.arange(TRAINING)), BATCH // accelerator.num_processes, shuffle=True)
-        loader, _ = accelerator.prepare(numbers, nn.Linear(1, 1))
-        if resume:
-            accelerator.load_state(folder)
-            loader = accelerator.skip_first_batches(loader, STOP - len(loader))
-        found, updates = [], 0
-        for _ in range(1 if resume else 2):
-            found = []
-            for (batch,) in loader:
-                found.append(accelerator.gather(batch))
-                updates += 1
-                if updates == STOP and not resume:
-                    accelerator.save_state(folder)
-        accelerator.free_memory()
-        return torch.cat(found)
-
-    done = second_epoch(resume=False)[: (STOP - TRAINING // BATCH - 1) * BATCH]
-    left = second_epoch(resume=True)
+    whole = second_epoch(accelerator, folder, resume=False)
+    done = whole[: (STOP - TRAINING // BATCH - 1) * BATCH]
+    left = second_epoch(accelerator, folder, resume=True)
     again = int(torch.isin(left, done).sum())
-    accelerator.print(f"resumed: of {len(left):,} samples left in the epoch {again:,} had been trained already")
+    accelerator.print(
+        f"resumed: of {len(left):,} samples left in the epoch {again:,} had been trained already"
+    )
 
 
 def processes_weighed_equally(accelerator: Accelerator) -> None:
-    """DDP with the mean over each process's share, the first one's three times as large (pytorch #67253)."""
+    """Average over unequal shares by DDP, the first three times as large (pytorch #67253)."""
     train = data.load("mnist-5k", Path("data"), dtype=torch.float64).train
-    world, rank, errors = accelerator.num_processes, accelerator.process_index, []
-    sizes = [BATCH - (world - 1) * (BATCH // (2 * world))] + [BATCH // (2 * world)] * (world - 1)
+    world = accelerator.num_processes
+    small = BATCH // (2 * world)
+    sizes = [BATCH - (world - 1) * small] + [small] * (world - 1)
     set_seed(0)
     bare = networks.build("mlp").double()
     parallel = DistributedDataParallel(bare)
 
-    def gradient(model: nn.Module, rows: slice | torch.Tensor) -> torch.Tensor:
+    def gradient(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
         bare.zero_grad()
-        F.cross_entropy(model(train.images[rows]), train.labels[rows]).backward()
+        loss = F.cross_entropy(model(train.images[rows]), train.labels[rows])
+        loss.backward()
         return torch.cat([parameter.grad.flatten() for parameter in bare.parameters()])
 
+    errors = []
     for batch in torch.randperm(len(train))[: 20 * BATCH].split(BATCH):
-        right, found = gradient(bare, batch), gradient(parallel, batch.split(sizes)[rank])
+        right = gradient(bare, batch)
+        own = batch.split(sizes)[accelerator.process_index]
+        found = gradient(parallel, own)
         errors.append((found - right).norm() / right.norm())
     off = torch.stack(errors).median()
-    accelerator.print(f"equal weights: shares of {sizes} put the gradient off by {off:.1%} (median of 20 batches)")
+    accelerator.print(
+        f"equal weights: shares of {sizes} put the gradient off by {off:.1%} "
+        "(median of 20 batches)"
+    )
 
 
 def one_gradient_changed_twice(accelerator: Accelerator) -> None:
-    """Two parameters that are added together: autograd may give both the same memory as their gradient."""
-    place, kind = nn.Parameter(torch.zeros(50)), nn.Parameter(torch.zeros(50))
-    (torch.ones(1, 50) * (place[None] + kind[None])).sum().backward()
+    """Add two parameters together: autograd may give both the same memory as their gradient."""
+    place = nn.Parameter(torch.zeros(50))
+    kind = nn.Parameter(torch.zeros(50))
+    both = place[None] + kind[None]
+    (torch.ones(1, 50) * both).sum().backward()
     norm = accelerator.clip_grad_norm_([place, kind], 1.0)
     clipped = torch.cat([place.grad, kind.grad]).norm()
     accelerator.print(f"one gradient: a norm of {norm:g} clipped to 1 is {clipped:.1f}")
 
 
 def main() -> None:
-    accelerator = launch.start(cpu=True)
+    accelerator = Accelerator(cpu=True)
+    found = versions()
     accelerator.print(
-        f"accelerate {accelerate.__version__}, torch {torch.__version__}, on {launch.describe(accelerator)}"
+        f"accelerate {found['accelerate']}, torch {found['torch']}, "
+        f"on {launch.describe(accelerator)}"
     )
     sharded_twice(accelerator)
     schedule_stepped_by_every_process(accelerator)
