@@ -23,9 +23,8 @@ loader = DataLoader(dataset, batch_size=8, shuffle=True)
 test_loader = DataLoader(tested, batch_size=8)
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 scheduler = CosineAnnealingLR(optimizer, T_max=EPOCHS * len(loader))
-model, optimizer, loader, test_loader, scheduler = accelerator.prepare(
-    model, optimizer, loader, test_loader, scheduler
-)
+prepared = accelerator.prepare(model, optimizer, loader, test_loader, scheduler)
+model, optimizer, loader, test_loader, scheduler = prepared
 set_seed(0, device_specific=True)
 
 for _ in range(EPOCHS):

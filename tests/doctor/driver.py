@@ -2,8 +2,8 @@
 
     python tests/doctor/driver.py FOLDER CASE...
 
-A case is JSON: `name`, `script` (a path), `worlds` (of the processes, and of those beside), `flags`,
-`deadline`, and `watched`, which may be false. What was found goes to FOLDER/NAME.json.
+A case is JSON: `name`, `script` (a path), `worlds` (how many processes, and beside them),
+`flags`, `deadline`, and `watched`, which may be false. What was found goes to FOLDER/NAME.json.
 """
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # which the first optimizer would import in every process
 
 from mnist_dist.tools.doctor.case import Case
 from mnist_dist.tools.doctor.judge import judge
@@ -56,10 +57,16 @@ def run(folder: Path, case: dict[str, Any], world: int) -> tuple[list[Record], l
     """Run a case's program on so many processes; return their records, and signs of a hang."""
     records = folder / f"{case['name']}-{world}"
     records.mkdir()
+    own_output(records).mkdir()
     port = free_port()
     children = [begin(records, case, rank, world, port) for rank in range(world)]
     hang = wait(records, children, case.get("deadline", 60.0))
     return read_records(records), hang
+
+
+def own_output(records: Path) -> Path:
+    """Return the folder for what the program writes itself."""
+    return records.with_name(f"{records.name}-output")
 
 
 def begin(records: Path, case: dict[str, Any], rank: int, world: int, port: int) -> int:
@@ -74,7 +81,7 @@ def begin(records: Path, case: dict[str, Any], rank: int, world: int, port: int)
     os.dup2(output, 1)
     os.dup2(output, 2)
     torch.set_num_threads(1)
-    flags = [str(records), *case.get("flags", [])]
+    flags = [str(own_output(records)), *case.get("flags", [])]
     script = Path(case["script"])
     if not case.get("watched", True):
         sys.argv = [str(script), *flags]

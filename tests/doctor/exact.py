@@ -1,4 +1,4 @@
-"""The loop of `accelerated.py` with another class, samples that cannot be shared evenly, dropout."""
+"""The loop of `accelerated.py` with another class, and samples that cannot be shared evenly."""
 
 import sys
 from pathlib import Path
@@ -26,9 +26,8 @@ loader = DataLoader(dataset, batch_size=16, shuffle=True)
 test_loader = DataLoader(tested, batch_size=16)
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 scheduler = CosineAnnealingLR(optimizer, T_max=2 * len(loader))
-model, optimizer, loader, test_loader, scheduler = accelerator.prepare(
-    model, optimizer, loader, test_loader, scheduler
-)
+prepared = accelerator.prepare(model, optimizer, loader, test_loader, scheduler)
+model, optimizer, loader, test_loader, scheduler = prepared
 
 for _ in range(2):
     model.train()

@@ -52,6 +52,10 @@ class Fault:
 
 LOOP = "for number, (inputs, labels) in enumerate(loader):"
 FORWARD = "loss = F.cross_entropy(model(inputs), labels)"
+BACKWARD = "        loss.backward()\n"
+PREPARE = "prepared = accelerator.prepare(model, optimizer, loader, test_loader, scheduler)\n"
+PREPARED = "model, optimizer, loader, test_loader, scheduler = prepared\n"
+CHANGE = "        model.module[0].weight.data += 1\n"
 STEP = "        optimizer.step()\n"
 SAMPLER = "sampler = DistributedSampler(dataset)\n"
 PLAIN_LOADER = "loader = DataLoader(dataset, batch_size=8, sampler=sampler)"
@@ -102,7 +106,7 @@ PLAIN = {
         (
             (
                 f"        {FORWARD}\n        loss.backward()\n",
-                f"        with model.no_sync():\n            {FORWARD}\n            loss.backward()\n",
+                f"        with model.no_sync():\n            {FORWARD}\n    {BACKWARD}",
             ),
         ),
         "gradients",
@@ -178,7 +182,14 @@ PLAIN = {
     ),
     "uneven shares": Fault(
         "plain.py",
-        ((SAMPLER, "sampler = range(rank, 95, world)\n"), (SET_EPOCH, "")),
+        (
+            (
+                "torch.randn(96, 6), torch.randint(3, (96,))",
+                "torch.randn(95, 6), torch.zeros(95).long()",
+            ),
+            (SAMPLER, "sampler = range(rank, 95, world)\n"),
+            (SET_EPOCH, ""),
+        ),
         "shares",
         LOOP,
         "batch 6",
@@ -192,7 +203,7 @@ PLAIN = {
         "updates",
         LOOP,
         "5 on 0, 7 on 1",
-        deadline=4.0,
+        deadline=6.0,
     ),
     "first weights": Fault(
         "plain.py",
@@ -218,8 +229,7 @@ PLAIN = {
         (
             (
                 STEP,
-                f"{STEP}        if rank == 1 and number == 2:\n"
-                "            next(model.parameters()).data.add_(0.1)\n",
+                f"{STEP}        if (rank, number) == (1, 2):\n    {CHANGE}",
             ),
         ),
         "weights",
@@ -246,8 +256,7 @@ PLAIN = {
         (
             (
                 "        loss.backward()\n",
-                '        loss = loss * float("nan") if (rank, number) == (1, 2) else loss\n'
-                "        loss.backward()\n",
+                f"        loss = loss * (torch.nan if (rank, number) == (1, 2) else 1)\n{BACKWARD}",
             ),
         ),
         "not finite",
@@ -286,7 +295,8 @@ PLAIN = {
         (
             (
                 "        loss.backward()\n",
-                "        if rank == 1 and number == 3:\n            raise ValueError('no such row')\n"
+                "        if rank == 1 and number == 3:\n"
+                "            raise ValueError('no such row')\n"
                 "        loss.backward()\n",
             ),
         ),
@@ -306,7 +316,7 @@ PLAIN = {
         "hang",
         "time.sleep",
         "waits for nobody; process 0 waits for others at",
-        deadline=4.0,
+        deadline=6.0,
     ),
     "others have left": Fault(
         "plain.py",
@@ -314,7 +324,7 @@ PLAIN = {
         "end",
         "dist.barrier()",
         "process 0",
-        deadline=4.0,
+        deadline=6.0,
         slow=True,
     ),
     "evaluation not added up": Fault(
@@ -418,12 +428,12 @@ ACCELERATED = {
         "accelerated.py",
         (
             ("scheduler = CosineAnnealingLR(optimizer, T_max=EPOCHS * len(loader))\n", ""),
+            (PREPARE, PREPARE.replace(", scheduler)", ")")),
             (
-                "model, optimizer, loader, test_loader, scheduler = accelerator.prepare(\n"
-                "    model, optimizer, loader, test_loader, scheduler\n)\n",
-                "model, optimizer, loader, test_loader = accelerator.prepare(\n"
-                "    model, optimizer, loader, test_loader\n)\n"
-                "scheduler = accelerator.prepare(CosineAnnealingLR(optimizer, EPOCHS * len(loader)))\n",
+                PREPARED,
+                "model, optimizer, loader, test_loader = prepared\n"
+                "scheduler = CosineAnnealingLR(optimizer, EPOCHS * len(loader))\n"
+                "scheduler = accelerator.prepare(scheduler)\n",
             ),
         ),
         "schedule",
@@ -446,10 +456,8 @@ ACCELERATED = {
     "model not prepared": Fault(
         "accelerated.py",
         (
-            (
-                "model, optimizer, loader, test_loader, scheduler = accelerator.prepare(\n    model, ",
-                "optimizer, loader, test_loader, scheduler = accelerator.prepare(\n    ",
-            ),
+            (PREPARE, PREPARE.replace("model, ", "")),
+            (PREPARED, PREPARED.replace("model, ", "")),
         ),
         "gradients",
         FORWARD,
@@ -466,12 +474,8 @@ ACCELERATED = {
     "loader not prepared": Fault(
         "accelerated.py",
         (
-            (
-                "model, optimizer, loader, test_loader, scheduler = accelerator.prepare(\n"
-                "    model, optimizer, loader, test_loader, scheduler\n)",
-                "model, optimizer, test_loader, scheduler = accelerator.prepare(\n"
-                "    model, optimizer, test_loader, scheduler\n)",
-            ),
+            (PREPARE, PREPARE.replace(" loader,", "")),
+            (PREPARED, PREPARED.replace(" loader,", "")),
         ),
         "samples",
         "for inputs, labels in loader",

@@ -34,7 +34,7 @@ scheduler = CosineAnnealingLR(optimizer, T_max=EPOCHS * len(loader))
 for epoch in range(EPOCHS):
     sampler.set_epoch(epoch)
     model.train()
-    for number, (inputs, labels) in enumerate(loader):
+    for number, (inputs, labels) in enumerate(loader):  # noqa: B007
         optimizer.zero_grad()
         loss = F.cross_entropy(model(inputs), labels)
         loss.backward()

@@ -1,4 +1,4 @@
-"""`doctor` names each planted mistake once, and finds nothing in sound scripts, nor changes them."""
+"""`doctor` names each planted mistake once, finds nothing in sound scripts, changes nothing."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import pytest
 from conftest import PYTHON, call
 
 sys.path.insert(0, str(Path(__file__).parent))
-from faults import FAULTS, HERE  # noqa: E402
+from faults import FAULTS, HERE
 
 DRIVER = HERE / "driver.py"
 QUICK = [name for name, fault in FAULTS.items() if not fault.slow]
@@ -110,8 +110,8 @@ def test_sound_scripts_are_sound(tmp_path):
 def test_sound_scripts_are_sound_on_other_numbers_of_processes(world, tmp_path):
     scripts = ["plain.py", "shared.py", "accelerated.py"]
     if world == 5:
-        scripts = ["accelerated.py"]  # padding would be found in the others
-    cases = [sound_case(script, [world]) for script in scripts if world != 5]
+        scripts = []  # 96 samples cannot be shared out among them without padding
+    cases = [sound_case(script, [world]) for script in scripts]
     cases += [sound_case("exact.py", [world, 1], flag) for flag in ("0", "6")]
     expect_sound(drive(tmp_path, cases))
 
@@ -123,6 +123,6 @@ def test_nothing_is_changed(tmp_path):
         cases.append(case | {"name": str(watched), "watched": watched, "every": 1})
     drive(tmp_path, cases)
     for name in ("model.pth", "random-0.pth", "random-1.pth"):
-        watched_file = tmp_path / "True-2" / name
-        other_file = tmp_path / "False-2" / name
+        watched_file = tmp_path / "True-2-output" / name
+        other_file = tmp_path / "False-2-output" / name
         assert watched_file.read_bytes() == other_file.read_bytes(), name

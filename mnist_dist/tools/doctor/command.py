@@ -66,10 +66,8 @@ class Config:
         writable = self.json is None or (self.json.parent.is_dir() and not self.json.is_dir())
         require(writable, "--json", self.json, "a file in a folder that exists")
         if self.against == 1 and is_launched() and FOLDER not in os.environ:
-            advice = "leave --against out, or torchrun: then doctor starts both runs itself"
-            raise UsageError(
-                f"--against 1 needs a second run, and a launcher has started one: {advice}"
-            )
+            reason = "--against 1 needs a second run, and a launcher has started one"
+            raise UsageError(f"{reason}: leave it out, or start doctor without a launcher")
 
 
 def read(words: Sequence[str], prog: str) -> Config:
@@ -185,11 +183,8 @@ def refuse_what_did_not_run(outcome: Outcome) -> None:
                 status=COULD_NOT_RUN,
             )
         return
-    raise UserError(
-        "no optimizer of torch.optim made a step, so there is nothing to judge: give the flags of "
-        "a short training",
-        status=COULD_NOT_RUN,
-    )
+    reason = "no optimizer of torch.optim made a step, so there is nothing to judge"
+    raise UserError(f"{reason}: give the flags of a short training", status=COULD_NOT_RUN)
 
 
 def report(config: Config, case: Case) -> int:

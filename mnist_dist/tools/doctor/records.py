@@ -201,6 +201,7 @@ class Sign:
         call: the operation between processes in which it is, if any.
         waits: whether it waits for other processes there.
         ended: whether its program has ended.
+        worked: seconds for which it has computed, if it does not wait.
     """
 
     rank: int = 0
@@ -209,6 +210,7 @@ class Sign:
     call: str = ""
     waits: bool = False
     ended: bool = False
+    worked: float = 0.0
 
 
 def write(path: Path, value: Record | Sign) -> None:

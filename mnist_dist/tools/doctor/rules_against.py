@@ -177,11 +177,11 @@ def other_rate(case: Case, number: int, meant: float, found: float) -> Finding:
     """Return the finding of a schedule that is at another point than on one process."""
     schedules = case.first.schedules
     place = schedules[0].place if schedules else case.first.updates[0].place
+    words = f"in update {number} the learning rate is {found:.4g}"
     return Finding(
         "FAIL",
         "schedule",
-        f"in update {number} the learning rate is {found:.4g}; on 1 process it is {meant:.4g} "
-        "after as many samples",
+        f"{words}; on 1 process it is {meant:.4g} after as many samples",
         "plan the schedule by the updates that there are on so many processes",
         place,
     )

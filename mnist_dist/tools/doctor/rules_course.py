@@ -110,9 +110,7 @@ def hang(case: Case) -> Finding | None:
     words = [said_of(sign) for sign in (*others, *waiting)]
     if others:
         names = processes([sign.rank for sign in others])
-        advice = (
-            f"the others wait for {names}: all must reach the same operations between processes"
-        )
+        advice = f"the others wait for {names}: all must reach the same operations"
         place = others[0].place or waiting[0].place
     else:
         advice = "all wait, and not for the same: each operation must be reached by all processes"

@@ -43,8 +43,7 @@ def by_some(case: Case, taking_part: list[list[Epoch]]) -> Finding | None:
     return Finding(
         "FAIL",
         "evaluation",
-        f"one of {case.world} processes evaluates, on {found} of {epoch.samples} samples: its "
-        "part of them",
+        f"one of {case.world} processes evaluates, on its part: {found} of {epoch.samples} samples",
         "let all evaluate and add up, or give that process a loader of all samples",
         epoch.place,
     )

@@ -188,8 +188,7 @@ def padding(case: Case) -> Finding | None:
             return Finding(
                 "WARN",
                 "padding",
-                f"{twice} of {deal.whole} samples are given twice in an epoch, so that the "
-                "processes have equally many",
+                f"{twice} of {deal.whole} samples come twice in an epoch, to make shares equal",
                 "harmless in large epochs; drop_last=True leaves a few out instead",
                 deal.place,
             )

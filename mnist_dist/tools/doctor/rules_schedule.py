@@ -58,7 +58,6 @@ def rate_is_zero(record: Record) -> Finding | None:
         "FAIL",
         "schedule",
         f"the learning rate is 0 from update {first.number} of {record.made} on",
-        "plan the schedule by the steps that it makes, which Accelerate makes once for each "
-        "process",
+        "plan it by the steps that it makes: Accelerate makes one for each process",
         place,
     )

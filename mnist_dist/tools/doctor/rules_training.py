@@ -90,8 +90,7 @@ def first_weights(case: Case) -> Finding | None:
         "first weights",
         f"before the first update {len(differing)} of {len(group[0].weights)} parameters differ "
         f"between processes ({listed(differing)})",
-        "draw or load them before the model is wrapped, which hands out those of process 0, "
-        "or by one seed",
+        "draw or load them before the model is wrapped, which hands out those of process 0",
         group[0].place,
     )
 
@@ -188,8 +187,7 @@ def same_masks(case: Case) -> Finding | None:
         "dropout",
         f"in each of the {len(drawn)} updates that were examined all processes draw from the same "
         "random state: the same masks for other rows",
-        "after the model is made: torch.manual_seed(seed + rank), set_seed(seed, "
-        "device_specific=True)",
+        "behind the model: torch.manual_seed(seed + rank), or set_seed(0, device_specific=True)",
         drawn[0][0].forward_place,
     )
 

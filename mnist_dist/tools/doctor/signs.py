@@ -12,6 +12,7 @@ from mnist_dist.tools.whereabouts import whereabouts
 
 BEAT = 0.5  # seconds between two signs
 WRAPPER = "nn/parallel/distributed.py"  # in which a wrapper waits for buffers
+BUSY = 5.0  # times the deadline for processes that compute
 STILL = 4  # beats without an event, after which the record is written in any case
 
 
@@ -48,13 +49,15 @@ class Signs:
         _, waits = whereabouts(self.program)
         if frame is not None and frame.f_code.co_filename.endswith(WRAPPER):
             waits = True
+        waits = waits or bool(recorder.call)
         sign = Sign(
             rank=recorder.record.rank,
             events=recorder.events,
             place=place_of(frame),
             call=recorder.call,
-            waits=waits or bool(recorder.call),
+            waits=waits,
             ended=recorder.record.ended,
+            worked=0.0 if waits else round(time.process_time(), 1),
         )
         if recorder.folder.is_dir():
             write(recorder.folder / f"sign-{sign.rank}.json", sign)
@@ -69,29 +72,40 @@ class Signs:
 class HangWatch:
     """Finds out from signs of life whether processes wait for what never comes.
 
+    A process that computes for long without an event, such as one that prepares data for the
+    others, is given more time.
+
     Args:
         folder: where the signs are.
         world: the number of processes.
-        deadline: seconds without an event on any of them.
+        deadline: seconds in which nothing happens on any of them.
     """
 
     def __init__(self, folder: Path, world: int, deadline: float) -> None:
         self.folder = folder
         self.world = world
         self.deadline = deadline
-        self.before: list[tuple[int, bool]] = []
-        self.since = time.monotonic()
+        self.events: list[tuple[int, bool]] = []
+        self.worked: list[float] = []
+        self.no_event_since = time.monotonic()
+        self.no_work_since = time.monotonic()
 
     def hanging(self) -> list[Sign]:
         """Return the signs of all processes if they hang, otherwise nothing."""
         signs = read_signs(self.folder)
-        state = [(sign.events, sign.ended) for sign in signs]
-        if state != self.before:
-            self.before = state
-            self.since = time.monotonic()
-            return []
-        is_late = time.monotonic() > self.since + self.deadline
+        now = time.monotonic()
+        events = [(sign.events, sign.ended) for sign in signs]
+        worked = [sign.worked for sign in signs]
+        if events != self.events:
+            self.no_event_since = now
+            self.no_work_since = now
+        if worked != self.worked:
+            self.no_work_since = now
+        self.events = events
+        self.worked = worked
+        is_idle = now > self.no_work_since + self.deadline
+        is_late = now > self.no_event_since + self.deadline * BUSY
         somebody_waits = any(sign.waits and not sign.ended for sign in signs)
-        if is_late and somebody_waits and len(signs) == self.world:
+        if (is_idle or is_late) and somebody_waits and len(signs) == self.world:
             return signs
         return []
