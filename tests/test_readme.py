@@ -54,9 +54,3 @@ def test_what_a_page_links_to_is_there(page):
     links = re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", (REPOSITORY / page).read_text())
     missing = [link for link in links if not (folder / link).exists()]
     assert not missing and (links or page != "README.md")
-
-
-def test_the_citation_is_of_this_version():
-    for page, pattern in (("CITATION.cff", r"^version: (.*)$"), ("pyproject.toml", r'^version = "(.*)"$')):
-        (found,) = re.findall(pattern, (REPOSITORY / page).read_text(), re.MULTILINE)
-        assert found == "0.1.0", page

@@ -1,0 +1,27 @@
+"""What the pages in docs/ promise about the code; `mkdocs build --strict` in .ci/run checks their links."""
+
+import re
+
+from conftest import REPOSITORY
+
+TROUBLESHOOTING = (REPOSITORY / "docs" / "troubleshooting.md").read_text()
+
+
+def all_messages() -> str:
+    """The source of all modules, with string literals that continue on the next line joined."""
+    sources = [path.read_text() for path in sorted((REPOSITORY / "mnist_dist").rglob("*.py"))]
+    joined = re.sub(r'"\s*\n\s*f?"', "", "\n".join(sources))
+    return joined.replace("{so}", "a process's samples alone").replace("{rank}", "…")
+
+
+def test_messages_that_are_explained_are_those_of_the_code():
+    source = all_messages()
+    quoted = re.findall(r'"([^"]+)"', "\n".join(re.findall(r"^### (.*)$", TROUBLESHOOTING, re.MULTILINE)))
+    parts = [part.strip(" ():") for message in quoted for part in re.split("…|differ between|differ$", message)]
+    missing = [part for part in parts if part and part not in source]
+    assert len(quoted) > 40 and not missing
+
+
+def test_no_page_speaks_of_a_flag_that_is_gone():
+    pages = [path for path in (REPOSITORY / "docs").glob("*.md") if path.name != "design.md"]
+    assert not [path.name for path in pages if "--cuda-graph" in path.read_text()]
