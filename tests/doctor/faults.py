@@ -367,6 +367,16 @@ PLAIN = {
     ),
 }
 
+PLAIN["a schedule for one process"] = Fault(
+    "plain.py",
+    (("T_max=EPOCHS * len(loader)", "T_max=EPOCHS * len(dataset) // 8"),),
+    "schedule",
+    "scheduler.step()",
+    "24 of 24 steps on 1 process, and 12 of 24 on 2",
+    against=True,
+    slow=True,
+)
+
 SHARED = {
     "a sum": Fault(
         "shared.py",

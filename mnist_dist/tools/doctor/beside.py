@@ -36,7 +36,8 @@ def common_folder(given: Path | None) -> Path:
         raise UserError(f"{reason}: give --records and a new folder that all of them see", status=2)
     run = os.environ.get("TORCHELASTIC_RUN_ID", "")
     port = os.environ.get("MASTER_PORT", "")
-    name = f"doctor-{os.getuid()}-{os.getppid()}-{port}-{run}"
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    name = f"doctor-{os.getuid()}-{os.getppid()}-{port}-{run}-{start}"
     folder = Path(tempfile.gettempdir()) / name.replace("/", "_")
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder

@@ -84,6 +84,7 @@ AGAINST_ONE = [
     rule("batch", rules_against.global_batch, "the same number of rows", NOT_COMPARABLE),
     rule("first weights", rules_against.other_start, "as on 1 process", NOT_COMPARABLE),
     rule("gradient", rules_against.gradient, "as on 1 process", f"{NOT_COMPARABLE} layers dropout"),
+    rule("schedule", rules_against.unfinished, "as on 1 process", f"{NOT_COMPARABLE} schedule"),
     rule("rate", rules_against.rates, "as on 1 process", f"{NOT_COMPARABLE} schedule"),
     rule("updates", rules_against.updates_an_epoch, "as on 1 process", NOT_COMPARABLE),
 ]

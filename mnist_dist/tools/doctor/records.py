@@ -67,7 +67,9 @@ class Epoch:
         part: a digest of the part of the whole that this process's loader was given; 0: all of it.
         data: a digest of what the data set holds; 0 if that cannot be seen.
         sampler: the class of the loader's sampler.
-        repeats: whether the sampler draws a sample more than once by intent.
+        shuffles: whether the sampler is to give another order in each epoch.
+        repeats: whether the sampler, by intent, does not give each sample once.
+        is_own: whether the sampler is of the user's own making, so that its intent is unknown.
         drops: whether the loader leaves out an incomplete batch by intent.
         length: batches that the loader announces; -1 if it does not.
         batches: the samples' numbers in the whole data set, for each batch that was given.
@@ -84,7 +86,9 @@ class Epoch:
     part: int = 0
     data: int = 0
     sampler: str = ""
+    shuffles: bool = False
     repeats: bool = False
+    is_own: bool = False
     drops: bool = False
     length: int = -1
     batches: list[list[int]] = field(default_factory=list)

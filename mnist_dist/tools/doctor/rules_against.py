@@ -156,6 +156,24 @@ def rates(case: Case) -> Finding | None:
     return None
 
 
+def unfinished(case: Case) -> Finding | None:
+    """A schedule that comes to its end on one process, and not on several."""
+    alone = case.alone
+    assert alone is not None
+    for one, several in zip(alone.schedules, case.first.schedules, strict=False):
+        is_done = 0 < one.planned <= one.steps + 1
+        if is_done and several.planned > several.steps + 1:
+            return Finding(
+                "FAIL",
+                "schedule",
+                f"{several.kind} makes {one.steps} of {one.planned} steps on 1 process, and "
+                f"{several.steps} of {several.planned} on {case.world}: it never ends",
+                "plan it by the length of the loader that is shared out",
+                several.place,
+            )
+    return None
+
+
 def is_close(one: float, other: float, scale: float) -> bool:
     """Return whether two rates are equal but for rounding, or for one step of a schedule."""
     return abs(one - other) <= 0.05 * abs(scale)

@@ -20,6 +20,8 @@ class Deal:
         whole: how many samples the data set has, or the parts of it that the processes have.
         same_part: whether the loaders of all processes were given the same data set.
         batch: rows of a process's first batch.
+        is_own: whether the sampler is of the user's own making.
+        place: the line of the loop.
     """
 
     def __init__(self, epochs: tuple[Epoch, ...]) -> None:
@@ -32,6 +34,7 @@ class Deal:
         parts = [epoch.samples for epoch in epochs]
         self.whole = parts[0] if self.same_part else sum(parts)
         self.batch = max(len(epoch.batches[0]) for epoch in epochs)
+        self.is_own = any(epoch.is_own for epoch in epochs)
         self.place = epochs[0].place
 
     @property
@@ -44,7 +47,9 @@ class Deal:
         """Whether each process has the whole data set, but perhaps for a dropped batch."""
         if len(self.epochs) == 1 or not self.same_part:
             return False
-        return all(len(numbers) > self.whole - self.batch for numbers in self.sets)
+        dropped = self.batch - 1 if self.epochs[0].drops else 0
+        is_shared = self.given == self.different
+        return not is_shared and all(len(seen) >= self.whole - dropped for seen in self.sets)
 
     def twins(self) -> tuple[int, int] | None:
         """Return two processes that have the same samples."""
@@ -129,9 +134,10 @@ def overlap(deal: Deal) -> Finding | None:
     """Several processes have the same samples, and by more than padding."""
     twice = deal.given - deal.different
     is_padding = deal.different == deal.whole and twice < deal.global_batch
-    if twice == 0 or is_padding or deal.all_have_everything:
-        return None
     twins = deal.twins()
+    is_intended = deal.is_own and not twins
+    if twice == 0 or is_padding or is_intended or deal.all_have_everything:
+        return None
     if twins:
         words = f"processes {twins[0]} and {twins[1]} train on the same {len(deal.sets[0])} samples"
         advice = "give DistributedSampler each process's own rank: rank=dist.get_rank()"
@@ -146,7 +152,7 @@ def missing(case: Case, deal: Deal) -> Finding | None:
     """Samples that no process has, and by more than an incomplete batch."""
     left_out = deal.whole - deal.different
     is_dropped = any(epoch.drops for epoch in deal.epochs) and left_out < deal.global_batch
-    if left_out <= 0 or is_dropped:
+    if left_out <= 0 or is_dropped or deal.is_own:
         return None
     words = f"an epoch has {deal.different} of {deal.whole} samples"
     is_squared = abs(deal.different * case.world / deal.whole - 1) < ROUGHLY
@@ -200,7 +206,7 @@ def same_order(case: Case) -> Finding | None:
     seen: dict[str, list[list[int]]] = {}
     for epoch in case.first.trainings():
         numbers = epoch.numbers
-        is_shuffled = numbers != sorted(numbers)
+        is_shuffled = epoch.shuffles and numbers != sorted(numbers)
         if epoch.complete and is_shuffled and numbers in seen.get(epoch.place, []):
             advice = "seed the order once, before the first epoch, and not in each"
             if epoch.sampler == "DistributedSampler":
@@ -222,6 +228,8 @@ def uneven_shares(case: Case) -> Finding | None:
     if case.world == 1 or case.first.exact:
         return None
     for epochs in case.trainings:
+        if epochs[0].is_own:
+            continue  # batches of so many words, for example
         batches = zip(*(epoch.batches for epoch in epochs), strict=False)
         for number, group in enumerate(batches, start=1):
             rows = [len(batch) for batch in group]

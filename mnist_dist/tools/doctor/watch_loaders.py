@@ -3,7 +3,13 @@
 from collections import deque
 from typing import Any
 
-from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from mnist_dist.core.accelerator import ExactAccelerator
@@ -123,7 +129,9 @@ class LoaderWatch:
             part=part,
             data=self.data_of(whole),
             sampler=type(sampler).__name__,
+            shuffles=shuffles(sampler),
             repeats=repeats(sampler),
+            is_own=any(is_own(each) for each in chain),
             drops=any(getattr(each, "drop_last", False) is True for each in chain),
             length=length_of(loader),
         )
@@ -208,8 +216,23 @@ def samplers_of(loader: DataLoader) -> list[Any]:
     return chain
 
 
+def shuffles(sampler: Any) -> bool:
+    """Return whether a sampler is to give another order in each epoch."""
+    if isinstance(sampler, DistributedSampler):
+        return sampler.shuffle
+    return isinstance(sampler, RandomSampler | SubsetRandomSampler)
+
+
 def repeats(sampler: Any) -> bool:
-    """Return whether a sampler gives a sample more than once by intent."""
+    """Return whether a sampler, by intent, does not give each sample once."""
     if isinstance(sampler, WeightedRandomSampler):
         return True
-    return isinstance(sampler, RandomSampler) and sampler.replacement
+    if not isinstance(sampler, RandomSampler):
+        return False
+    return sampler.replacement or sampler.num_samples != len(sampler.data_source)
+
+
+def is_own(sampler: Any) -> bool:
+    """Return whether a sampler is of the user's own making."""
+    library, _, _ = type(sampler).__module__.partition(".")
+    return library not in ("torch", "accelerate", "builtins")

@@ -1,5 +1,6 @@
 """Watches optimizers: their steps, and weights, gradients and learning rates at each."""
 
+import sys
 from typing import Any
 
 import torch
@@ -82,7 +83,8 @@ class OptimizerWatch:
             record.names.append(names.get(id(parameter), f"parameter {number} of the optimizer"))
         record.device = name_of(parameters[0].device)
         is_sharded = [hasattr(each, "_local_tensor") for each in parameters]
-        record.is_sharded = record.is_sharded or any(is_sharded)
+        if any(is_sharded) or "deepspeed" in sys.modules:
+            record.is_sharded = True
 
     def note_gradients(self, parameters: list[Tensor]) -> None:
         """Note a digest of each gradient, 0 where there is none."""
