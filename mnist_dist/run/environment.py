@@ -1,19 +1,41 @@
 """Checks of the environment variables by which a launcher tells a process about the others."""
 
-import contextlib
 import os
+import platform
 import re
-import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import psutil
 
 from mnist_dist.core.errors import UserError
+from mnist_dist.core.output import warn
+from mnist_dist.run.jobs import launcher_and_worker
 
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 DIVIDING_STRATEGIES = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 TRUE = ("1", "true")
+
+# In which variables other launchers tell the number of processes, and that of this one.
+SIZES = (
+    "OMPI_COMM_WORLD_SIZE",  # Open MPI
+    "PMI_SIZE",  # MPICH, Intel MPI, and others with Hydra
+    "MPI_LOCALNRANKS",  # of the node
+    "MV2_COMM_WORLD_SIZE",  # MVAPICH
+    "JSM_NAMESPACE_SIZE",  # jsrun
+    "FLUX_JOB_SIZE",
+)
+RANKS = (
+    "OMPI_COMM_WORLD_RANK",
+    "PMI_RANK",
+    "MPI_LOCALRANKID",
+    "MV2_COMM_WORLD_RANK",
+    "JSM_NAMESPACE_RANK",
+    "FLUX_TASK_RANK",
+    "PALS_RANKID",
+    "PMIX_RANK",
+)
+WAY_OUT = "start through torchrun, or set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT of each process"
 
 
 def check_environment(environ: Mapping[str, str]) -> int:
@@ -44,6 +66,8 @@ def check_environment(environ: Mapping[str, str]) -> int:
         raise UserError(f"MASTER_PORT={port} is no port: give a free one from 1 to 65535")
     if rank >= world:
         raise UserError(f"RANK={rank} is not below WORLD_SIZE={world}")
+    if world == 1:
+        refuse_other_launchers(environ)
     return world
 
 
@@ -70,7 +94,7 @@ def check_that_one_process_was_meant(environ: Mapping[str, str]) -> None:
     """Look for signs that a process without WORLD_SIZE was meant to be one of several.
 
     One sign does not prove it: a Slurm allocation may have tasks that are not used. For that this
-    prints a warning.
+    prints a warning. That a launcher has started one process is no sign.
 
     Args:
         environ: the environment variables of the process, without WORLD_SIZE.
@@ -78,6 +102,8 @@ def check_that_one_process_was_meant(environ: Mapping[str, str]) -> None:
     Raises:
         UserError: the launcher, or Slurm, was asked for several processes.
     """
+    refuse_tasks_of_slurm(environ)
+    refuse_other_launchers(environ)
     if "MASTER_PORT" in environ:
         # `accelerate launch --cpu --num_processes N` prepares the environment for N processes and
         # then starts one of them (accelerate #2741).
@@ -87,20 +113,94 @@ def check_that_one_process_was_meant(environ: Mapping[str, str]) -> None:
             "`torchrun --nproc-per-node N train.py --cpu` "
             "(or unset MASTER_PORT to train in one process)"
         )
-    tasks_of_step = environ.get("SLURM_STEP_NUM_TASKS")
-    if tasks_of_step not in (None, "", "1"):
-        raise UserError(
-            f"srun started {tasks_of_step} tasks that do not know of each other "
-            "(WORLD_SIZE is not set), so each would train its own model: "
-            "submit slurm/train.sbatch, which tells them"
-        )
     tasks_of_job = environ.get("SLURM_NTASKS")
     if tasks_of_job not in (None, "", "1"):
-        print(
-            f"warning: this allocation has {tasks_of_job} tasks, and without srun one process "
-            "works alone: the scripts in slurm/ start all",
-            file=sys.stderr,
+        warn(
+            f"this allocation has {tasks_of_job} tasks, and without srun one process works alone: "
+            "the scripts in slurm/ start all"
         )
+
+
+def refuse_tasks_of_slurm(environ: Mapping[str, str]) -> None:
+    """Refuse to be one of several tasks of a Slurm step that do not know of each other.
+
+    Args:
+        environ: the environment variables of the process, without WORLD_SIZE.
+
+    Raises:
+        UserError: it is one.
+    """
+    tasks = environ.get("SLURM_STEP_NUM_TASKS", "")
+    number = environ.get("SLURM_PROCID", "")
+    if tasks not in ("", "1"):
+        started = f"srun started {tasks} tasks that do not know of each other"
+    elif number not in ("", "0"):
+        started = f"srun started this as task {number}, which does not know of the others"
+    else:
+        return
+    raise UserError(
+        f"{started} (WORLD_SIZE is not set), so each would train its own model: "
+        "submit slurm/train.sbatch, which tells them"
+    )
+
+
+def refuse_other_launchers(environ: Mapping[str, str]) -> None:
+    """Refuse to be one of several processes of mpirun, or its kin, each of which would be alone.
+
+    Args:
+        environ: the environment variables of the process, with a WORLD_SIZE of 1 or none.
+
+    Raises:
+        UserError: it is one, or there is no saying whether it is.
+    """
+    sizes = {name: environ[name] for name in SIZES if environ.get(name)}
+    ranks = {name: environ[name] for name in RANKS if environ.get(name)}
+    world = "1" if environ.get("WORLD_SIZE") else "not set"
+    for name, size in sizes.items():
+        if size != "1":
+            raise UserError(
+                f"mpirun or another launcher started several processes ({name} is {size}) that do "
+                f"not know of each other (WORLD_SIZE is {world}), so each would train its own "
+                f"model: {WAY_OUT}"
+            )
+    for name, rank in ranks.items():
+        if rank != "0":
+            raise UserError(
+                f"mpirun or another launcher started this process beside others ({name} is {rank}) "
+                f"of which it does not know (WORLD_SIZE is {world}), so each would train its own "
+                f"model: {WAY_OUT}"
+            )
+    if ranks and not sizes and world != "1":
+        name = min(ranks)
+        raise UserError(
+            f"a launcher started this process ({name} is 0) and does not tell how many there are, "
+            f"so each could train its own model: {WAY_OUT}, or unset {name} to train in one"
+        )
+
+
+def check_libraries(environ: Mapping[str, str], interfaces: Collection[str]) -> None:
+    """Refuse variables with which several processes on CPUs could not be connected.
+
+    Args:
+        environ: the environment variables of the process.
+        interfaces: the network interfaces of this node.
+
+    Raises:
+        UserError: a variable cannot be read, or names what is not there.
+    """
+    threads = environ.get("OMP_NUM_THREADS", "1")
+    if not re.fullmatch("[0-9]{1,9}", threads):
+        raise UserError(
+            f"OMP_NUM_THREADS={threads!r} is not one whole number, and Accelerate reads no other: "
+            "give the threads of a process, or unset it"
+        )
+    names = environ.get("GLOO_SOCKET_IFNAME", "")
+    for name in names.split(",") if names else []:
+        if name not in interfaces:
+            raise UserError(
+                f"GLOO_SOCKET_IFNAME={names} names no network interface of {platform.node()}, "
+                f"which has {', '.join(sorted(interfaces))}: name one of them, or unset it"
+            )
 
 
 def whole_number(name: str, value: str) -> int:
@@ -135,11 +235,18 @@ def no_agent_can_join() -> bool:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return False
     # A process is not told the range, so the command line of its agent is looked at.
-    with contextlib.suppress(psutil.Error):
-        agent = psutil.Process().parent()
-        command = " ".join(agent.cmdline())
-        by_flag = re.search(r"--nnodes[= ](\d+):(\d+)", command)
-        by_variable = re.fullmatch(r"(\d+):(\d+)", os.environ.get("PET_NNODES", ""))
-        nodes = by_flag or by_variable
-        return nodes is not None and int(nodes[1]) < int(nodes[2])
-    return False
+    by_flag = re.search(r"--nnodes[= ](\d+):(\d+)", command_of_agent())
+    by_variable = re.fullmatch(r"(\d+):(\d+)", os.environ.get("PET_NNODES", ""))
+    nodes = by_flag or by_variable
+    return nodes is not None and int(nodes[1]) < int(nodes[2])
+
+
+def command_of_agent() -> str:
+    """The command line of the torchrun that has started this process, empty if not in sight."""
+    agent, _ = launcher_and_worker()
+    if agent is None:
+        return ""
+    try:
+        return " ".join(agent.cmdline())
+    except psutil.Error:
+        return ""

@@ -16,7 +16,6 @@ from typing import Any
 import psutil
 from accelerate.utils import broadcast_object_list, gather_object
 
-
 # What torchrun and accelerate launch tell a process, and what it hands on to those that it starts.
 TOLD = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK")
 
@@ -85,10 +84,7 @@ def was_told_the_same(parent: psutil.Process) -> bool:
         environ = parent.environ()
     except psutil.AccessDenied:
         return False
-    for name in TOLD:
-        if environ.get(name) != os.environ.get(name):
-            return False
-    return True
+    return all(environ.get(name) == os.environ.get(name) for name in TOLD)
 
 
 def name_of(process: psutil.Process) -> str:

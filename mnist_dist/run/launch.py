@@ -8,6 +8,7 @@ import os
 import sys
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -26,8 +27,8 @@ from mnist_dist.run.devices import (
     must_use_cpu,
     set_float32_multiplication,
 )
-from mnist_dist.run.environment import check_environment, no_agent_can_join
-from mnist_dist.run.leaving import cause, is_first, run
+from mnist_dist.run.environment import check_environment, check_libraries, no_agent_can_join
+from mnist_dist.run.leaving import cause, is_first, is_lost_connection, run
 from mnist_dist.run.neighbour import NEIGHBOURS, Neighbour
 from mnist_dist.run.versions import versions
 
@@ -88,6 +89,8 @@ def start(
         check_one_gpu_per_process()
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(THREADS)
+    if cpu and world > 1:
+        check_libraries(os.environ, psutil.net_if_addrs())
     precision = choose_precision(mixed_precision, dtype, cpu)
     accelerator = connect(
         world,
@@ -139,11 +142,7 @@ def connect(world: int, **options: Any) -> ExactAccelerator:
             "MASTER_ADDR and MASTER_PORT of the first one's node, which the others must reach"
         ) from error
     except (ValueError, RuntimeError, ImportError) as error:
-        first_line, *_ = str(error).split("\n")
-        raise UserError(
-            f"Accelerate could not start ({first_line}): look at the environment variables that "
-            "begin with ACCELERATE_, and at what the launcher set"
-        ) from error
+        raise UserError(why_not(error)) from error
     if accelerator.num_processes != world:
         raise UserError(
             f"{world} processes were started but {accelerator.num_processes} are connected, so "
@@ -151,6 +150,30 @@ def connect(world: int, **options: Any) -> ExactAccelerator:
             "launch or torchrun"
         )
     return accelerator
+
+
+def why_not(error: Exception) -> str:
+    """Say what Accelerate, or what connects the processes, stumbled on.
+
+    Args:
+        error: what was raised while they were to be connected.
+
+    Returns:
+        A sentence with the reason, and where to look.
+    """
+    reason = cause(error) if str(error).strip() else type(error).__name__
+    if is_lost_connection(error):
+        return (
+            f"the processes could not be connected ({reason}): look at the network of their nodes, "
+            "and at the environment variables that begin with GLOO_ or NCCL_"
+        )
+    names = [name for name in os.environ if name.startswith("ACCELERATE_")]
+    if names:
+        return (
+            f"Accelerate could not start ({reason}): look at the environment variables that "
+            f"begin with ACCELERATE_ ({', '.join(sorted(names))}), and at what the launcher set"
+        )
+    return f"Accelerate could not start ({reason}): look at what the shell and the launcher set in the environment"
 
 
 def dynamo_plugin(compile_mode: str | None) -> TorchDynamoPlugin:
