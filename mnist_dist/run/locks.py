@@ -1,39 +1,87 @@
-"""Locks on the folders of runs, so that one process at a time writes a run."""
+"""Locks on the folders of runs, so that one process at a time writes a run.
+
+The file system's own lock ends with the process that holds it, however that ends. Where there are
+no such locks, or each node knows only its own, a file in the folder says who holds it (`holder`).
+"""
 
 import os
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from filelock import lock_descriptor
 
 from mnist_dist.core.errors import UserError
+from mnist_dist.core.files import warn_once
+from mnist_dist.run import holder
 
 TAKE_OVER = 60  # seconds for the process of the attempt before to end; a launcher kills it after 30
 LOCKS: list[int] = []  # the descriptors that hold the locks of this process
+HOLDERS: list[holder.Holder] = []  # what holds folders where locks do not
 
 
 def lock(folder: Path) -> None:
     """Let no other process write this run before `let_go`, or before this process ends.
 
-    If the file system has no locks, this does nothing.
-
     Args:
         folder: the run's folder, which must exist.
 
     Raises:
-        UserError: another process holds the lock.
+        UserError: another process holds it.
     """
     descriptor = open_lock(folder)
     try:
         is_held = try_lock(descriptor)  # the system releases it however the process ends
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
+        hold_without_lock(folder, f"has no locks ({error.strerror})")
         return
     if not is_held:
         os.close(descriptor)
-        problem = f"another process is writing the run in {folder}"
-        raise UserError(f"{problem}: wait for it, or choose another folder")
+        refuse(folder)
+    try:
+        if not lock_holds(folder):
+            hold_without_lock(folder, "gives one lock to two")
+        elif holder.is_of_several_nodes(folder):
+            HOLDERS.append(holder.hold(folder))  # the lock may be this node's alone
+    except (UserError, OSError):
+        os.close(descriptor)
+        raise
     LOCKS.append(descriptor)
+
+
+def hold_without_lock(folder: Path, what: str) -> None:
+    """Hold a folder by a file in it, and say so.
+
+    Args:
+        folder: the run's folder.
+        what: what its file system does, for the warning.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    HOLDERS.append(holder.hold(folder))
+    warn_once(
+        f"lock of {folder}",
+        f"the file system of {folder} {what}: {holder.NAME} in it says instead that a job is at work there",
+    )
+
+
+def refuse(folder: Path) -> NoReturn:
+    """Refuse a folder in which another process is at work."""
+    problem = f"another process is writing the run in {folder}"
+    raise UserError(f"{problem}: wait for it, or choose another folder")
+
+
+def lock_holds(folder: Path) -> bool:
+    """Find out whether a folder that this process has locked is locked for others."""
+    descriptor = open_lock(folder)
+    try:
+        return not lock_descriptor(descriptor, blocking=False)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
 
 
 def take_over(folder: Path) -> None:
@@ -58,19 +106,23 @@ def take_over(folder: Path) -> None:
 
 def let_go() -> None:
     """Unlock all runs of this process, which is to go on without them."""
+    while HOLDERS:
+        HOLDERS.pop().let_go()
     while LOCKS:
         os.close(LOCKS.pop())
 
 
 def is_running(folder: Path) -> bool:
-    """Find out by its lock whether a process is writing a run.
+    """Find out by its lock, or the file in place of it, whether a process is writing a run.
 
     Args:
         folder: the run's folder.
 
     Returns:
-        True if it is being written. False also if the file system has no locks.
+        True if it is being written.
     """
+    if holder.seems_held(folder):
+        return True
     descriptor = open_lock(folder)
     try:
         return not try_lock(descriptor)

@@ -1,0 +1,232 @@
+"""A file that says which process is at work in a folder, where the file system's locks do not.
+
+The file holds JSON:
+    host: the node, and its namespace of processes.
+    pid: the process.
+    started: when it began to hold the folder, in seconds since 1970.
+    heartbeat: when it last said that it lives, likewise.
+    token: a random word, by which it knows its own file.
+"""
+
+import json
+import os
+import platform
+import secrets
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psutil
+
+from mnist_dist.core.errors import UserError
+
+NAME = ".holder.json"
+BEAT = 5.0  # seconds between two heartbeats
+FRESH = 30.0  # seconds for which one is good
+WATCH = 12.0  # seconds in which an old one may prove to be another clock's
+MOMENT = 0.5  # seconds in which another may begin, too, that has seen nobody
+
+# File systems of several nodes, as the list of what is mounted calls them. A lock there may hold on
+# one node only, as with NFS's `local_lock` and Lustre's `localflock`.
+SHARED = ("nfs", "lustre", "cifs", "smb", "fuse", "9p", "beegfs", "gpfs", "ceph", "afs", "gluster")
+ON_THIS_NODE = ("fuseblk", "fuse.lxcfs")
+
+
+class Holder:
+    """What holds a folder for this process, until `let_go`.
+
+    A thread of its own renews the heartbeat. If it finds that another process has taken the folder
+    over, which it does only if this one was silent, for instance frozen, it ends this process.
+
+    Args:
+        folder: the folder, which nobody else holds.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        self.about = {
+            "host": host(),
+            "pid": os.getpid(),
+            "started": time.time(),
+            "token": secrets.token_hex(8),
+        }
+        self.released = threading.Event()
+        self.beat()
+        self.thread = threading.Thread(target=self.keep, daemon=True)
+        self.thread.start()
+
+    def beat(self) -> None:
+        """Say that this process lives.
+
+        The file is written in place: of one that was renamed, NFS may show the old one for a time.
+        """
+        document = json.dumps(self.about | {"heartbeat": time.time()})
+        content = f"{document}\n".encode()
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, content)
+            os.ftruncate(descriptor, len(content))
+        finally:
+            os.close(descriptor)
+
+    def keep(self) -> None:
+        """Renew the heartbeat until the folder is let go."""
+        while not self.released.wait(BEAT):
+            found = read(self.path)
+            if found and found.get("token") != self.about["token"]:
+                print(
+                    f"error: {described(found)} has taken over the run in {self.path.parent}, for "
+                    "this process was silent: it ends, and its checkpoints are the other's",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(1)
+                return
+            with suppress(OSError):  # a folder that is gone is noticed by the training
+                if self.path.parent.exists() and not self.released.is_set():
+                    self.beat()
+
+    def let_go(self) -> None:
+        """Hold the folder no longer."""
+        self.released.set()
+        self.thread.join()
+        found = read(self.path)
+        if found and found.get("token") == self.about["token"]:
+            with suppress(OSError):
+                self.path.unlink()
+
+
+def hold(folder: Path) -> Holder:
+    """Hold a folder for this process, also if one has left it that is no longer there.
+
+    Args:
+        folder: the folder, which must exist.
+
+    Returns:
+        What holds it.
+
+    Raises:
+        UserError: another process holds it.
+        OSError: the folder cannot be written to.
+    """
+    path = folder / NAME
+    found = read(path)
+    if found:
+        refuse_if_alive(path, found)
+    holder = Holder(folder)
+    # Of two that begin in the same moment the file is the last one's.
+    time.sleep(MOMENT)
+    found = read(path)
+    if found and found.get("token") != holder.about["token"]:
+        holder.let_go()
+        refuse(path, found)
+    return holder
+
+
+def refuse_if_alive(path: Path, found: dict[str, Any]) -> None:
+    """Refuse a folder whose holder lives.
+
+    Args:
+        path: the holder's file.
+        found: what it holds.
+
+    Raises:
+        UserError: the holder is this node's and still there, or its heartbeat is fresh, or turns
+            out to go on, by a clock that is not this node's.
+    """
+    if found.get("host") == host() and not is_there(found):
+        return
+    if is_fresh(found):
+        refuse(path, found)
+    until = time.monotonic() + WATCH
+    while time.monotonic() < until:
+        time.sleep(min(1.0, WATCH))
+        if read(path) != found:
+            refuse(path, found)
+
+
+def is_there(found: dict[str, Any]) -> bool:
+    """Tell whether the process of a holder's file of this node is there, and no later one."""
+    try:
+        process = psutil.Process(found["pid"])
+        return process.create_time() < found["started"] + 1
+    except psutil.NoSuchProcess:
+        return False
+    except (psutil.Error, KeyError, TypeError, ValueError):
+        return True  # it cannot be told
+
+
+def refuse(path: Path, found: dict[str, Any]) -> NoReturn:
+    """Refuse a folder that another process holds.
+
+    Args:
+        path: the holder's file.
+        found: what it holds.
+
+    Raises:
+        UserError: says who does.
+    """
+    raise UserError(
+        f"another process is writing the run in {path.parent} ({described(found)}, says {path}): "
+        "wait for it, or choose another folder"
+    )
+
+
+def seems_held(folder: Path) -> bool:
+    """Tell whether a folder has a holder whose heartbeat is fresh."""
+    found = read(folder / NAME)
+    return found is not None and is_fresh(found)
+
+
+def is_fresh(found: dict[str, Any]) -> bool:
+    """Tell whether a heartbeat was just now, as far as clocks agree."""
+    heartbeat = found.get("heartbeat")
+    if not isinstance(heartbeat, int | float):
+        return False
+    return abs(time.time() - heartbeat) < FRESH
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Read a holder's file.
+
+    Returns:
+        What it holds, empty if that is nothing yet or cannot be understood. None without a file.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError:
+        return None
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def described(found: dict[str, Any]) -> str:
+    """Name the process that a holder's file is of."""
+    node = str(found.get("host", "?")).split(" ")[0]
+    return f"process {found.get('pid', '?')} on {node}"
+
+
+def host() -> str:
+    """Name this node, and the namespace in which its processes have their numbers."""
+    try:
+        namespace = Path("/proc/self/ns/pid").readlink()
+    except OSError:  # on other systems than Linux
+        return platform.node()
+    return f"{platform.node()} {namespace}"
+
+
+def is_of_several_nodes(folder: Path) -> bool:
+    """Tell whether a folder is on a file system that several nodes may see."""
+    place = folder.resolve()
+    best = Path("/")
+    kind = ""
+    for mounted in psutil.disk_partitions(all=True):
+        point = Path(mounted.mountpoint)
+        if place.is_relative_to(point) and point.is_relative_to(best):
+            best = point
+            kind = mounted.fstype
+    return kind.startswith(SHARED) and kind not in ON_THIS_NODE
