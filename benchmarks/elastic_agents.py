@@ -1,4 +1,4 @@
-"""An elastic run on this machine: each torchrun plays a node, at an address of its own, and nodes come and go."""
+"""An elastic run on this machine: each torchrun plays a node, at an address of its own."""
 
 import contextlib
 import json
@@ -12,42 +12,73 @@ from pathlib import Path
 import psutil
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-# Seconds: for more nodes to come, between signs of life, and how many may be missed. torch's 30, 5 and 3 are patient.
+# Seconds: for more nodes to come, between signs of life, and how many may be missed. torch's 30, 5
+# and 3 are patient.
 QUICK = "last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3"
 WAIT = 180  # seconds at most until all agents train
+SHARED_STORE_OFF = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 class ElasticRun:
-    """A training under torchrun agents.
+    """A training under torchrun agents, which come and go.
 
     Args:
-        place: a folder, in which they are started; their logs and, without `--output-dir`, the run go there.
+        place: a folder, in which they are started; their logs and, without `--output-dir`, the run
+            go there.
         flags: of train.py.
         nodes: MIN:MAX.
         restarts: for `--max-restarts`.
-        endpoint: HOST:PORT if the agent that is started first is to host the rendezvous; else a file is used.
+        endpoint: HOST:PORT if the agent that is started first is to host the rendezvous; else a
+            file is used.
     """
 
-    def __init__(self, place: Path, flags: list[str], nodes: str = "1:2", restarts: int = 0, endpoint: str = ""):
-        self.place, self.flags, self.agents = place, flags, dict[str, subprocess.Popen[bytes]]()
+    def __init__(
+        self,
+        place: Path,
+        flags: list[str],
+        nodes: str = "1:2",
+        restarts: int = 0,
+        endpoint: str = "",
+    ) -> None:
+        self.place = place
+        self.flags = flags
+        self.agents: dict[str, subprocess.Popen[bytes]] = {}
         self.attempt = 0.0
         place.mkdir(parents=True, exist_ok=True)
+        configuration = QUICK
+        if not endpoint:
+            endpoint = str(place / "store")
+            configuration += ",store_type=file"
         self.command = [
-            *(sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", "--nproc-per-node=1"),
-            *(f"--max-restarts={restarts}", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint or place / 'store'}"),
-            f"--rdzv-conf={QUICK}" + ("" if endpoint else ",store_type=file"),
+            *(sys.executable, "-m", "torch.distributed.run"),
+            f"--nnodes={nodes}",
+            "--nproc-per-node=1",
+            f"--max-restarts={restarts}",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={endpoint}",
+            f"--rdzv-conf={configuration}",
         ]
 
     def start(self, address: str, *options: str) -> None:
         """Start the agent of a node, which joins; with options of torchrun."""
-        environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} | os.environ | {"OMP_NUM_THREADS": "1"}
-        command = [*self.command, f"--local-addr={address}", *options, str(TRAIN), *self.flags]
+        environment = SHARED_STORE_OFF | os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [*self.command, f"--local-addr={address}", *options]
+        command += [str(TRAIN), *self.flags]
         with (self.place / f"{address}.log").open("ab") as log:
-            self.agents[address] = subprocess.Popen(command, cwd=self.place, env=environment, stdout=log, stderr=log)
+            self.agents[address] = subprocess.Popen(
+                command,
+                cwd=self.place,
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
 
     def logs(self) -> str:
         """What the agents and their processes have said."""
-        return "".join(log.read_text(errors="replace") for log in sorted(self.place.glob("*.log")))
+        texts = []
+        for log in sorted(self.place.glob("*.log")):
+            texts.append(log.read_text(errors="replace"))
+        return "".join(texts)
 
     def processes(self, address: str) -> list[psutil.Process]:
         """Those that train on a node."""
@@ -57,7 +88,8 @@ class ElasticRun:
         """End a node as a power failure does."""
         agent = self.agents.pop(address)
         if agent.poll() is None:
-            for process in [*psutil.Process(agent.pid).children(recursive=True), psutil.Process(agent.pid)]:
+            parent = psutil.Process(agent.pid)
+            for process in [*parent.children(recursive=True), parent]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
         agent.wait()
@@ -73,21 +105,39 @@ class ElasticRun:
         return all(agent.poll() is not None for agent in self.agents.values())
 
     def noted(self) -> tuple[list[str], float]:
-        """The launchers that the run's config.json notes, and when, which tells one attempt from another."""
+        """The launchers that the run's config.json notes, and when: it tells attempts apart."""
         for config in self.in_the_run("config.json"):
-            return json.loads(config.read_text())["job"]["launchers"], config.stat().st_mtime
+            job = json.loads(config.read_text())["job"]
+            return job["launchers"], config.stat().st_mtime
         return [], 0.0
 
     def newest(self) -> str:
         """The name of the newest checkpoint, empty without one."""
-        return max((place.name for place in self.in_the_run("checkpoints/step-*")), default="")
+        places = self.in_the_run("checkpoints/step-*")
+        return max((place.name for place in places), default="")
 
     def in_the_run(self, pattern: str) -> list[Path]:
-        """Files of the run, in whichever folder it is; without a look into checkpoints, which are renamed meanwhile."""
-        return [*self.place.glob(f"*/{pattern}"), *self.place.glob(f"*/*/{pattern}")]
+        """Files of the run, in whichever folder it is.
+
+        It does not look into checkpoints, which are renamed meanwhile.
+        """
+        near = self.place.glob(f"*/{pattern}")
+        further = self.place.glob(f"*/*/{pattern}")
+        return [*near, *further]
+
+    def are_noted(self, launchers: list[str]) -> bool:
+        """Whether these launchers are all agents, and only they."""
+        if len(launchers) != len(self.agents):
+            return False
+        for agent in self.agents.values():
+            if not any(f":{agent.pid}:" in name for name in launchers):
+                return False
+        return True
 
     def train_together(self) -> bool:
-        """Wait until all agents, and only they, have written a checkpoint in an attempt after the one last waited for.
+        """Wait until all agents, and only they, have written a checkpoint in a new attempt.
+
+        An attempt is new after the one that was last waited for.
 
         Returns:
             False if the run has ended before.
@@ -95,11 +145,11 @@ class ElasticRun:
         Raises:
             TimeoutError: they have not in time.
         """
-        deadline, before = time.monotonic() + WAIT, None
+        deadline = time.monotonic() + WAIT
+        before = None
         while not self.ended():
-            names, attempt = self.noted()
-            mine = [f":{agent.pid}:" for agent in self.agents.values()]
-            if attempt == self.attempt or len(names) != len(mine) or not all(any(m in n for n in names) for m in mine):
+            launchers, attempt = self.noted()
+            if attempt == self.attempt or not self.are_noted(launchers):
                 before = None
             elif before is None:
                 before = self.newest()
@@ -107,6 +157,9 @@ class ElasticRun:
                 self.attempt = attempt
                 return True
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{', '.join(self.agents)} do not train together after {WAIT} s, but {names}")
+                agents = ", ".join(self.agents)
+                raise TimeoutError(
+                    f"{agents} do not train together after {WAIT} s, but {launchers}"
+                )
             time.sleep(0.05)
         return False

@@ -1,28 +1,30 @@
-"""Kills or signals a short training at random instants, resumes it until it is done, and compares bits.
+"""Kills or signals a training at random instants, resumes it until it is done, and compares bits.
 
     python benchmarks/fault_injection.py --faults 100
     python benchmarks/fault_injection.py --faults 30 --processes 2
     python benchmarks/fault_injection.py --faults 20 --processes 2 --signal TERM INT USR1
-    python benchmarks/fault_injection.py --faults 20 --processes 2 --signal TERM INT USR1 --launcher accelerate
+    python benchmarks/fault_injection.py --faults 20 --processes 2 --signal TERM INT USR1 \\
+        --launcher accelerate
     python benchmarks/fault_injection.py --elastic --faults 20
-    python benchmarks/fault_injection.py --elastic --faults 20 -- --model mlp --dtype float32 --virtual-processes 2 \\
-        --epochs 220
+    python benchmarks/fault_injection.py --elastic --faults 20 -- --model mlp --dtype float32 \\
+        --virtual-processes 2 --epochs 220
 
-Each fault comes at an instant uniform over the time that the undisturbed run took from the line with its folder to its
-end, so also inside the writing of checkpoints and files. KILL goes to all processes; TERM, INT and USR1 to one of them,
-chosen at random, which must make all leave with a checkpoint; several signals come in turn. The weights, metrics.jsonl
-and summary.json (times aside) must be those of the undisturbed run. The exit status is 0 only if all were. --cpu
-keeps a GPU out of it.
+Each fault comes at an instant uniform over the time that the undisturbed run took from the line
+with its folder to its end, so also inside the writing of checkpoints and files. KILL goes to all
+processes; TERM, INT and USR1 to one of them, chosen at random, which must make all leave with a
+checkpoint; several signals come in turn. The weights, metrics.jsonl and summary.json (times aside)
+must be those of the undisturbed run. The exit status is 0 only if all were. --cpu keeps a GPU out
+of it.
 
-With --elastic one run on the CPU has all the faults, on one or two torchrun agents that play nodes: an agent is killed
-with its process, the first of them to begin with; one is asked to leave; one joins; a process is killed, or asked to
-stop. Each comes at a random instant once the agents train together, and is survived if all that are left do so again.
-The run must end by itself, with the weights of one process never disturbed: to 1e-9 in float64, to the bit if flags
-after `--` have --virtual-processes. --picture FILE draws it.
+With --elastic one run on the CPU has all the faults, on one or two torchrun agents that play nodes:
+an agent is killed with its process, the first of them to begin with; one is asked to leave; one
+joins; a process is killed, or asked to stop. Each comes at a random instant once the agents train
+together, and is survived if all that are left do so again. The run must end by itself, with the
+weights of one process never disturbed: to 1e-9 in float64, to the bit if flags after `--` have
+--virtual-processes. --picture FILE draws it.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -31,226 +33,212 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-import torch
-from elastic_agents import ElasticRun
+from elastic_agents import TRAIN
+from elastic_faults import disturb_elastic_run
 
-TRAIN = Path(__file__).parents[1] / "train.py"
-FLAGS = "--dataset mnist-5k --wandb disabled --epochs 6 --batch-size 40 --checkpoint-every 9".split()
-FLAGS += "--schedule one-cycle --gradient-accumulation-steps 2 --val-size 100 --affine 0.5 --elastic 0.5".split()
-ELASTIC = "--dataset mnist-5k --cpu --wandb disabled --model cnn --dtype float64 --batch-size 100 --epochs 25"
-ELASTIC += " --checkpoint-every 3"  # few updates that take long
-ADDRESSES = [f"127.0.0.{number}" for number in range(1, 10)]  # ranks are in their order
-STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+FLAGS = (
+    "--dataset mnist-5k --wandb disabled --epochs 6 --batch-size 40 --checkpoint-every 9 "
+    "--schedule one-cycle --gradient-accumulation-steps 2 --val-size 100 --affine 0.5 "
+    "--elastic 0.5"
+)
 TIMES = ("samples_per_second", "train_seconds")
-
-
+CONFIGURATION = TRAIN.with_name("accelerate_config.yaml")
 LAUNCHERS = {
-    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"],
+    "torchrun": "-m torch.distributed.run --standalone --nproc-per-node".split(),
     "accelerate": [
-        *("-m", "accelerate.commands.accelerate_cli", "launch"),
-        *("--config_file", str(TRAIN.with_name("accelerate_config.yaml")), "--num_processes"),
+        *"-m accelerate.commands.accelerate_cli launch --config_file".split(),
+        str(CONFIGURATION),
+        "--num_processes",
     ],
 }
+ANSWERS = ("going on", "no checkpoint")  # how a resumed run says where it begins
 
 
-def start(folder: Path, processes: int, launcher: str, *more: str) -> subprocess.Popen:
-    """The training, begun."""
-    launch = [*LAUNCHERS[launcher], str(processes)] if processes > 1 else []
-    command = [sys.executable, *launch, str(TRAIN), *FLAGS, "--output-dir", str(folder), *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@dataclass
+class Launcher:
+    """How a training is started.
+
+    Attributes:
+        processes: how many.
+        name: "torchrun" or "accelerate".
+        flags: of train.py.
+    """
+
+    processes: int
+    name: str
+    flags: list[str] = field(default_factory=FLAGS.split)
+
+    def start(self, folder: Path, *more: str) -> subprocess.Popen:
+        """Start the training, with further flags."""
+        command = [sys.executable]
+        if self.processes > 1:
+            command += [*LAUNCHERS[self.name], str(self.processes)]
+        command += [str(TRAIN), *self.flags, "--output-dir", str(folder), *more]
+        return subprocess.Popen(
+            command,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def ranks(self, launched: subprocess.Popen) -> list[psutil.Process]:
+        """The processes that train."""
+        parent = psutil.Process(launched.pid)
+        return [parent] if self.processes == 1 else parent.children()
 
 
-def begun(running: subprocess.Popen) -> None:
-    """Wait until a training has said where it writes: from then on it answers a request to stop with a checkpoint."""
+def wait_until_begun(running: subprocess.Popen) -> None:
+    """Wait until a training has said where it writes: from then on it can be asked to stop."""
     assert running.stdout
-    while "writing to" not in (line := running.stdout.readline()):
-        if not line:
-            sys.exit(f"a training ended before it began: {running.stderr.read() if running.stderr else ''}")
+    for line in running.stdout:
+        if "writing to" in line:
+            return
+    errors = running.stderr.read() if running.stderr else ""
+    sys.exit(f"a training ended before it began: {errors}")
 
 
-def ranks(launched: subprocess.Popen, processes: int) -> list[psutil.Process]:
-    """The processes that train."""
-    parent = psutil.Process(launched.pid)
-    return [parent] if processes == 1 else parent.children()
+def timeless(figures: dict) -> dict:
+    """Figures without times."""
+    return {name: value for name, value in figures.items() if name not in TIMES}
 
 
 def result(folder: Path) -> tuple[bytes, list, dict]:
     """What must be the same: the weights' bytes, and the figures without times."""
-
-    def timeless(figures: dict) -> dict:
-        return {name: value for name, value in figures.items() if name not in TIMES}
-
-    lines = [timeless(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = []
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        lines.append(timeless(json.loads(line)))
     summary = timeless(json.loads((folder / "summary.json").read_text()))
     return (folder / "mnist_model.pth").read_bytes(), lines, summary
 
 
-def disturb(folder: Path, processes: int, launcher: str, name: str, duration: float, dice: random.Random) -> str:
-    """One run with one fault, resumed until it is done. Returns what happened, for the log."""
-    running = start(folder, processes, launcher)
-    begun(running)
-    instant = dice.uniform(0, duration)
-    time.sleep(instant)
-    number = getattr(signal, f"SIG{name}")
+def send(name: str, running: subprocess.Popen, launcher: Launcher, dice: random.Random) -> None:
+    """Send a signal: KILL to all processes, another one to one of those that train."""
     try:
+        ranks = launcher.ranks(running)
         if name == "KILL":
-            for process in {psutil.Process(running.pid), *ranks(running, processes)}:
+            for process in {psutil.Process(running.pid), *ranks}:
                 process.kill()
         else:
-            dice.choice(ranks(running, processes)).send_signal(number)
+            number = getattr(signal, f"SIG{name}")
+            dice.choice(ranks).send_signal(number)
     except (ProcessLookupError, psutil.Error, IndexError):
         pass  # it was done already
+
+
+def disturb(
+    folder: Path,
+    launcher: Launcher,
+    name: str,
+    duration: float,
+    dice: random.Random,
+) -> str:
+    """Begin a run, disturb it once, and resume it until it is done.
+
+    Args:
+        folder: of the run.
+        launcher: how it is started.
+        name: of the signal.
+        duration: of the undisturbed run, in seconds.
+        dice: what decides when, and whom.
+
+    Returns:
+        What happened, for the log.
+    """
+    running = launcher.start(folder)
+    wait_until_begun(running)
+    instant = dice.uniform(0, duration)
+    time.sleep(instant)
+    send(name, running, launcher, dice)
     _, errors = running.communicate(timeout=120)
-    if name != "KILL" and running.returncode != 0 and "stopped on request" not in errors:
-        return f"{name} after {instant:.2f} s: left with {running.returncode} and no checkpoint: {errors[-2000:]}"
-    again = start(folder, processes, launcher, "--resume")
+    when = f"{name} after {instant:.2f} s"
+    status = running.returncode
+    may_fail = name == "KILL" or "stopped on request" in errors
+    if status != 0 and not may_fail:
+        return f"{when}: left with {status} and no checkpoint: {errors[-2000:]}"
+    again = launcher.start(folder, "--resume")
     output, errors = again.communicate(timeout=300)
     if again.returncode != 0:
-        return f"{name} after {instant:.2f} s: the resumed run failed: {errors[-2000:]}"
-    resumed = [line for line in output.splitlines() if line.startswith(("going on", "no checkpoint"))]
-    return f"{name} after {instant:.2f} s: {', '.join(resumed)}"
+        return f"{when}: the resumed run failed: {errors[-2000:]}"
+    answers = [line for line in output.splitlines() if line.startswith(ANSWERS)]
+    return f"{when}: {', '.join(answers)}"
 
 
-def happen(run: ElasticRun, first: bool, dice: random.Random) -> str:
-    """Let something happen to an elastic run that trains, and return what; `first`: the first agent is killed."""
-    agents = sorted(run.agents)
-    address = agents[0] if first else dice.choice(agents)
-    with_others = ["agent killed", "agent asked to leave"] if len(agents) > 1 else ["agent joins"] * 3
-    event = with_others[0] if first else dice.choice([*with_others, "process killed", "process asked to stop"])
-    if event == "agent killed":
-        run.kill(address)
-    elif event == "agent asked to leave":
-        run.dismiss(address)
-    elif event == "agent joins":
-        address = dice.choice([other for other in ADDRESSES if other not in agents])
-        run.start(address)
-    else:
-        for process in run.processes(address):
-            process.send_signal(signal.SIGKILL if event == "process killed" else dice.choice(STOPS))
-    return f"{event}: {address} of {', '.join(agents)}"
+def seconds_of_undisturbed(folder: Path, launcher: Launcher) -> float:
+    """Run the training once undisturbed, and return what it took from when it had begun."""
+    running = launcher.start(folder)
+    wait_until_begun(running)
+    begin = time.perf_counter()
+    _, errors = running.communicate(timeout=300)
+    if running.returncode:
+        sys.exit(f"the undisturbed run failed: {errors}")
+    return time.perf_counter() - begin
 
 
-def disturb_elastic_run(faults: int, flags: list[str], dice: random.Random, picture: Path | None) -> bool:
-    """One run with many faults, compared with one process never disturbed. Returns whether all is as it should be."""
-    events = [("", 0, len(ADDRESSES[:2]))]  # what happened, after which update, and how many processes went on
+def disturb_many(launcher: Launcher, names: list[str], faults: int, dice: random.Random) -> int:
+    """Disturb so many runs, a fault each.
+
+    Args:
+        launcher: how they are started.
+        names: of the signals, which come in turn.
+        faults: how many.
+        dice: what decides when, and whom.
+
+    Returns:
+        How many ended with the bits of the undisturbed one.
+    """
+    same = 0
     with tempfile.TemporaryDirectory() as root:
-        folder, reference = Path(root) / "elastic" / "run", Path(root) / "reference"
-        command = [sys.executable, str(TRAIN), *flags, "--output-dir", str(reference)]
-        subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True)
-        # A death costs every agent one of its restarts.
-        run = ElasticRun(folder.parent, [*flags, "--output-dir", str(folder)], restarts=faults)
-        tried = survived = 0
-        try:
-            for address in ADDRESSES[:2]:
-                run.start(address)
-            run.train_together()
-            while tried < faults:
-                time.sleep(dice.uniform(0, 3))
-                if run.ended() or (folder / "summary.json").exists():
-                    break
-                before, story = run.newest(), happen(run, tried == 0, dice)
-                tried, begin = tried + 1, time.perf_counter()
-                alive = run.train_together()
-                survived += alive or (folder / "summary.json").exists()
-                events.append((story.partition(":")[0], int(before[-10:] or 0), len(run.agents)))
-                story += (
-                    f"; at {before}, all train after {time.perf_counter() - begin:.0f} s" if alive else "; it ended"
-                )
-                print(f"{tried:4d} {story}", flush=True)
-            while not run.ended():
-                time.sleep(0.1)
-        except TimeoutError as error:
-            print(f"{tried:4d} {story}: {error}")
-        finally:
-            for address in list(run.agents):
-                run.kill(address)
-        print(f"{survived} of {tried} events survived" + f", the run was over before {faults}" * (tried < faults))
-        if not (folder / "summary.json").exists():
-            print(f"it did not end well: {run.logs()[-5000:]}")
-            return False
-        difference = weight_difference(folder, reference)
-        same = (folder / "mnist_model.pth").read_bytes() == (reference / "mnist_model.pth").read_bytes()
-        print(f"weights against one process never disturbed: {'the same bits' if same else f'{difference:.1e} apart'}")
-        if picture:
-            updates = json.loads((folder / "summary.json").read_text())["global_step"]
-            digests = [
-                hashlib.sha256((run / "mnist_model.pth").read_bytes()).hexdigest() for run in (folder, reference)
-            ]
-            draw(picture, events, updates, digests)
-        return survived == faults and (same if "--virtual-processes" in flags else difference < 1e-9)
-
-
-def draw(path: Path, events: list[tuple[str, int, int]], updates: int, digests: list[str]) -> None:
-    """The processes of an elastic run over its updates, with what happened to it, and the run never disturbed."""
-    from matplotlib.figure import Figure
-
-    marks = {"agent killed": "X", "agent asked to leave": "v", "agent joins": "^", "process killed": "x"}
-    picture = Figure(figsize=(8.6, 3.0), layout="constrained")
-    axes = picture.subplots()
-    _, at, processes = zip(*events, strict=True)
-    axes.step([*at, updates], [*processes, processes[-1]], where="post", color="#0072B2", label="elastic run")
-    axes.hlines(0, 0, updates, color="0.35", linestyle=":", label="one process, never disturbed")
-    for name, mark in (marks | {"process asked to stop": "s"}).items():
-        places = [(update, before[2]) for before, (event, update, _) in pairwise(events) if event == name]
-        if places:
-            axes.plot(*zip(*places, strict=True), mark, color="#D55E00", markersize=6, label=name)
-    for height, digest in zip((processes[-1], 0), digests, strict=True):
-        axes.annotate(f" sha256 {digest[:12]}", (updates, height), fontsize=8, va="center", family="monospace")
-    labels = ["1, never\ndisturbed", *map(str, range(1, max(processes) + 1))]
-    axes.set(xlabel="updates", ylabel="processes", xlim=(0, 1.22 * updates), ylim=(-0.5, None))
-    axes.set_yticks(range(len(labels)), labels)
-    axes.legend(fontsize=7, ncol=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
-    picture.savefig(path, dpi=130)
-
-
-def weight_difference(one: Path, other: Path) -> float:
-    """The largest absolute difference between the weights of two runs."""
-    weights, others = (torch.load(folder / "mnist_model.pth", weights_only=True) for folder in (one, other))
-    return max((weights[name] - others[name]).abs().max().item() for name in weights)
+        reference = Path(root, "reference")
+        duration = seconds_of_undisturbed(reference, launcher)
+        expected = result(reference)
+        for number in range(faults):
+            folder = Path(root, f"run-{number}")
+            name = names[number % len(names)]
+            story = disturb(folder, launcher, name, duration, dice)
+            is_done = (folder / "summary.json").exists()
+            equal = is_done and result(folder) == expected
+            if equal:
+                same += 1
+            verdict = "same bits" if equal else "DIFFERENT"
+            print(f"{number + 1:4d} {verdict}  {story}", flush=True)
+    return same
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    signals = ["KILL", "TERM", "INT", "USR1"]
+    some_seed = random.SystemRandom().randrange(2**32)
     parser.add_argument("--faults", type=int, default=10)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--signal", choices=["KILL", "TERM", "INT", "USR1"], nargs="+", default=["KILL"])
+    parser.add_argument("--signal", choices=signals, nargs="+", default=["KILL"])
     parser.add_argument("--launcher", choices=list(LAUNCHERS), default="torchrun")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    parser.add_argument("--seed", type=int, default=some_seed)
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
     parser.add_argument("--elastic", action="store_true")
-    parser.add_argument("--picture", type=Path, help="with --elastic: draw what happened to this file")
-    parser.add_argument("flags", nargs="*", help="after --: further flags of train.py, with --elastic")
+    parser.add_argument("--picture", type=Path, help="with --elastic: draw it to this file")
+    parser.add_argument("flags", nargs="*", help="after --: further flags, with --elastic")
     args = parser.parse_args()
+    dice = random.Random(args.seed)
     if args.elastic:
         print(f"{args.faults} events in one elastic run, --seed {args.seed}", flush=True)
-        flags = [*ELASTIC.split(), *args.flags]
-        sys.exit(not disturb_elastic_run(args.faults, flags, random.Random(args.seed), args.picture))
+        right = disturb_elastic_run(args.faults, args.flags, dice, args.picture)
+        sys.exit(not right)
+    launcher = Launcher(args.processes, args.launcher)
     if args.cpu:
-        FLAGS.append("--cpu")
+        launcher.flags.append("--cpu")
     what = f"{args.faults} faults, {' '.join(args.signal)}, {args.processes} process(es)"
-    print(f"{what} under {args.launcher}, --seed {args.seed}" if args.processes > 1 else f"{what}, --seed {args.seed}")
-    dice, same = random.Random(args.seed), 0
-    with tempfile.TemporaryDirectory() as root:
-        reference = start(Path(root) / "reference", args.processes, args.launcher)
-        begun(reference)
-        begin = time.perf_counter()
-        _, errors = reference.communicate(timeout=300)
-        duration = time.perf_counter() - begin
-        if reference.returncode:
-            sys.exit(f"the undisturbed run failed: {errors}")
-        expected = result(Path(root) / "reference")
-        for number in range(args.faults):
-            folder = Path(root) / f"run-{number}"
-            name = args.signal[number % len(args.signal)]
-            story = disturb(folder, args.processes, args.launcher, name, duration, dice)
-            equal = (folder / "summary.json").exists() and result(folder) == expected
-            same += equal
-            print(f"{number + 1:4d} {'same bits' if equal else 'DIFFERENT'}  {story}", flush=True)
+    if args.processes > 1:
+        what += f" under {args.launcher}"
+    print(f"{what}, --seed {args.seed}", flush=True)
+    same = disturb_many(launcher, args.signal, args.faults, dice)
     print(f"{same} of {args.faults} runs ended with the bits of the undisturbed one")
     sys.exit(same != args.faults)
 

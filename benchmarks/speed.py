@@ -2,169 +2,61 @@
 
     python benchmarks/speed.py --data-dir data --quick          # under three minutes
     python benchmarks/speed.py --data-dir data                  # an hour and a half on two cores
-    python benchmarks/speed.py --data-dir data --only "99 %"    # the comparisons with this in their titles, again
+    python benchmarks/speed.py --data-dir data --only "99 %"    # those with this in their titles
     python benchmarks/speed.py --data-dir data --cpu            # not on a GPU, where there is one
 
-Every round runs all programs of a comparison one after the other. The tables have medians over the rounds (means where
-rounds are seeds), their range, and the median of the ratios within a round, for the machine's speed changes from minute
-to minute. Of a training the best epoch counts (the original's, Accelerate's and Lightning's only one: their epochs are
-long and all alike), and the floor is what it is compared with. Writes JSON, Markdown and a picture, and keeps of an
-earlier result what was not measured again.
+Every round runs all programs of a comparison one after the other. The tables have medians over the
+rounds (means where rounds are seeds), their range, and the median of the ratios within a round, for
+the machine's speed changes from minute to minute. Of a training the best epoch counts (the
+original's, Accelerate's and Lightning's only one: their epochs are long and all alike), and the
+floor is what it is compared with. Writes JSON, Markdown and a picture, and keeps of an earlier
+result what was not measured again.
 """
 
 import argparse
-import contextlib
 import importlib.util
 import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Container
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from functools import partial
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent
-sys.path.insert(0, str(ROOT))
+from common import cores_given, processor, write_result
+from speed_programs import (
+    Run,
+    evaluations,
+    first_update,
+    imports_alone,
+    run_baseline,
+    run_train,
+)
+from speed_report import OF_SEEDS, draw, markdown
 
-FIRST_UPDATE = """
-import os, sys
-from mnist_dist.core import Training
-update = Training.update
-def once(*words, **options):
-    update(*words, **options)
-    os._exit(0)
-Training.update = once
-import train
-train.main()
-"""
-
-
-@dataclass
-class Run:
-    """A training that has ended: seconds and test accuracy of each epoch, and the process's seconds and peak MiB."""
-
-    epoch_seconds: list[float]
-    test_accuracy: list[float]
-    wall: float
-    peak: float
-
-    @property
-    def speed(self) -> float:
-        """Samples a second of the best epoch."""
-        return 60_000 / min(self.epoch_seconds)
-
-    def seconds_to(self, accuracy: float) -> float | None:
-        """Seconds of training to the end of the first epoch that reaches a test accuracy; None where none does."""
-        sums = accumulate(self.epoch_seconds)
-        return next((s for s, reached in zip(sums, self.test_accuracy, strict=True) if reached >= accuracy), None)
-
-
-def drain(terminal: int) -> None:
-    """Read what a program writes to a terminal until it has ended, which Linux says by an error."""
-    with os.fdopen(terminal, "rb") as screen, contextlib.suppress(OSError):
-        while screen.read1():
-            pass
-
-
-def run(command: list[Any]) -> tuple[str, float, float]:
-    """A process's standard output, wall-clock seconds, and peak MiB of resident memory; it sees a terminal as standard
-    error, so progress bars are on."""
-    ours, terminal = os.openpty()
-    begin = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=terminal, cwd=ROOT)
-        os.close(terminal)
-        threading.Thread(target=drain, args=(ours,)).start()
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise SystemExit(f"speed.py: error: this failed, try it by itself: {' '.join(map(str, command))}")
-        output.seek(0)
-        return output.read(), time.perf_counter() - begin, usage.ru_maxrss / 1024
-
-
-def launcher(processes: int) -> list[str]:
-    if processes == 1:
-        return [sys.executable]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-
-
-def baseline(name: str, data_dir: Path, processes: int = 1, **flags: Any) -> Run:
-    words = [f"--{flag.replace('_', '-')}={value}" for flag, value in flags.items()]
-    script = [HERE / "baselines.py", name, f"--data-dir={data_dir}"]
-    output, wall, peak = run([*launcher(processes), *script, *words])
-    return Run(**json.loads(output.splitlines()[-1]), wall=wall, peak=peak)
-
-
-def project(data_dir: Path, processes: int = 1, words: str = "", **flags: Any) -> Run:
-    """train.py on its shipped default path, with W&B offline and the progress bar."""
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "run"
-        named = [f"--{flag.replace('_', '-')}={value}" for flag, value in flags.items()]
-        script = ["train.py", "--dataset=mnist", f"--data-dir={data_dir}", "--wandb=offline"]
-        _, wall, peak = run([*launcher(processes), *script, f"--output-dir={place}", *words.split(), *named])
-        lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
-    seconds = [60_000 / line["samples_per_second"] for line in lines]
-    return Run(seconds, [line["test_accuracy"] for line in lines], wall, peak)
-
-
-def first_update(data_dir: Path) -> float:
-    """Seconds from the start of train.py to the end of its first update."""
-    with tempfile.TemporaryDirectory() as folder:
-        words = ["--dataset=mnist", f"--data-dir={data_dir}", "--wandb=offline"]
-        return run([sys.executable, "-c", FIRST_UPDATE, *words, f"--output-dir={Path(folder) / 'run'}"])[1]
-
-
-def evaluation(data_dir: Path) -> dict[str, Callable[[], float]]:
-    """Two ways to classify the test set, each as a function that gives its median of ten in milliseconds."""
-    import torch
-
-    from mnist_dist.run import launch
-    from mnist_dist.task import data, networks
-    from mnist_dist.task.evaluation import classify
-
-    accelerator = launch.start()
-    model, test = networks.build("mlp").eval().to(accelerator.device), data.load("mnist", data_dir).test
-    test = test.to(accelerator.device)
-
-    def forward() -> None:
-        with torch.no_grad():
-            model(test.images).argmax(1).cpu()
-
-    def median(function: Callable[[], object]) -> float:
-        times = []
-        for _ in range(10):
-            begin = time.perf_counter()
-            function()
-            times.append(1000 * (time.perf_counter() - begin))
-        return statistics.median(times)
-
-    return {
-        "evaluation, with loss and counts": partial(median, lambda: classify(accelerator, model, test).metrics("test")),
-        "one bare forward pass": partial(median, forward),
-    }
+PACKAGES = ("torch", "torchvision", "accelerate", "wandb")
+Measure = Callable[[int], float | None]  # the figure of a round; None: a target was missed
 
 
 def compare(
     title: str,
     unit: str,
     rounds: int,
-    programs: dict[str, Callable[[int], float | None]],
-    once: Container[str] = (),
+    programs: dict[str, Measure],
+    once: Collection[str] = (),
 ) -> dict[str, Any]:
     """Run programs in turn; the last one is what the others are compared with.
 
     Args:
-        programs: by name; each is given the number of the round, and returns its figure, or None for a target missed.
+        title: what is compared.
+        unit: of the figures.
+        rounds: how many.
+        programs: by name; each is given the number of the round.
         once: names of those that run in the first round only.
     """
     values: dict[str, list[float | None]] = {name: [] for name in programs}
@@ -172,189 +64,184 @@ def compare(
         for name, measure in programs.items():
             if number and name in once:
                 continue
-            values[name].append(measure(number))
-            print(f"{title}, round {number + 1} of {rounds}: {name} {values[name][-1]}", file=sys.stderr)
-    average = statistics.mean if title.startswith("Seconds of training") else statistics.median
+            value = measure(number)
+            values[name].append(value)
+            print(f"{title}, round {number + 1} of {rounds}: {name} {value}", file=sys.stderr)
+    average = statistics.mean if title.startswith(OF_SEEDS) else statistics.median
     reference = list(values.values())[-1]
-    rows = {}
-    for name, figures in values.items():
-        good = [figure for figure in figures if figure is not None]
-        pairs = [(a, b) for a, b in zip(figures, reference, strict=False) if a is not None and b is not None]
-        rows[name] = {
-            "average": average(good) if good else None,
-            "lowest": min(good, default=None),
-            "highest": max(good, default=None),
-            "ratio": statistics.median(a / b for a, b in pairs) if pairs else None,
-            "rounds": len(figures),
-            "missed": len(figures) - len(good),
-        }
-    date, cores = time.strftime("%Y-%m-%d"), cores_given()
-    return {"title": title, "unit": unit, "rounds": rounds, "date": date, "cores": cores, "programs": rows}
-
-
-def comparisons(data_dir: Path, rounds: int, quick: bool, curves: dict) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What can be measured, by title."""
-    ends: dict[str, list[Run]] = {"train.py": [], "original script": []}  # whole processes, for their memory, too
-
-    def training(title: str, batch: int, processes: int, rounds: int) -> dict[str, Any]:
-        setting = {"batch_size": batch, "processes": processes}
-        slow: dict[str, Callable[[int], float | None]] = {}
-        if not quick and processes == 1:
-            if importlib.util.find_spec("lightning"):
-                slow["Lightning"] = lambda _: baseline("lightning", data_dir, epochs=1, **setting).speed
-            slow["train.py --compile"] = lambda _: project(data_dir, words="--compile", epochs=4, **setting).speed
-        if not quick:
-            slow["Accelerate's loop"] = lambda _: baseline("accelerate", data_dir, epochs=1, **setting).speed
-        if processes == 1 and (batch == 64 or not quick):
-            slow["original script"] = lambda _: baseline("original", data_dir, epochs=1, **setting).speed
-        floor = "floor" if processes == 1 else "floor (hand-written DDP)"
-        epochs = 2 if quick else 20 if processes == 1 else 8  # so many that each side's best epoch was not disturbed
-        pair = {  # one right after the other
-            "train.py": lambda _: project(data_dir, epochs=epochs, **setting).speed,
-            floor: lambda _: baseline("floor", data_dir, epochs=epochs, **setting).speed,
-        }
-        return compare(title, "samples/s", rounds, slow | pair, once=slow)
-
-    def whole(title: str) -> dict[str, Any]:
-        def seconds(name: str, end: Run) -> float:
-            ends[name].append(end)
-            return end.wall
-
-        programs = {
-            "train.py": lambda _: seconds("train.py", project(data_dir)),
-            "original script": lambda _: seconds("original script", baseline("original", data_dir)),
-        }
-        return compare(title, "s", min(rounds, 3), programs)
-
-    def memory(title: str) -> dict[str, Any]:
-        if not ends["train.py"]:
-            raise SystemExit("speed.py: error: the memory is that of whole processes: --only files measures both")
-        return compare(
-            title, "MiB", len(ends["train.py"]), {name: lambda number, of=name: ends[of][number].peak for name in ends}
-        )
-
-    def start(title: str) -> dict[str, Any]:
-        imports = [sys.executable, "-c", "import torch, torchvision, accelerate"]
-        return compare(
-            title,
-            "s",
-            rounds,
-            {
-                "train.py": lambda _: first_update(data_dir),
-                "import torch, torchvision, accelerate": lambda _: run(imports)[1],
-            },
-        )
-
-    def test(title: str) -> dict[str, Any]:
-        return compare(title, "ms", rounds, {name: lambda _, of=of: of() for name, of in evaluation(data_dir).items()})
-
-    def target(title: str, accuracy: float, recipe: str, other: str, epochs: int) -> dict[str, Any]:
-        def seconds(name: str, end: Run) -> float | None:
-            curves.setdefault(name, []).append([list(accumulate(end.epoch_seconds)), end.test_accuracy])
-            return end.seconds_to(accuracy)
-
-        flags = {"epochs": epochs, "until": accuracy}
-        shown = {"original": "original script", "classic-cnn": "classic CNN"}[other]
-        return compare(
-            title,
-            "s",
-            rounds,
-            {
-                f"--recipe {recipe}": lambda seed: seconds(
-                    f"--recipe {recipe}", project(data_dir, recipe=recipe, seed=seed)
-                ),
-                shown: lambda seed: seconds(shown, baseline(other, data_dir, seed=seed, **flags)),
-            },
-        )
-
-    found: dict[str, Callable[[str], dict[str, Any]]] = {
-        "Training, batch 64": partial(training, batch=64, processes=1, rounds=rounds),
-        "Training, batch 512": partial(training, batch=512, processes=1, rounds=rounds),
-        "Training, batch 64, two processes": partial(training, batch=64, processes=2, rounds=rounds),
-        "Training, batch 512, two processes": partial(training, batch=512, processes=2, rounds=rounds),
-        "Evaluation of 10,000 images": test,
-        "From the start to the first update": start,
+    rows = {name: summary(figures, reference, average) for name, figures in values.items()}
+    return {
+        "title": title,
+        "unit": unit,
+        "rounds": rounds,
+        "date": time.strftime("%Y-%m-%d"),
+        "cores": cores_given(),
+        "programs": rows,
     }
-    if not quick:
-        found |= {
-            "From the prompt to the files, 5 epochs": whole,
-            "Peak memory from the prompt to the files": memory,
-            "Seconds of training to 96.93 %": partial(
-                target, accuracy=0.9693, recipe="fast", other="original", epochs=8
-            ),
-            "Seconds of training to 99 %": partial(
-                target, accuracy=0.99, recipe="fast-cnn", other="classic-cnn", epochs=6
-            ),
+
+
+def summary(
+    figures: list[float | None],
+    reference: list[float | None],
+    average: Callable[[list[float]], float],
+) -> dict[str, Any]:
+    """What is kept of a program's figures, beside those of the reference."""
+    good = [value for value in figures if value is not None]
+    ratios = []
+    for value, other in zip(figures, reference, strict=False):
+        if value is not None and other is not None:
+            ratios.append(value / other)
+    return {
+        "average": average(good) if good else None,
+        "lowest": min(good, default=None),
+        "highest": max(good, default=None),
+        "ratio": statistics.median(ratios) if ratios else None,
+        "rounds": len(figures),
+        "missed": len(figures) - len(good),
+    }
+
+
+class Comparisons:
+    """What can be measured.
+
+    Args:
+        data_dir: the folder with MNIST/raw/ in it.
+        rounds: of each comparison, where it has no fewer.
+        quick: leave out what takes long.
+
+    Attributes:
+        curves: the seconds and accuracies of each training to a goal, by the program's name.
+    """
+
+    def __init__(self, data_dir: Path, rounds: int, *, quick: bool) -> None:
+        self.data_dir = data_dir
+        self.rounds = rounds
+        self.quick = quick
+        self.curves: dict[str, list] = {}
+        self.whole_runs: dict[str, list[Run]] = {"train.py": [], "original script": []}
+
+    def by_title(self) -> dict[str, Callable[[str], dict[str, Any]]]:
+        """Functions that measure, each given its title."""
+        found: dict[str, Callable[[str], dict[str, Any]]] = {
+            "Training, batch 64": partial(self.training, 64, 1),
+            "Training, batch 512": partial(self.training, 512, 1),
+            "Training, batch 64, two processes": partial(self.training, 64, 2),
+            "Training, batch 512, two processes": partial(self.training, 512, 2),
+            "Evaluation of 10,000 images": self.evaluation,
+            "From the start to the first update": self.start,
         }
-    return {title: partial(measure, title) for title, measure in found.items()}
+        if self.quick:
+            return found
+        soon = partial(self.target, 0.9693, "fast", "original", 8)
+        very_good = partial(self.target, 0.99, "fast-cnn", "classic-cnn", 6)
+        return found | {
+            "From the prompt to the files, 5 epochs": self.whole,
+            "Peak memory from the prompt to the files": self.memory,
+            f"{OF_SEEDS} to 96.93 %": soon,
+            f"{OF_SEEDS} to 99 %": very_good,
+        }
 
+    def speed_of_baseline(self, name: str, **setting: Any) -> Measure:
+        """Measure the speed of one of the baselines."""
+        return lambda _: run_baseline(name, self.data_dir, **setting).speed
 
-def markdown(result: dict[str, Any]) -> str:
-    """The tables, for people."""
+    def speed_of_train(self, words: str = "", **setting: Any) -> Measure:
+        """Measure the speed of train.py."""
+        return lambda _: run_train(self.data_dir, words=words, **setting).speed
 
-    def figure(value: float | None) -> str:
-        return "none" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    def training(self, batch: int, processes: int, title: str) -> dict[str, Any]:
+        """Compare samples a second."""
+        setting = {"batch_size": batch, "processes": processes}
+        alone = processes == 1
+        slow: dict[str, Measure] = {}
+        if alone and not self.quick:
+            if importlib.util.find_spec("lightning"):
+                slow["Lightning"] = self.speed_of_baseline("lightning", epochs=1, **setting)
+            slow["train.py --compile"] = self.speed_of_train("--compile", epochs=4, **setting)
+        if not self.quick:
+            slow["Accelerate's loop"] = self.speed_of_baseline("accelerate", epochs=1, **setting)
+        if alone and (batch == 64 or not self.quick):
+            slow["original script"] = self.speed_of_baseline("original", epochs=1, **setting)
+        # So many that each side's best epoch was not disturbed.
+        epochs = 20 if alone else 8
+        if self.quick:
+            epochs = 2
+        floor = "floor" if alone else "floor (hand-written DDP)"
+        pair = {  # one right after the other
+            "train.py": self.speed_of_train(epochs=epochs, **setting),
+            floor: self.speed_of_baseline("floor", epochs=epochs, **setting),
+        }
+        return compare(title, "samples/s", self.rounds, slow | pair, once=slow)
 
-    parts = []
-    for one in result["comparisons"].values():
-        reference = list(one["programs"])[-1]
-        what = "mean" if one["title"].startswith("Seconds of training") else "median"
-        parts += [
-            f"**{one['title']}** ({one['rounds']} rounds on {one['cores']} core(s), {one['date']})\n",
-            f"| program | {one['unit']}, {what} | range | ratio to {reference} |",
-            "|---|---:|---|---:|",
-        ]
-        for name, row in one["programs"].items():
-            notes = [f"{row['missed']} did not get there"] * bool(row["missed"])
-            notes += [f"{row['rounds']} round"] * (row["rounds"] < one["rounds"])
-            spread = f"{figure(row['lowest'])} to {figure(row['highest'])}" + "".join(f" ({note})" for note in notes)
-            ratio = "" if row["ratio"] is None else f"{row['ratio']:.3g}"
-            parts.append(f"| {name} | {figure(row['average'])} | {spread} | {ratio} |")
-        parts.append("")
-    return "\n".join([*parts, ", ".join(f"{key} {value}" for key, value in result["setting"].items()), ""])
+    def evaluation(self, title: str) -> dict[str, Any]:
+        """Compare milliseconds of classifying the test set."""
+        programs: dict[str, Measure] = {}
+        for name, median in evaluations(self.data_dir).items():
+            programs[name] = lambda _, median=median: median()
+        return compare(title, "ms", self.rounds, programs)
 
+    def start(self, title: str) -> dict[str, Any]:
+        """Compare seconds to the first update."""
+        programs: dict[str, Measure] = {
+            "train.py": lambda _: first_update(self.data_dir),
+            "import torch, torchvision, accelerate": lambda _: imports_alone(),
+        }
+        return compare(title, "s", self.rounds, programs)
 
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Speeds beside the floor's, and accuracy over seconds of training."""
-    from matplotlib.figure import Figure
+    def whole(self, title: str) -> dict[str, Any]:
+        """Compare seconds of whole processes."""
 
-    picture = Figure(figsize=(11, 3.8), layout="constrained")
-    bars, digits, images = picture.subplots(1, 3, width_ratios=[1.3, 1, 1])
-    place, ticks = 0.0, []
-    for one in result["comparisons"].values():
-        if one["title"].startswith("Training"):
-            for name, row in one["programs"].items():
-                color = "C0" if name == "train.py" else "0.6" if name.startswith("floor") else "0.8"
-                bars.barh(place, row["average"] / 1000, color=color)
-                ticks.append((place, f"{name.split(' (')[0]}, {one['title'].removeprefix('Training, ')}"))
-                place -= 1
-            place -= 0.7
-    bars.set_yticks([tick for tick, _ in ticks], [name for _, name in ticks], fontsize=6)
-    bars.set(xlabel="thousand samples a second (best epoch, median)")
-    for axes, names, goal in (
-        (digits, ("--recipe fast", "original script"), 96.93),
-        (images, ("--recipe fast-cnn", "classic CNN"), 99.0),
-    ):
-        for color, name in zip(("C0", "0.5"), names, strict=True):
-            for number, (seconds, accuracy) in enumerate(result["curves"].get(name, [])):
-                shown = [100 * share for share in accuracy]
-                axes.plot(seconds, shown, ".-", color=color, alpha=0.7, label=None if number else name)
-        axes.axhline(goal, color="black", linewidth=0.6)
-        axes.set(xlabel="seconds of training", ylabel="test accuracy (%)", xscale="log", title=f"to {goal:g} %")
-        if axes.lines[1:]:
-            axes.legend(fontsize=7)
-    picture.savefig(path, dpi=150)
+        def ours(_: int) -> float:
+            ended = run_train(self.data_dir)
+            self.whole_runs["train.py"].append(ended)
+            return ended.wall
 
+        def original(_: int) -> float:
+            ended = run_baseline("original", self.data_dir)
+            self.whole_runs["original script"].append(ended)
+            return ended.wall
 
-def cores_given() -> int:
-    """Cores that this process, and so what it starts, may use: `taskset` can make them fewer."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        programs: dict[str, Measure] = {"train.py": ours, "original script": original}
+        return compare(title, "s", min(self.rounds, 3), programs)
 
+    def memory(self, title: str) -> dict[str, Any]:
+        """Compare the memory of the whole processes that `whole` has run."""
+        rounds = len(self.whole_runs["train.py"])
+        if not rounds:
+            raise SystemExit(
+                "speed.py: error: the memory is that of whole processes: "
+                "--only files measures both"
+            )
+        programs: dict[str, Measure] = {}
+        for name, runs in self.whole_runs.items():
+            programs[name] = lambda number, runs=runs: runs[number].peak
+        return compare(title, "MiB", rounds, programs)
 
-def processor() -> str:
-    """The processor's name, where Linux tells it."""
-    names = [line.partition(":")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return f"{names[0].strip() if names else platform.processor()}, {os.cpu_count()} cores"
+    def target(
+        self,
+        accuracy: float,
+        recipe: str,
+        other: str,
+        epochs: int,
+        title: str,
+    ) -> dict[str, Any]:
+        """Compare seconds of training to a test accuracy; each round is another seed."""
+        ours = f"--recipe {recipe}"
+        theirs = {"original": "original script", "classic-cnn": "classic CNN"}[other]
+
+        def note(name: str, ended: Run) -> float | None:
+            seconds = list(accumulate(ended.epoch_seconds))
+            self.curves.setdefault(name, []).append([seconds, ended.test_accuracy])
+            return ended.seconds_to(accuracy)
+
+        def train(seed: int) -> float | None:
+            return note(ours, run_train(self.data_dir, recipe=recipe, seed=seed))
+
+        def baseline(seed: int) -> float | None:
+            flags = {"epochs": epochs, "until": accuracy, "seed": seed}
+            return note(theirs, run_baseline(other, self.data_dir, **flags))
+
+        return compare(title, "s", self.rounds, {ours: train, theirs: baseline})
 
 
 def device() -> str:
@@ -365,35 +252,52 @@ def device() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--rounds", type=int, help="default 5, quick 1")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
     parser.add_argument("--only", default="", help="part of the titles of the comparisons to run")
-    parser.add_argument("--output", type=Path, default=Path("speed"), help="path of the three files, without suffix")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("speed"),
+        help="path of the three files, without suffix",
+    )
     args = parser.parse_args()
-    place, data_dir = args.output.with_suffix(".json"), args.data_dir.resolve()
-    result = json.loads(place.read_text()) if place.exists() else {"comparisons": {}, "curves": {}}
-    curves: dict[str, list] = {}
-    packages = ("torch", "torchvision", "accelerate", "wandb")
     if args.cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # all programs ask for it
-    before, now = result.get("setting", {}).get("device", device()), device()
+    place = args.output.with_suffix(".json")
+    result: dict[str, Any] = {"comparisons": {}, "curves": {}}
+    if place.exists():
+        result = json.loads(place.read_text())
+    now = device()
+    before = result.get("setting", {}).get("device", now)
     if before != now:
-        sys.exit(f"speed.py: error: {place} is from {before}, and this is {now}: choose another --output")
-    result["setting"] = {"processor": processor(), "device": now, "python": platform.python_version()} | {
-        package: version(package) for package in packages
+        problem = f"{place} is from {before}, and this is {now}"
+        sys.exit(f"speed.py: error: {problem}: choose another --output")
+    result["setting"] = {
+        "processor": processor(),
+        "device": now,
+        "python": platform.python_version(),
     }
-    place.parent.mkdir(parents=True, exist_ok=True)
-    for title, measure in comparisons(data_dir, args.rounds or (1 if args.quick else 5), args.quick, curves).items():
-        if args.only in title:
-            result["comparisons"][title] = measure()
-            result["curves"] |= curves
-            place.write_text(json.dumps(result, indent=1) + "\n")  # an hour's work is not lost with its last minute
-    place.with_suffix(".md").write_text(markdown(result))
+    for package in PACKAGES:
+        result["setting"][package] = version(package)
+    rounds = args.rounds or (1 if args.quick else 5)
+    comparisons = Comparisons(args.data_dir.resolve(), rounds, quick=args.quick)
+    for title, measure in comparisons.by_title().items():
+        if args.only not in title:
+            continue
+        result["comparisons"][title] = measure(title)
+        result["curves"] |= comparisons.curves
+        write_result(place, result)  # an hour's work is not lost with its last minute
+    tables = markdown(result)
+    place.with_suffix(".md").write_text(tables)
     draw(result, place.with_suffix(".png"))
-    print(markdown(result))
+    print(tables)
 
 
 if __name__ == "__main__":
