@@ -241,14 +241,18 @@ def check_folder(folder: Path, resume: bool, weights: str) -> bool:
 def wandb_id_of(folder: Path) -> str:
     """Find the name of a run within Weights & Biases, or make one up.
 
+    A name that is left in the environment is that of another run, unless an agent of W&B's that
+    searches for settings has just given it to this one.
+
     Args:
         folder: the run's folder.
 
     Returns:
-        The name in config.json, in WANDB_RUN_ID, or a new one of 8 hexadecimal digits.
+        The name in config.json, or the agent's, or a new one of 8 hexadecimal digits.
     """
-    noted = settings_of(folder).get("wandb_id")
-    wandb_id = str(noted or os.environ.get("WANDB_RUN_ID", ""))
+    wandb_id = str(settings_of(folder).get("wandb_id") or "")
+    if not wandb_id and os.environ.get("WANDB_SWEEP_ID"):
+        wandb_id = os.environ.get("WANDB_RUN_ID", "")
     if re.fullmatch(r"[\w-]{1,64}", wandb_id):
         return wandb_id
     return secrets.token_hex(4)

@@ -154,6 +154,7 @@ class WandB:
 
     def start(self) -> None:
         """Begin the run: online if that is wanted and possible, else offline."""
+        self.drop_other_id()
         set_default_variables(self.folder)
         import wandb  # takes a second, for which only a run with W&B waits, in this thread
 
@@ -183,6 +184,15 @@ class WandB:
         self.first = run.starting_step  # `run.step` is still 0 here (wandb 0.31)
         for split in ("train", "val", "test"):
             run.define_metric(f"{split}_*", step_metric="epoch")
+
+    def drop_other_id(self) -> None:
+        """Let W&B read no name of another run in the environment, and say so."""
+        left = os.environ.pop("WANDB_RUN_ID", None)
+        own = self.settings["wandb_id"]
+        if left is None or left == own:
+            return
+        warning = f"warning: WANDB_RUN_ID={left} is of another run, and this one is {own}"
+        tqdm.write(f"{warning}: unset it", file=sys.stderr)
 
     def init(self, mode: str) -> None:
         """Start Accelerate's tracker.
