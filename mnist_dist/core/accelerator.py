@@ -28,7 +28,7 @@ from .losses import MeanLoss
 from .optimizer import ExactOptimizer, ExactScheduler
 from .randomness import seed_generators, seed_of
 from .sharing import MicroBatch, Sharing
-from .update import UpdateGradients, ddp_of
+from .update import UpdateGradients, ddp_of, scalar
 
 
 class ExactAccelerator(Accelerator):
@@ -314,7 +314,7 @@ class ExactAccelerator(Accelerator):
         if isinstance(weight, float) and weight == 1.0:
             scaled.backward(**kwargs)
         else:
-            scaled.backward(torch.as_tensor(weight, dtype=scaled.dtype, device=scaled.device), **kwargs)
+            scaled.backward(scalar(weight, scaled.dtype, scaled.device), **kwargs)
         self._gradients.add(micro_batch, parameters, terms)
         self._guard.check(micro_batch, self.bare_models)
         self._backward_done = micro_batch
@@ -379,7 +379,7 @@ class ExactAccelerator(Accelerator):
             return  # one of several optimizers has made its step of this update before
         self._counted = micro_batch
         self.updates += 1
-        if self._loader:
+        if self._loader is not None:
             self._loader.update_is_done(micro_batch)
         call_hooks("update", self)
 
@@ -403,8 +403,8 @@ class ExactAccelerator(Accelerator):
         """
         for mean_loss in self.mean_losses:
             mean_loss.collect()
-        norm = self.weight_norm().double() if self.device.type != "mps" else self.weight_norm()
-        self.judge_weights(self.gather(norm.reshape(1)).tolist())
+        norm = self.weight_norm().reshape(1)  # in the weights' dtype, for there are devices without float64
+        self.judge_weights(self.gather(norm).cpu().tolist())
 
     def judge_weights(self, norms: list[float]) -> None:
         """Compare norms of the weights of several processes.

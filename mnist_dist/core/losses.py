@@ -125,15 +125,16 @@ class MeanLoss:
         sharing = self.accelerator.sharing
         stacked = torch.stack(values)
         table = stacked.new_zeros(batches + 1, sharing.shares)
-        rows, columns, kept = [], [], []
+        places = []
+        kept = []
         row = -1
         for number, item in enumerate(waiting):
             row += 1 if item.opens_batch else 0
             if item.share is not None:
-                rows.append(row)
-                columns.append(item.share)
+                places.append(row * sharing.shares + item.share)
                 kept.append(number)
-        table[rows, columns] = stacked[kept]
+        mine = stacked.index_select(0, torch.tensor(kept).to(stacked.device))
+        table.view(-1).index_copy_(0, torch.tensor(places).to(stacked.device), mine)
         table[-1, sharing.mine.start : sharing.mine.stop] = self.accelerator.weight_norm().to(table.dtype)
         # Each place has a number from one process and zeros from the others, so no sum here is rounded.
         full = self.accelerator.reduce(table, "sum").cpu().double()

@@ -116,8 +116,7 @@ class UpdateGradients:
     def as_number(self, terms: int | float | Tensor, parameters: list[nn.Parameter]) -> Tensor:
         """A number of terms as a scalar on the device: float32, exact up to 16,777,216, or float64 if weights are."""
         precise = any(parameter.dtype == torch.float64 for parameter in parameters)
-        dtype = torch.float64 if precise else torch.float32
-        return torch.as_tensor(terms, dtype=dtype, device=self.device).detach().reshape(())
+        return scalar(terms, torch.float64 if precise else torch.float32, self.device)
 
     def sum_for(self, parameters: list[nn.Parameter], changes: list[Tensor], counted: list[Tensor]) -> GradientSum:
         """The sum of gradients for these parameters, made once: there are others if layers are frozen or thawed."""
@@ -149,6 +148,13 @@ def ddp_of(model: nn.Module) -> DistributedDataParallel | None:
     """The wrapper that a prepared model has, which may itself have been compiled."""
     inner = getattr(model, "_orig_mod", model)
     return inner if isinstance(inner, DistributedDataParallel) else None
+
+
+def scalar(number: int | float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a scalar on a device, without a wait for the device if it is not a tensor."""
+    if isinstance(number, Tensor):
+        return number.detach().to(device, dtype).reshape(())
+    return torch.full((), number, dtype=dtype, device=device)
 
 
 def is_of_something(micro_batch: MicroBatch, terms: Terms) -> bool | Tensor:
