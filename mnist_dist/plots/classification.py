@@ -48,7 +48,9 @@ def evaluation(
         draw_mistakes(folder / f"mistakes{suffix}", result, samples, split, heading)
 
 
-def draw_mistakes(path: Path, result: Evaluation, samples: DataSet, split: str, heading: str) -> None:
+def draw_mistakes(
+    path: Path, result: Evaluation, samples: DataSet, split: str, heading: str
+) -> None:
     """Draw the most confident mistakes, if there are any.
 
     Args:

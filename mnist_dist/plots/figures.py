@@ -59,7 +59,9 @@ def spared() -> Iterator[None]:
     except Exception as error:  # whatever fonts, formats and disks have in store
         reason = str(error).strip() or type(error).__name__
         first_line, *_ = reason.splitlines()
-        warn_once("picture", f"a picture could not be drawn ({first_line}): all else is as it would be")
+        warn_once(
+            "picture", f"a picture could not be drawn ({first_line}): all else is as it would be"
+        )
 
 
 def as_text(words: str) -> str:
