@@ -355,7 +355,7 @@ PLAIN = {
         ),
         "evaluation",
         "for inputs, labels in test_loader",
-        "on 24 of 48 samples",
+        "on its part: 24 of 48 samples",
         slow=True,
     ),
     "several write": Fault(

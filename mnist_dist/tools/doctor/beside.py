@@ -1,5 +1,6 @@
 """A process that a launcher of the user's has started: it is watched, and the first one judges."""
 
+import math
 import os
 import shutil
 import tempfile
@@ -10,10 +11,11 @@ from pathlib import Path
 
 from mnist_dist.core import UserError
 from mnist_dist.tools.doctor.case import Case
-from mnist_dist.tools.doctor.records import Record, Sign, read_records
+from mnist_dist.tools.doctor.records import Record, Sign, read_records, read_signs
 from mnist_dist.tools.doctor.signs import BEAT, HangWatch
 
 SILENCE = 10.0  # seconds without a sign of life until a process is dead
+LEFT = 8.0  # seconds after another process has failed, in which this one notices by itself
 AFTER_ERROR = 3.0  # seconds for the others to say what they know
 Judge = Callable[[Case], int]
 
@@ -69,16 +71,36 @@ class FirstProcess:
         self.watch = HangWatch(folder, world, deadline)
         self.is_over = threading.Event()
         self.leave = os._exit
+        self.status = 0
         self.thread = threading.Thread(target=self.watch_all, daemon=True)
         self.thread.start()
 
     def watch_all(self) -> None:
-        """End this process, after it has judged, if all hang."""
+        """End this process, after it has judged, if all hang or it waits for one that failed."""
+        failed_since = math.inf
         while not self.is_over.wait(BEAT):
             hanging = self.watch.hanging()
-            if hanging:
+            if self.has_another_failed():
+                failed_since = min(failed_since, time.monotonic())
+            is_left = time.monotonic() > failed_since + LEFT
+            if hanging or is_left:
                 status = self.conclude(hanging)
                 self.leave(status)
+
+    def has_another_failed(self) -> bool:
+        """Return whether another process has ended by an error."""
+        ended = [sign.rank for sign in read_signs(self.folder) if sign.ended and sign.rank]
+        if not ended:
+            return False
+        records = read_records(self.folder)
+        return any(record.ended and record.error for record in records if record.rank)
+
+    def conclude_now(self) -> None:
+        """Judge before this process is ended by a signal, which it is if another one has failed."""
+        until = time.monotonic() + AFTER_ERROR
+        while not self.have_all_ended() and time.monotonic() < until:
+            time.sleep(BEAT)
+        self.conclude([])
 
     def finish(self, status: int) -> int:
         """Wait for the others, and judge.
@@ -94,7 +116,6 @@ class FirstProcess:
             time.sleep(BEAT)
             if status and time.monotonic() > begun + AFTER_ERROR:
                 break
-        self.is_over.set()
         return self.conclude([]) or status
 
     def have_all_ended(self) -> bool:
@@ -111,12 +132,15 @@ class FirstProcess:
         return path.exists() and time.time() > path.stat().st_mtime + SILENCE
 
     def conclude(self, hanging: list[Sign]) -> int:
-        """Judge, and return the exit status."""
+        """Judge, unless that was done, and return the exit status."""
+        if self.is_over.is_set():
+            return self.status
+        self.is_over.set()
         records = read_records(self.folder)
         for record in records:
             if not record.ended and not self.is_silent(record):
                 record.status = record.status or -1
-        status = self.judge(Case(records, hang=hanging))
+        self.status = self.judge(Case(records, hang=hanging))
         if self.own_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
-        return status
+        return self.status

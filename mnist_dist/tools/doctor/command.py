@@ -135,6 +135,7 @@ def watch_beside(config: Config) -> int:
             own_folder=config.records is None,
         )
         run.finish = first.finish
+        run.before_signal = first.conclude_now
     return run.start(config.program, config.flags)
 
 

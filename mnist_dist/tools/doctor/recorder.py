@@ -7,6 +7,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class Recorder:
         """Write the record."""
         if os.getpid() != self.pid:
             return
-        with self.lock:
+        with self.lock, suppress(OSError):  # the folder is removed when all has been judged
             self.record.seconds = time.monotonic() - self.begun
             write(self.folder / f"record-{self.record.rank}.json", self.record)
 

@@ -31,6 +31,9 @@ class Run:
         recorder: of this process.
         finish: what else is to be done when the program has ended. It is given the status with
             which the program ended, and returns that with which the process is to end.
+
+    Attributes:
+        before_signal: what is to be done before the process ends by SIGTERM.
     """
 
     def __init__(self, recorder: Recorder, finish: Callable[[int], int]) -> None:
@@ -38,6 +41,7 @@ class Run:
         self.finish = finish
         self.signs = Signs(recorder)
         self.exit_now = os._exit
+        self.before_signal: Callable[[], Any] = lambda: None
 
     def install(self) -> None:
         """Set all hooks."""
@@ -119,6 +123,8 @@ class Run:
         """Write the record before the process ends by a signal, which it does as without it."""
         self.recorder.record.status = -number
         self.recorder.quietly(self.recorder.write)()
+        if os.getpid() == self.recorder.pid:
+            self.before_signal()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 

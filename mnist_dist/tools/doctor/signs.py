@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from mnist_dist.tools.doctor.places import place_of
@@ -59,7 +60,7 @@ class Signs:
             ended=recorder.record.ended,
             worked=0.0 if waits else round(time.process_time(), 1),
         )
-        if recorder.folder.is_dir():
+        with suppress(OSError):  # the first process removes the folder when it has judged
             write(recorder.folder / f"sign-{sign.rank}.json", sign)
 
     def end(self) -> None:

@@ -53,7 +53,7 @@ class FileWatch:
         if not isinstance(file, str | os.PathLike):
             return
         path = str(Path(file).absolute())
-        folder = str(self.recorder.folder)
+        folder = f"{self.recorder.folder}{os.sep}"
         is_ignored = path.endswith(IGNORED_ENDINGS) or path.startswith(folder)
         if is_ignored or any(part in path for part in IGNORED_PARTS):
             return
