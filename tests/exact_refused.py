@@ -16,9 +16,7 @@ from torch.utils.data import (
     Dataset,
     DistributedSampler,
     IterableDataset,
-    RandomSampler,
     TensorDataset,
-    WeightedRandomSampler,
 )
 
 from mnist_dist.core import ExactAccelerator, UserError
@@ -242,21 +240,8 @@ REFUSED: dict[str, tuple[Ask, str]] = {
     ),
     "parameters of the loss": (parameters_of_the_loss, "not the model's: make them part of it"),
     "a DistributedSampler": (distributed_sampler, "has a DistributedSampler"),
-    "an IterableDataset": (lambda: prepare_loader(Endless(), batch_size=4), "Endless can only be iterated over"),
-    "no batches": (lambda: prepare_loader(batch_size=None), "cuts batches by NoneType"),
-    "batches of one's own": (lambda: prepare_loader(batch_sampler=[[0, 1], [2]]), "cuts batches by list"),
-    "a weighted sampler": (
-        lambda: prepare_loader(batch_size=4, sampler=WeightedRandomSampler([1.0] * SAMPLES, SAMPLES)),
-        "draws samples by WeightedRandomSampler",
-    ),
-    "a sampler that repeats": (
-        lambda: prepare_loader(batch_size=4, sampler=RandomSampler(data(), replacement=True)),
-        "repeats samples or leaves some out",
-    ),
-    "a sampler that leaves some out": (
-        lambda: prepare_loader(batch_size=4, sampler=RandomSampler(data(), num_samples=7)),
-        "repeats samples or leaves some out",
-    ),
+    "no batches": (lambda: prepare_loader(batch_size=None), "the loader has no batch size"),
+    "a stream without batches": (lambda: prepare_loader(Endless(), batch_size=None), "the loader has no batch size"),
     "dispatch_batches": (
         lambda: accelerator(dataloader_config=DataLoaderConfiguration(dispatch_batches=True)),
         "dispatch_batches lets the first process read for all",

@@ -5,7 +5,9 @@ import torch
 from conftest import PYTHON, call
 
 from mnist_dist.core import MicroBatch, stream
-from mnist_dist.core.sampler import ExactSampler, MicroBatchSampler
+from mnist_dist.core.microbatches import MicroBatchSampler
+from mnist_dist.core.orders import EqualBatches
+from mnist_dist.core.sampler import ExactSampler
 from mnist_dist.core.sharing import Sharing
 from mnist_dist.task.distortions import distort, dropout, fields, shift
 from mnist_dist.tools.explore import unused
@@ -15,7 +17,8 @@ def share(data: torch.Tensor, rank: int = 0, processes: int = 1, seed: int = 0) 
     """A process's share of all of the data as one batch, in their order."""
     sharing = Sharing(shares=processes, world=processes, rank=rank)
     sampler = ExactSampler(data, sharing, shuffle=False, seed=seed)
-    ((micro_batch,),) = MicroBatchSampler(sampler, len(data)).epoch(0)
+    orders = EqualBatches(sampler, len(data))
+    ((micro_batch,),) = MicroBatchSampler(orders, sharing, seed=seed).epoch(0)
     return micro_batch
 
 

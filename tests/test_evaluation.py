@@ -10,7 +10,9 @@ from conftest import REPOSITORY, torchrun
 
 from mnist_dist import plots
 from mnist_dist.core import UserError
-from mnist_dist.core.sampler import ExactSampler, MicroBatchSampler
+from mnist_dist.core.microbatches import MicroBatchSampler
+from mnist_dist.core.orders import EqualBatches
+from mnist_dist.core.sampler import ExactSampler
 from mnist_dist.core.sharing import Sharing
 from mnist_dist.digits import weights
 from mnist_dist.run.command_line import parse
@@ -89,8 +91,9 @@ def test_several_models_and_shifted_and_distorted_copies_say_the_mean_of_their_p
     assert one["shifts"] is True and one["distortions"] == 2
 
     test, probabilities = load("mnist-5k", None, dtype=torch.float64).test, []
-    alone = ExactSampler(range(len(test)), Sharing(shares=1, world=1, rank=0), shuffle=False, seed=0)
-    ((batch,),) = MicroBatchSampler(alone, BATCH).epoch(0)
+    alone = Sharing(shares=1, world=1, rank=0)
+    orders = EqualBatches(ExactSampler(range(len(test)), alone, shuffle=False, seed=0), BATCH)
+    ((batch,),) = MicroBatchSampler(orders, alone).epoch(0)
     for seed in (1, 2):
         model = networks.from_state_dict(weights.load_weights(tmp_path / f"{seed}.pth"))
         copies = [distort(test.images, batch.rand, affine=0.3, elastic=0.3, copy=copy) for copy in range(2)]

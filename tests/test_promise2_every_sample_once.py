@@ -9,7 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mnist_dist.core.loader import TensorReader
-from mnist_dist.core.sampler import ExactSampler, MicroBatchSampler
+from mnist_dist.core.microbatches import MicroBatchSampler
+from mnist_dist.core.orders import EqualBatches
+from mnist_dist.core.sampler import ExactSampler
 from mnist_dist.core.sharing import Sharing
 
 
@@ -21,7 +23,8 @@ def numbered(size: int) -> list[torch.Tensor]:
 def batches_of(size: int, batch_size: int, rank: int = 0, world: int = 1, *, seed: int = 0, shuffle: bool = True):
     """The samples of each batch that a process is given."""
     sharing = Sharing(shares=world, world=world, rank=rank)
-    return MicroBatchSampler(ExactSampler(range(size), sharing, shuffle=shuffle, seed=seed), batch_size)
+    sampler = ExactSampler(range(size), sharing, shuffle=shuffle, seed=seed)
+    return MicroBatchSampler(EqualBatches(sampler, batch_size), sharing, seed=seed)
 
 
 @given(
@@ -41,7 +44,7 @@ def test_shares_make_up_the_batches_and_batches_the_epoch(size, batch_size, proc
             batches = batches_of(size, batch_size, rank, world, seed=seed, shuffle=shuffle)
             assert len(batches) == -(-size // batch_size)
             dealt.append(list(TensorReader(numbered(size), batches).epoch(epoch, 0, 1)))
-            of_sampler = ExactSampler(range(size), batches.sampler.sharing, shuffle=shuffle, seed=seed)
+            of_sampler = ExactSampler(range(size), batches.sharing, shuffle=shuffle, seed=seed)
             of_sampler.set_epoch(epoch)
             assert sum((batch.index.tolist() for batch, _ in dealt[-1]), []) == list(of_sampler)
             assert len(of_sampler) == sum(len(batch) for batch, _ in dealt[-1])

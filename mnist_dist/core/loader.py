@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import parent_process
 from threading import Thread
@@ -11,26 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    TensorDataset,
-    default_collate,
-    get_worker_info,
-)
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate, get_worker_info
 
 from .agreement import same_everywhere
+from .collating import as_it_is, without_rows
 from .digests import digest
 from .errors import OwnError, UserError
+from .microbatches import MicroBatchSampler
+from .orders import Orders, orders_of
 from .randomness import GeneratorStates, seed_generators, seed_of
-from .sampler import ExactSampler, MicroBatchSampler
 from .sharing import MicroBatch
 from .stopping import SIGNALS
+from .streams import Stream, StreamReader
 
 if TYPE_CHECKING:
     from .accelerator import ExactAccelerator
@@ -46,7 +38,7 @@ class ExactDataLoader:
 
     Args:
         accelerator: the processes.
-        loader: with a map-style data set and a batch size, shuffled by a `RandomSampler` or not at all.
+        loader: of any data set, in batches.
         number: of this loader among those of the accelerator.
 
     Raises:
@@ -56,21 +48,20 @@ class ExactDataLoader:
     _is_accelerate_prepared = True  # for Accelerate: to be left as it is
 
     def __init__(self, accelerator: "ExactAccelerator", loader: DataLoader, number: int) -> None:
-        refuse_what_cannot_be_shared(loader)
         self.accelerator = accelerator
         self.loader = loader
-        self.sampler = ExactSampler(
-            loader.dataset,  # type: ignore[arg-type]  # which has a length, for it is a map-style one
-            accelerator.sharing,
-            shuffle=isinstance(loader.sampler, RandomSampler),
-            seed=accelerator.seed,
-        )
-        assert loader.batch_size is not None
+        streamed = isinstance(loader.dataset, IterableDataset)
+        orders: Orders
+        if streamed:
+            orders = Stream(loader)
+        else:
+            orders = orders_of(loader, accelerator.sharing, seed=accelerator.seed, number=number)
+        self.sampler = orders.sampler
         self.batch_size = loader.batch_size
         self.batches = MicroBatchSampler(
-            self.sampler,
-            loader.batch_size,
-            drop_last=loader.drop_last,
+            orders,
+            accelerator.sharing,
+            seed=accelerator.seed,
             pieces=accelerator.micro_batches,
             number=number,
             device=accelerator.device,
@@ -83,9 +74,11 @@ class ExactDataLoader:
         self.compared = False
         self.reader = self.make_reader()
 
-    def make_reader(self) -> "TensorReader | WorkerReader":
+    def make_reader(self) -> "TensorReader | WorkerReader | StreamReader":
         """What fetches the rows: by one indexing of tensors where they are, or by torch's own loader."""
         dataset = self.loader.dataset
+        if isinstance(dataset, IterableDataset):
+            return StreamReader(self.loader, self.batches, self.accelerator)
         plain = self.loader.collate_fn is default_collate and self.loader.num_workers == 0
         if type(dataset) is TensorDataset and plain:
             where = {tensor.device.type for tensor in dataset.tensors}
@@ -103,14 +96,20 @@ class ExactDataLoader:
         return len(self.batches)
 
     @property
-    def total_batch_size(self) -> int:
-        """Samples in a global batch, under the name that Accelerate's loaders have for it."""
+    def total_batch_size(self) -> int | None:
+        """Samples in a global batch, under the name that Accelerate's loaders have for it; None if they differ."""
         return self.batch_size
 
     @property
-    def total_dataset_length(self) -> int:
+    def samples(self) -> int | None:
+        """Samples in the data set; None for a stream, which may not know."""
+        dataset: Any = self.loader.dataset
+        return None if isinstance(dataset, IterableDataset) else len(dataset)
+
+    @property
+    def total_dataset_length(self) -> int | None:
         """Samples in the data set, under the name that Accelerate's loaders have for it."""
-        return self.sampler.samples
+        return self.samples
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; a position that `load_state` has set within it stays."""
@@ -141,18 +140,19 @@ class ExactDataLoader:
         epoch, first = self.next_epoch, self.first_batch
         self.next_epoch, self.first_batch = epoch + 1, 0
         self.position = epoch, first
-        self.sampler.set_epoch(epoch)
+        if self.sampler is not None and hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
         self.end_of_dataloader = False
         accelerator.gradient_state._add_dataloader(self)
         try:
             steps = accelerator.gradient_accumulation_steps
             for micro_batch, rows in self.reader.epoch(epoch, first, steps):
                 self.refuse_turns()
-                self.end_of_dataloader = micro_batch.closes_batch and micro_batch.batch == len(self) - 1
+                self.end_of_dataloader = micro_batch.ends_epoch
                 accelerator.begin_micro_batch(micro_batch, self)
                 yield rows
                 if micro_batch.closes_update:
-                    self.position = epoch, micro_batch.batch + 1
+                    self.position = behind(micro_batch)
             accelerator.end_epoch(self, epoch)
         finally:
             self.position = None
@@ -174,7 +174,7 @@ class ExactDataLoader:
     def update_is_done(self, micro_batch: MicroBatch) -> None:
         """Note that the weights have been updated from this micro-batch and those before it."""
         if self.position and micro_batch.closes_update:
-            self.position = micro_batch.epoch, micro_batch.batch + 1
+            self.position = behind(micro_batch)
 
     def compare_between_processes(self) -> None:
         """See once that every process has the same data set.
@@ -191,14 +191,19 @@ class ExactDataLoader:
     def state_dict(self) -> dict[str, int]:
         """Where the next update begins: the epoch, and the number of the global batch within it."""
         epoch, batch = self.position or (self.next_epoch, self.first_batch)
-        if batch >= len(self):
-            epoch, batch = epoch + 1, 0
         return {"epoch": epoch, "batch": batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Begin the next iteration where `state_dict` was asked for."""
         self.next_epoch = state["epoch"]
         self.first_batch = state["batch"]
+
+
+def behind(micro_batch: MicroBatch) -> tuple[int, int]:
+    """The epoch and the number of the global batch that come after a micro-batch."""
+    if micro_batch.ends_epoch:
+        return micro_batch.epoch + 1, 0
+    return micro_batch.epoch, micro_batch.batch + 1
 
 
 class TensorReader:
@@ -222,7 +227,7 @@ class TensorReader:
 
     def fingerprint(self) -> list[str]:
         """A digest of a thousand rows of each tensor."""
-        step = max(1, self.batches.sampler.samples // 1000)
+        step = max(1, len(self.tensors[0]) // 1000)
         return [digest([tensor[::step]])[:12] for tensor in self.tensors]
 
 
@@ -238,6 +243,7 @@ class WorkerReader:
     def __init__(self, loader: DataLoader, batches: MicroBatchSampler, accelerator: "ExactAccelerator") -> None:
         self.batches = batches
         self.accelerator = accelerator
+        self.dataset = loader.dataset
         self.plan = Plan(batches)
         fetch = Fetch(loader.dataset, loader.collate_fn, may_draw=accelerator.sharing.fixed)
         self.loader: DataLoader = DataLoader(
@@ -270,7 +276,7 @@ class WorkerReader:
 
     def fingerprint(self) -> str:
         """How many samples there are: to read them all would take too long."""
-        return f"{self.batches.sampler.samples} samples"
+        return f"{len(self.dataset)} samples"  # type: ignore[arg-type]
 
 
 class Plan:
@@ -383,48 +389,3 @@ def end_if_the_trainer_asks() -> None:
         sender = signal.sigwaitinfo([signal.SIGTERM]).si_pid
         if trainer is None or sender == trainer.pid:
             os._exit(0)
-
-
-def as_it_is(rows: Any) -> Any:
-    """What a `DataLoader` without a batch size is to do with what its data set gives."""
-    return rows
-
-
-def without_rows(rows: Any) -> Any:
-    """The same structure with no rows: tensors (0, ...) and empty lists."""
-    if isinstance(rows, Tensor):
-        return rows[:0]
-    if isinstance(rows, Mapping):
-        cut = {name: without_rows(value) for name, value in rows.items()}
-        return type(rows)(cut) if type(rows) is not dict else cut  # type: ignore[call-arg]
-    if isinstance(rows, tuple) and hasattr(rows, "_fields"):
-        return type(rows)(*map(without_rows, rows))
-    if isinstance(rows, list | tuple):
-        if rows and all(isinstance(value, Tensor | Mapping | list | tuple) for value in rows):
-            return type(rows)(map(without_rows, rows))
-        return type(rows)()
-    return rows
-
-
-def refuse_what_cannot_be_shared(loader: DataLoader) -> None:
-    """Refuse a loader whose samples cannot be dealt out exactly, yet.
-
-    Raises:
-        UserError: says why, and what to give instead.
-    """
-    instead = "give a DataLoader with a map-style data set, batch_size, and shuffle=True or not"
-    if isinstance(loader.dataset, IterableDataset):
-        raise UserError(f"the data set {type(loader.dataset).__name__} can only be iterated over: {instead}")
-    if isinstance(loader.sampler, DistributedSampler):
-        raise UserError(
-            "the loader has a DistributedSampler, and prepare would share its part out again (accelerate #3520): "
-            "leave the sampler out, and give the global batch size"
-        )
-    if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler:
-        raise UserError(f"the loader cuts batches by {type(loader.batch_sampler).__name__}: {instead}")
-    if type(loader.sampler) not in (RandomSampler, SequentialSampler):
-        raise UserError(f"the loader draws samples by {type(loader.sampler).__name__}: {instead}")
-    if isinstance(loader.sampler, RandomSampler):
-        whole = loader.sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
-        if loader.sampler.replacement or not whole:
-            raise UserError(f"the loader's RandomSampler repeats samples or leaves some out: {instead}")

@@ -93,6 +93,7 @@ class MicroBatch:
         opens_batch, closes_batch: whether it is this process's first or last micro-batch of the global batch.
         completes_share: whether it is the last of its share in the update.
         closes_update: whether it is this process's last micro-batch of the update; the optimizer steps after it.
+        ends_epoch: whether it is this process's last micro-batch of the epoch.
         device: where random numbers are drawn.
         drawn: random numbers for the whole global batch, shared by its micro-batches.
     """
@@ -115,6 +116,7 @@ class MicroBatch:
     closes_batch: bool
     completes_share: bool
     closes_update: bool
+    ends_epoch: bool
     device: Any = "cpu"
     drawn: dict[Any, Tensor] = field(default_factory=dict, repr=False)
 

@@ -32,7 +32,7 @@ def collect(accelerator: "ExactAccelerator") -> dict[str, Any]:
         "seed": accelerator.seed,
         "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
         "batch_sizes": [loader.batch_size for loader in accelerator._dataloaders],
-        "samples": [loader.sampler.samples for loader in accelerator._dataloaders],
+        "samples": [loader.samples for loader in accelerator._dataloaders],
         "bits": accelerator.bits,
         "updates": accelerator.updates,
         "parameter_orders": accelerator.parameter_orders(),
@@ -85,7 +85,7 @@ def refuse_another_training(accelerator: "ExactAccelerator", found: dict[str, An
         "seed": accelerator.seed,
         "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
         "batch_sizes": [loader.batch_size for loader in accelerator._dataloaders],
-        "samples": [loader.sampler.samples for loader in accelerator._dataloaders],
+        "samples": [loader.samples for loader in accelerator._dataloaders],
         "bits": accelerator.bits,
         "parameter_orders": accelerator.parameter_orders(),
     }

@@ -7,7 +7,8 @@ import torch
 
 from faults.registry import all_of, fault, is_last, rank, world
 from mnist_dist.core import ExactAccelerator, MicroBatch, stream
-from mnist_dist.core.sampler import ExactSampler, MicroBatchSampler
+from mnist_dist.core.microbatches import MicroBatchSampler
+from mnist_dist.core.sampler import ExactSampler
 from mnist_dist.core.sharing import positions_of_share
 from mnist_dist.task import data, datasets
 
@@ -16,22 +17,28 @@ from mnist_dist.task import data, datasets
 def loader_sharded_twice():
     """Field note 1: Accelerate deals out again what the DistributedSampler has dealt out."""
     count = MicroBatchSampler.__len__
-    cut = MicroBatchSampler.micro_batches
+    deal = MicroBatchSampler.epoch
+
+    def shuffles(batches):
+        return batches.orders.sampler.shuffle
 
     def fewer(self):
-        return count(self) // world() if self.sampler.shuffle else count(self)
+        return count(self) // world() if shuffles(self) else count(self)
 
-    def every_wth(self, order, epoch, number, *more):
-        if not self.sampler.shuffle:
-            return cut(self, order, epoch, number, *more)
-        micro_batches = cut(self, order, epoch, number * world() + rank(), *more)
-        for micro_batch in micro_batches:
-            micro_batch.batch = number
-        return micro_batches
+    def every_wth(self, *arguments, **options):
+        if not shuffles(self):
+            yield from deal(self, *arguments, **options)
+            return
+        found = list(deal(self, *arguments, **options))[rank() :: world()][: len(self)]
+        for number, micro_batches in enumerate(found):
+            for micro_batch in micro_batches:
+                micro_batch.batch = number
+        found[-1][-1].ends_epoch = True
+        yield from found
 
     return all_of(
         patch.object(MicroBatchSampler, "__len__", fewer),
-        patch.object(MicroBatchSampler, "micro_batches", every_wth),
+        patch.object(MicroBatchSampler, "epoch", every_wth),
     )
 
 
@@ -71,16 +78,17 @@ def padding_counted():
     """Field note 6: shares padded with repeated samples to equal length, and all of them counted."""
     cut = MicroBatchSampler.micro_batches
 
-    def padded(self, order, epoch, number, *more):
-        micro_batches = cut(self, order, epoch, number, *more)
-        if self.sampler.shuffle:
+    def padded(self, order, *more):
+        micro_batches = cut(self, order, *more)
+        if self.orders.sampler.shuffle:
             return micro_batches
         for micro_batch in micro_batches:
             shares = range(micro_batch.shares)
             place = micro_batch.start, micro_batch.size, micro_batch.shares
             longest = max(len(positions_of_share(share, *place)) for share in shares)
             missing = longest - len(micro_batch.index)
-            micro_batch.index = torch.cat([micro_batch.index, order[rank() :][:missing]])
+            micro_batch.index = torch.cat([micro_batch.index, order.numbers[rank() :][:missing]])
+            micro_batch.rows = len(micro_batch.index)
         return micro_batches
 
     def of_all_rows(self, rows):
@@ -111,11 +119,13 @@ def shares_put_together():
 
     def together(self, *arguments):
         micro_batches = cut(self, *arguments)
-        if self.sampler.shuffle:
+        if self.orders.sampler.shuffle:
             first, *others = micro_batches
             first.index = torch.cat([micro_batch.index for micro_batch in micro_batches])
             for other in others:
                 other.index = other.index[:0]
+            for micro_batch in micro_batches:
+                micro_batch.rows = len(micro_batch.index)
         return micro_batches
 
     return patch.object(MicroBatchSampler, "micro_batches", together)

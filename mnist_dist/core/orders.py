@@ -1,0 +1,173 @@
+"""The order of the samples in an epoch and where its global batches end, by any sampler, the same on every process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler
+
+from .agreement import same_everywhere
+from .digests import digest
+from .errors import UserError
+from .randomness import GeneratorStates, seed_generators, seed_of
+from .sampler import ExactSampler
+from .sharing import Sharing
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """What an epoch is made of.
+
+    Attributes:
+        numbers: (N,) int64 on the CPU, the samples' numbers in the data set, in the order in which they are visited.
+        bounds: global batch k is `numbers[bounds[k]:bounds[k + 1]]`.
+    """
+
+    numbers: Tensor
+    bounds: list[int]
+
+    @property
+    def batches(self) -> int:
+        """Global batches in the epoch."""
+        return len(self.bounds) - 1
+
+
+class Orders(Protocol):
+    """The orders of all epochs of a loader."""
+
+    sampler: Any
+
+    def epoch(self, epoch: int) -> EpochOrder:
+        """The order of one epoch, by its number from 0."""
+
+    def __len__(self) -> int:
+        """Global batches in an epoch."""
+
+
+class EqualBatches:
+    """Global batches of one size, but for the last one, in an order that seed and epoch decide.
+
+    Args:
+        sampler: the order.
+        batch_size: B, the samples of a global batch.
+        drop_last: leave out the last global batch of an epoch if it has fewer.
+    """
+
+    def __init__(self, sampler: ExactSampler, batch_size: int, *, drop_last: bool = False) -> None:
+        self.sampler = sampler
+        whole_batches = sampler.samples // batch_size
+        samples = whole_batches * batch_size if drop_last else sampler.samples
+        self.bounds = [*range(0, samples, batch_size), samples]
+
+    def epoch(self, epoch: int) -> EpochOrder:
+        """The order of one epoch, by its number from 0."""
+        return EpochOrder(self.sampler.order(epoch), self.bounds)
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+
+class DrawnBatches:
+    """Global batches as a sampler or batch sampler of the user's draws them, on each process from the same seed.
+
+    Args:
+        draw: gives the batches of an epoch anew at each call.
+        sampler: that draws them, and whose generator, if it has one, is seeded.
+        length: gives the number of batches in an epoch.
+        seed, loader: what the draws depend on, beside the epoch.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[], list[list[int]]],
+        sampler: Any,
+        length: Callable[[], int],
+        *,
+        seed: int,
+        loader: int,
+    ) -> None:
+        self.draw = draw
+        self.sampler = sampler
+        self.length = length
+        self.seed = seed
+        self.loader = loader
+
+    def epoch(self, epoch: int) -> EpochOrder:
+        """The order of one epoch, by its number from 0; every process must ask for it.
+
+        Raises:
+            UserError: on every process, if they draw different ones.
+        """
+        kept = GeneratorStates()
+        seed = seed_of("order", self.seed, self.loader, epoch)
+        seed_generators(seed)
+        generator = getattr(self.sampler, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+        batches = [list(batch) for batch in self.draw()]
+        kept.restore()
+        numbers = torch.tensor([number for batch in batches for number in batch], dtype=torch.long)
+        bounds = [0, *accumulate(len(batch) for batch in batches)]
+        what = f"the orders that {type(self.sampler).__name__} draws, which must depend on its generator alone,"
+        same_everywhere(what, digest([numbers, torch.tensor(bounds)])[:12])
+        return EpochOrder(numbers, bounds)
+
+    def __len__(self) -> int:
+        return self.length()
+
+
+def orders_of(loader: DataLoader, sharing: Sharing, *, seed: int, number: int) -> Orders:
+    """The orders in which a loader is to visit its samples.
+
+    Args:
+        loader: with a map-style data set, and any sampler or batch sampler.
+        sharing: who works on which shares.
+        seed: of the orders.
+        number: of the loader among those of its accelerator.
+
+    Raises:
+        UserError: its samples have been shared out already, or are not batched.
+    """
+    refuse_shared_samples(loader)
+    usual = type(loader.batch_sampler) is BatchSampler
+    if usual and visits_each_sample_once(loader):
+        shuffle = isinstance(loader.sampler, RandomSampler)
+        sampler = ExactSampler(loader.dataset, sharing, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        assert loader.batch_size is not None
+        return EqualBatches(sampler, loader.batch_size, drop_last=loader.drop_last)
+    batch_sampler: Any = loader.batch_sampler
+    drawing = loader.sampler if usual else batch_sampler
+    return DrawnBatches(lambda: list(batch_sampler), drawing, lambda: len(batch_sampler), seed=seed, loader=number)
+
+
+def visits_each_sample_once(loader: DataLoader) -> bool:
+    """Whether a loader's sampler gives every sample once, shuffled or in the order of the data set."""
+    if type(loader.sampler) is SequentialSampler:
+        return True
+    if type(loader.sampler) is not RandomSampler:
+        return False
+    whole = loader.sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+    return whole and not loader.sampler.replacement
+
+
+def refuse_shared_samples(loader: DataLoader) -> None:
+    """Refuse a loader of a part of the samples, and one without batches.
+
+    Raises:
+        UserError: says why, and what to give instead.
+    """
+    samplers = [loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)]
+    if any(isinstance(sampler, DistributedSampler) for sampler in samplers):
+        raise UserError(
+            "the loader has a DistributedSampler, and prepare would share its part out again (accelerate #3520): "
+            "leave the sampler out, and give the global batch size"
+        )
+    if loader.batch_sampler is None:
+        raise UserError(
+            "the loader has no batch size, so nobody knows what a global batch is: give batch_size or a batch_sampler"
+        )
