@@ -55,15 +55,12 @@ def main() -> None:
             with_them = seconds(Path(root, "with"), args, args.every)
         costs.append((with_them - without) / checkpoints)
         print(
-            f"round {number + 1}: {without:.2f} s without, "
-            f"{with_them:.2f} s with {checkpoints}",
+            f"round {number + 1}: {without:.2f} s without, {with_them:.2f} s with {checkpoints}",
             flush=True,
         )
     cost = statistics.median(costs)
-    print(
-        f"a checkpoint takes {1000 * cost:.1f} ms (median), "
-        f"so one a second takes {100 * cost:.1f} % of the time"
-    )
+    print(f"a checkpoint takes {1000 * cost:.1f} ms (median)")
+    print(f"one a second takes {100 * cost:.1f} % of the time")
 
 
 if __name__ == "__main__":

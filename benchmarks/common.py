@@ -1,4 +1,4 @@
-"""What several of these programs need: a training to be timed, processes, medians, and where a result comes from."""
+"""What several of these programs need: a training to be timed, processes, and results."""
 
 import json
 import os
@@ -32,7 +32,8 @@ SCHEDULED = 1_000_000  # updates for which a schedule is made: more than any of 
 class Training:
     """A training of a digit classifier as train.py makes it, of which updates are made on demand.
 
-    Several of them may take turns in one process: each loop over a loader is left before another begins.
+    Several of them may take turns in one process: each loop over a loader is left before another
+    begins.
 
     Args:
         accelerator: the processes; not shared with another training.
@@ -79,7 +80,7 @@ class Training:
         self.optimizer.zero_grad()
 
     def make_updates(self, count: int) -> None:
-        """Make so many updates, over as many epochs as that takes; the first batch is that of a new epoch."""
+        """Make so many updates, from the beginning of an epoch, over as many as that takes."""
         wanted = self.accelerator.updates + count
         while self.accelerator.updates < wanted:
             for images, labels in self.loader:
@@ -107,7 +108,7 @@ def random_digits(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> TensorDataset:
-    """Images of noise with labels, the same on all processes: for times and bits they are as good as any."""
+    """Images of noise with labels, the same on all processes: for times and bits good enough."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(count, 1, 28, 28, generator=generator)
     labels = torch.randint(0, 10, (count,), generator=generator)
@@ -134,7 +135,7 @@ def one_thread() -> dict[str, str]:
 
 
 def cores_given() -> int:
-    """The cores that this process, and so what it starts, may use: `taskset` can make them fewer."""
+    """The cores that this process may use: `taskset` can make them fewer."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -147,7 +148,7 @@ def processor() -> str:
 
 
 def origin_of_result(*packages: str) -> dict[str, Any]:
-    """The date, the hardware, and the versions of Python, torch, Accelerate and further packages."""
+    """The date, the hardware, and the versions of Python and of packages."""
     versions = {"python": platform.python_version()}
     for name in ("torch", "accelerate", *packages):
         versions[name] = version(name)

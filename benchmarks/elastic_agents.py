@@ -129,10 +129,8 @@ class ElasticRun:
         """Whether these launchers are all agents, and only they."""
         if len(launchers) != len(self.agents):
             return False
-        for agent in self.agents.values():
-            if not any(f":{agent.pid}:" in name for name in launchers):
-                return False
-        return True
+        names = " ".join(launchers)
+        return all(f":{agent.pid}:" in names for agent in self.agents.values())
 
     def train_together(self) -> bool:
         """Wait until all agents, and only they, have written a checkpoint in a new attempt.
@@ -158,8 +156,7 @@ class ElasticRun:
                 return True
             if time.monotonic() > deadline:
                 agents = ", ".join(self.agents)
-                raise TimeoutError(
-                    f"{agents} do not train together after {WAIT} s, but {launchers}"
-                )
+                problem = f"do not train together after {WAIT} s, but {launchers}"
+                raise TimeoutError(f"{agents} {problem}")
             time.sleep(0.05)
         return False

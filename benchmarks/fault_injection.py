@@ -228,7 +228,10 @@ def main() -> None:
     args = parser.parse_args()
     dice = random.Random(args.seed)
     if args.elastic:
-        print(f"{args.faults} events in one elastic run, --seed {args.seed}", flush=True)
+        print(
+            f"{args.faults} events in one elastic run, --seed {args.seed}",
+            flush=True,
+        )
         right = disturb_elastic_run(args.faults, args.flags, dice, args.picture)
         sys.exit(not right)
     launcher = Launcher(args.processes, args.launcher)

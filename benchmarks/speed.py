@@ -66,7 +66,10 @@ def compare(
                 continue
             value = measure(number)
             values[name].append(value)
-            print(f"{title}, round {number + 1} of {rounds}: {name} {value}", file=sys.stderr)
+            print(
+                f"{title}, round {number + 1} of {rounds}: {name} {value}",
+                file=sys.stderr,
+            )
     average = statistics.mean if title.startswith(OF_SEEDS) else statistics.median
     reference = list(values.values())[-1]
     rows = {name: summary(figures, reference, average) for name, figures in values.items()}
@@ -118,7 +121,10 @@ class Comparisons:
         self.rounds = rounds
         self.quick = quick
         self.curves: dict[str, list] = {}
-        self.whole_runs: dict[str, list[Run]] = {"train.py": [], "original script": []}
+        self.whole_runs: dict[str, list[Run]] = {
+            "train.py": [],
+            "original script": [],
+        }
 
     def by_title(self) -> dict[str, Callable[[str], dict[str, Any]]]:
         """Functions that measure, each given its title."""
@@ -201,17 +207,18 @@ class Comparisons:
             self.whole_runs["original script"].append(ended)
             return ended.wall
 
-        programs: dict[str, Measure] = {"train.py": ours, "original script": original}
+        programs: dict[str, Measure] = {
+            "train.py": ours,
+            "original script": original,
+        }
         return compare(title, "s", min(self.rounds, 3), programs)
 
     def memory(self, title: str) -> dict[str, Any]:
         """Compare the memory of the whole processes that `whole` has run."""
         rounds = len(self.whole_runs["train.py"])
         if not rounds:
-            raise SystemExit(
-                "speed.py: error: the memory is that of whole processes: "
-                "--only files measures both"
-            )
+            problem = "the memory is that of whole processes"
+            raise SystemExit(f"speed.py: error: {problem}: --only files measures both")
         programs: dict[str, Measure] = {}
         for name, runs in self.whole_runs.items():
             programs[name] = lambda number, runs=runs: runs[number].peak

@@ -49,7 +49,7 @@ class Run:
         return DIGITS / min(self.epoch_seconds)
 
     def seconds_to(self, accuracy: float) -> float | None:
-        """Seconds of training to the first epoch that reaches a test accuracy; None if none does."""
+        """Seconds of training to the first epoch that reaches an accuracy; None if none does."""
         sums = accumulate(self.epoch_seconds)
         for seconds, reached in zip(sums, self.test_accuracy, strict=True):
             if reached >= accuracy:
@@ -108,7 +108,11 @@ def run_train(data_dir: Path, processes: int = 1, words: str = "", **flags: Any)
     """Run train.py on its shipped default path, with W&B offline and the progress bar."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "run"
-        command = [*torchrun(processes), "train.py", *flags_of_train(data_dir, place)]
+        command = [
+            *torchrun(processes),
+            "train.py",
+            *flags_of_train(data_dir, place),
+        ]
         ended = run([*command, *words.split(), *as_flags(flags)])
         epoch_seconds = []
         test_accuracy = []

@@ -1,8 +1,9 @@
-"""Threads a process on the CPU, alone and beside programs that keep two cores busy: why the default is half the cores.
+"""Threads a process on the CPU, alone and beside busy programs: why the default is half the cores.
 
     python benchmarks/threads.py --rounds 5
 
-Samples a second of the update, on random pixels: medians over rounds, each of which measures everything in turn.
+Samples a second of the update, on random pixels: medians over rounds, each of which measures
+everything in turn.
 """
 
 import argparse
@@ -12,7 +13,13 @@ import sys
 import time
 
 import torch
-from common import Training, origin_of_result, print_table, random_digits, say_origin
+from common import (
+    Training,
+    origin_of_result,
+    print_table,
+    random_digits,
+    say_origin,
+)
 
 from mnist_dist.core import ExactAccelerator
 from mnist_dist.digits.config import TrainConfig
@@ -24,7 +31,7 @@ BATCHES = (64, 512)
 
 
 def speed(training: Training, threads: int, seconds: float) -> float:
-    """Samples a second of one training with so many threads, over so many seconds or a little more."""
+    """Samples a second of one training with so many threads, over so many seconds."""
     torch.set_num_threads(threads)
     training.make_updates(1)
     updates = 0
@@ -77,7 +84,14 @@ def main() -> None:
         middle = f"{statistics.median(speeds):,.0f}"
         spread = f"{min(speeds):,.0f} to {max(speeds):,.0f}"
         rows.append([model, str(batch_size), str(beside), str(threads), middle, spread])
-    columns = ["model", "batch", "busy loops beside", "threads", "samples/s", "range"]
+    columns = [
+        "model",
+        "batch",
+        "busy loops beside",
+        "threads",
+        "samples/s",
+        "range",
+    ]
     print_table(columns, rows)
 
 

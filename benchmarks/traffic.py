@@ -1,4 +1,4 @@
-"""Bytes that a process sends for an update, counted where torch.distributed is asked to send them."""
+"""Bytes that a process sends for an update, counted where torch is asked to send them."""
 
 import multiprocessing
 import os

@@ -44,9 +44,8 @@ def sharded_twice(accelerator: Accelerator) -> None:
     counted = 0
     for (batch,) in loader:
         counted += len(accelerator.gather_for_metrics(batch))
-    accelerator.print(
-        f"sharded twice: {len(seen)} updates, {distinct:,} of {TRAINING:,} samples an epoch"
-    )
+    found = f"{len(seen)} updates, {distinct:,} of {TRAINING:,} samples"
+    accelerator.print(f"sharded twice: {found} an epoch")
     accelerator.print(f"sharded twice: an evaluation counts {counted:,} of {TEST:,}")
 
 
@@ -103,9 +102,8 @@ def resumed_in_mid_epoch(accelerator: Accelerator) -> None:
     done = whole[: (STOP - TRAINING // BATCH - 1) * BATCH]
     left = second_epoch(accelerator, folder, resume=True)
     again = int(torch.isin(left, done).sum())
-    accelerator.print(
-        f"resumed: of {len(left):,} samples left in the epoch {again:,} had been trained already"
-    )
+    of_them = f"of {len(left):,} samples left in the epoch {again:,}"
+    accelerator.print(f"resumed: {of_them} had been trained already")
 
 
 def processes_weighed_equally(accelerator: Accelerator) -> None:
@@ -131,10 +129,8 @@ def processes_weighed_equally(accelerator: Accelerator) -> None:
         found = gradient(parallel, own)
         errors.append((found - right).norm() / right.norm())
     off = torch.stack(errors).median()
-    accelerator.print(
-        f"equal weights: shares of {sizes} put the gradient off by {off:.1%} "
-        "(median of 20 batches)"
-    )
+    found = f"shares of {sizes} put the gradient off by {off:.1%}"
+    accelerator.print(f"equal weights: {found} (median of 20 batches)")
 
 
 def one_gradient_changed_twice(accelerator: Accelerator) -> None:
@@ -151,10 +147,8 @@ def one_gradient_changed_twice(accelerator: Accelerator) -> None:
 def main() -> None:
     accelerator = Accelerator(cpu=True)
     found = versions()
-    accelerator.print(
-        f"accelerate {found['accelerate']}, torch {found['torch']}, "
-        f"on {launch.describe(accelerator)}"
-    )
+    packages = f"accelerate {found['accelerate']}, torch {found['torch']}"
+    accelerator.print(f"{packages}, on {launch.describe(accelerator)}")
     sharded_twice(accelerator)
     schedule_stepped_by_every_process(accelerator)
     resumed_in_mid_epoch(accelerator)

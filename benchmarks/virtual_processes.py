@@ -2,9 +2,9 @@
 
     python benchmarks/virtual_processes.py --output benchmarks/results/virtual-processes.json
 
-One thread a process. In each round all settings take their turn in the same processes, each for half a second or more.
-Printed are the median over the rounds without virtual processes and, with them, the median ratio to it. The images are
-random: nothing that is measured depends on them.
+One thread a process. In each round all settings take their turn in the same processes, each for
+half a second or more. Printed are the median over the rounds without virtual processes and, with
+them, the median ratio to it. The images are random: nothing that is measured depends on them.
 """
 
 import argparse

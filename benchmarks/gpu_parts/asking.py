@@ -1,4 +1,4 @@
-"""What all parts need: how they start trainings and programs, and how they hand on what they find."""
+"""What all parts need: how they start programs, and how they hand on what they find."""
 
 import hashlib
 import json
@@ -129,7 +129,7 @@ def train(asked: Asked, *flags: str, folder: str = "") -> Trained:
 
 
 def make_training(asked: Asked, config: TrainConfig, samples: int) -> Training:
-    """Make a training as train.py does, of so many random images, with an accelerator of its own."""
+    """Make a training as train.py does, of random images, with an accelerator of its own."""
     AcceleratorState._reset_state(reset_partial_state=True)  # another precision is refused else
     dtype = getattr(torch, config.dtype)
     accelerator = launch.start(

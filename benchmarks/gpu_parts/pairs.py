@@ -27,7 +27,12 @@ def pair(asked: Asked) -> Result:
     """Whether two processes sum, with DDP too, and how soon one ends after the other is killed."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--worker", "one_of_a_pair"]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "gpu.py"),
+        "--worker",
+        "one_of_a_pair",
+    ]
     if asked.cpu:
         command.append("--cpu")
     processes = []

@@ -74,7 +74,12 @@ PARTS = (
     Part(waits.waits, starts=1, updates=waits.UPDATES),
     Part(right.shares, starts=1, updates=OF_SHARES),
     # The last of the options is to be compiled first.
-    Part(programs.options, 1 + len(programs.OPTIONS), updates=OF_OPTIONS, further=40.0),
+    Part(
+        programs.options,
+        1 + len(programs.OPTIONS),
+        updates=OF_OPTIONS,
+        further=40.0,
+    ),
     # An update of a ResNet-18 is ten times as large.
     Part(resnets.resnet18, starts=1, updates=10 * resnets.ALL_UPDATES),
 )

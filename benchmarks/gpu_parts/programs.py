@@ -55,7 +55,10 @@ def options(asked: Asked) -> Result:
         flags = [*OPTIONS[name].split(), "--epochs", "1", "--batch-size", "500"]
         try:
             trained = train(asked, *flags)
-            found[name] = {"test accuracy": trained.accuracy, "samples/s": trained.speed}
+            found[name] = {
+                "test accuracy": trained.accuracy,
+                "samples/s": trained.speed,
+            }
         except RuntimeError as error:
             found[name] = {"error": str(error)[-500:]}
         show(found)

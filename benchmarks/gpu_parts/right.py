@@ -1,4 +1,4 @@
-"""Does it train, and is it right: the machine, train.py, verify, bits, a stop, shares of a batch."""
+"""Does it train, and is it right: train.py, verify, bits, a stop, shares of a batch."""
 
 import json
 import shutil
@@ -47,7 +47,13 @@ def verify(asked: Asked) -> Result:
     """`python -m mnist_dist verify`, on one process."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder, "answer.json")
-        command = [sys.executable, "-m", "mnist_dist", "verify", *asked.flags_of_data]
+        command = [
+            sys.executable,
+            "-m",
+            "mnist_dist",
+            "verify",
+            *asked.flags_of_data,
+        ]
         command += ["--json", str(place), "--output-dir", folder]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if not place.exists():
@@ -55,7 +61,10 @@ def verify(asked: Asked) -> Result:
         answer = json.loads(place.read_text())
     found: Result = {}
     for check in answer["checks"]:
-        found[check["name"]] = {"passed": check["passed"], "detail": check["detail"]}
+        found[check["name"]] = {
+            "passed": check["passed"],
+            "detail": check["detail"],
+        }
     return promised(found, answer["passed"])
 
 

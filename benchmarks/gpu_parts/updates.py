@@ -11,7 +11,14 @@ from common import random_digits
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from gpu_parts.asking import Asked, Result, make_training, microseconds, show, synchronize
+from gpu_parts.asking import (
+    Asked,
+    Result,
+    make_training,
+    microseconds,
+    show,
+    synchronize,
+)
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.task import networks
 
@@ -24,12 +31,14 @@ ROUNDS = 3
 UPDATES = 200  # a round
 LOOPS = 3  # ours, Accelerate's, and the hand-written one
 KERNELS_OF = 20  # updates in which kernels are counted
-ALL_UPDATES = len(MODELS) * len(BATCHES) * len(PRECISIONS) * (LOOPS * (WARM_UP + ROUNDS * UPDATES) + 2 * KERNELS_OF)
+SETTINGS = len(MODELS) * len(BATCHES) * len(PRECISIONS)
+OF_A_LOOP = WARM_UP + ROUNDS * UPDATES
+ALL_UPDATES = SETTINGS * (LOOPS * OF_A_LOOP + 2 * KERNELS_OF)
 MakeUpdates = Callable[[int], object]
 
 
 def updates(asked: Asked) -> Result:
-    """Microseconds of an update beside a hand-written CUDA graph and Accelerate's documented loop."""
+    """Microseconds of an update, beside a hand-written CUDA graph and Accelerate's loop."""
     found: Result = {}
     batches = BATCHES[:1] if asked.cpu else BATCHES
     for model, size in itertools.product(MODELS, batches):

@@ -40,9 +40,12 @@ def waits(asked: Asked) -> Result:
         warnings.simplefilter("always")
         warnings.showwarning = note
         for images, labels in training.loader:
-            if training.accelerator.updates:
-                torch.cuda.set_sync_debug_mode("warn")
             training.learn(images, labels)
+            # The first update looks for what depends on sharing, and after the last one weights
+            # are compared.
+            if training.accelerator.sync_gradients:
+                last = training.accelerator.gradient_state.end_of_dataloader
+                torch.cuda.set_sync_debug_mode("default" if last else "warn")
         torch.cuda.set_sync_debug_mode("default")
     found: Result = {}
     for place, times in places.items():
