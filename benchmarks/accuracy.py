@@ -35,7 +35,12 @@ def train(args: argparse.Namespace, threads: int, folder: Path) -> list[dict[str
         folder: of the run; its name is the seed.
     """
     command = [sys.executable, str(ROOT / "train.py")]
-    command += ["--dataset", args.dataset, "--data-dir", str(args.data_dir)]
+    command += [
+        "--dataset",
+        args.dataset,
+        "--data-dir",
+        str(args.data_dir),
+    ]
     command += ["--wandb", "disabled", "--seed", folder.name]
     command += ["--output-dir", str(folder), "--resume", *args.flags]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -119,7 +124,11 @@ def main() -> None:
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--split", choices=["test", "val"], default="test")
-    parser.add_argument("--runs", type=Path, help="folder to keep the runs in; default: none")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        help="folder to keep the runs in; default: none",
+    )
     parser.add_argument(
         "--side-by-side",
         type=int,

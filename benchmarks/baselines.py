@@ -310,7 +310,10 @@ def main() -> None:
     record = Record(args.device, args.until)
     PROGRAMS[args.name](args, record)
     if RANK == 0:
-        found = {"epoch_seconds": record.seconds, "test_accuracy": record.accuracy}
+        found = {
+            "epoch_seconds": record.seconds,
+            "test_accuracy": record.accuracy,
+        }
         print(json.dumps(found), flush=True)
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -22,8 +22,18 @@ FLAGS = "--cpu --wandb disabled"
 def seconds(folder: Path, args: argparse.Namespace, every: int) -> float:
     """The training's own clock over all epochs at batch 64, with a checkpoint every so often."""
     command = [sys.executable, str(TRAIN), *FLAGS.split()]
-    command += ["--dataset", args.dataset, "--data-dir", str(args.data_dir)]
-    command += ["--epochs", str(args.epochs), "--checkpoint-every", str(every)]
+    command += [
+        "--dataset",
+        args.dataset,
+        "--data-dir",
+        str(args.data_dir),
+    ]
+    command += [
+        "--epochs",
+        str(args.epochs),
+        "--checkpoint-every",
+        str(every),
+    ]
     command += ["--output-dir", str(folder)]
     subprocess.run(
         command,
@@ -43,7 +53,12 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--dataset", choices=list(UPDATES), default="mnist")
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--every", type=int, default=100, help="updates between checkpoints")
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=100,
+        help="updates between checkpoints",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     checkpoints = args.epochs * (UPDATES[args.dataset] // args.every)

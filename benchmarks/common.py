@@ -125,7 +125,12 @@ def torchrun(processes: int) -> list[str]:
     """The words that start a script on so many processes; one process needs no launcher."""
     if processes == 1:
         return [sys.executable]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+    ]
     return [*launcher, f"--nproc-per-node={processes}"]
 
 
@@ -162,7 +167,10 @@ def origin_of_result(*packages: str) -> dict[str, Any]:
 def say_origin(origin: dict[str, Any]) -> None:
     """Print where a result comes from, in one line."""
     versions = ", ".join(f"{name} {number}" for name, number in origin["versions"].items())
-    print(f"{origin['date']}, {origin['hardware']}, {versions}\n", flush=True)
+    print(
+        f"{origin['date']}, {origin['hardware']}, {versions}\n",
+        flush=True,
+    )
 
 
 def median_ratio(ones: Sequence[float], others: Sequence[float]) -> float:

@@ -29,7 +29,10 @@ from gpu_parts.pairs import one_of_a_pair
 from gpu_parts.parts import PARTS, Part, reckon
 
 NO_TIME = "no time was left"
-FINE = ("done", "needs a GPU")  # how the status of a part begins that did not fail
+FINE = (
+    "done",
+    "needs a GPU",
+)  # how the status of a part begins that did not fail
 LEAST = 5  # seconds without which no part begins
 
 
@@ -117,7 +120,10 @@ def table(found: dict[str, dict[str, Any]]) -> list[str]:
     columns = []
     for row in found.values():
         columns += [column for column in row if column not in columns]
-    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    lines = [
+        f"| | {' | '.join(columns)} |",
+        "|---|" + "---|" * len(columns),
+    ]
     for name, row in found.items():
         cells = [cell(row.get(column, "")) for column in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -170,7 +176,10 @@ def ask_all(parts: list[Part], minutes: float, asked: Asked, output: Path) -> li
             undone.append(part.name)
         write_result(place, result)
         place.with_suffix(".md").write_text(markdown(result))
-        print(f"{part.name}: {found['status']}, {found['seconds']:.0f} s", flush=True)
+        print(
+            f"{part.name}: {found['status']}, {found['seconds']:.0f} s",
+            flush=True,
+        )
     return undone
 
 
@@ -187,7 +196,12 @@ def main() -> None:
         default=Path("gpu"),
         help="path of the two files, without suffix",
     )
-    parser.add_argument("--only", nargs="+", choices=names, help="these parts; default: all")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=names,
+        help="these parts; default: all",
+    )
     parser.add_argument(
         "--minutes",
         type=float,

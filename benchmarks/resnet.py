@@ -177,8 +177,18 @@ def worker(args: argparse.Namespace) -> None:
 def measure(processes: int, args: argparse.Namespace) -> dict[str, list[float]]:
     """What so many processes find, on CPUs with a thread each."""
     with tempfile.NamedTemporaryFile() as file:
-        command = [*torchrun(processes), __file__, "--worker", file.name]
-        command += ["--rounds", str(args.rounds), "--updates", str(args.updates)]
+        command = [
+            *torchrun(processes),
+            __file__,
+            "--worker",
+            file.name,
+        ]
+        command += [
+            "--rounds",
+            str(args.rounds),
+            "--updates",
+            str(args.updates),
+        ]
         if args.cpu:
             command.append("--cpu")
         subprocess.run(command, check=True, env=one_thread())
@@ -193,7 +203,15 @@ def rows_of(processes: int, speeds: dict[str, list[float]]) -> list[list[str]]:
         middle = f"{statistics.median(own):,.1f}"
         spread = f"{min(own):,.1f} to {max(own):,.1f}"
         ratio = median_ratio(own, speeds[setting.stock])
-        rows.append([setting.name, str(processes), middle, spread, f"{ratio:.2f}"])
+        rows.append(
+            [
+                setting.name,
+                str(processes),
+                middle,
+                spread,
+                f"{ratio:.2f}",
+            ]
+        )
     return rows
 
 
@@ -205,7 +223,12 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=PROCESSES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=10, help="in a measurement")
-    parser.add_argument("--gpu", dest="cpu", action="store_false", help="use GPUs if there are any")
+    parser.add_argument(
+        "--gpu",
+        dest="cpu",
+        action="store_false",
+        help="use GPUs if there are any",
+    )
     parser.add_argument("--cpu", action="store_true", default=True, help="the default")
     parser.add_argument("--output", type=Path, default=RESULTS / "resnet.json")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)

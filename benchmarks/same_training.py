@@ -43,7 +43,20 @@ PROCESSES = (1, 2, 3, 7)
 BATCH = 64
 RATE = 1e-3
 FEW_UPDATES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70)
-MANY_UPDATES = (100, 150, 200, 300, 400, 500, 600, 700, 800, 900, 937, 938)
+MANY_UPDATES = (
+    100,
+    150,
+    200,
+    300,
+    400,
+    500,
+    600,
+    700,
+    800,
+    900,
+    937,
+    938,
+)
 COMPARED = FEW_UPDATES + MANY_UPDATES
 PARALLEL = ("project", "accelerate", "seedable")
 FLOOR = 1e-17  # drawn for 0, which a logarithmic axis does not have
@@ -243,10 +256,20 @@ def draw(result: dict[str, Any], path: Path) -> None:
         color="0.35",
         label="one process, samples in another order",
     )
-    axes.set(xscale="log", yscale="log", ylim=(FLOOR / 2, 10), xlabel="updates")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        ylim=(FLOOR / 2, 10),
+        xlabel="updates",
+    )
     axes.set(ylabel="largest difference of a weight from one process's")
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(0.01, 0.47), frameon=False)
+    axes.legend(
+        fontsize=8,
+        loc="center left",
+        bbox_to_anchor=(0.01, 0.47),
+        frameon=False,
+    )
     axes.set_title(
         "After an epoch of MNIST on 2, 3 and 7 processes the weights differ from one process's by "
         f"{worst['project']:.0e}\nwith ExactAccelerator, by {worst['accelerate']:.1f} with "
@@ -263,7 +286,11 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--dataset", choices=("mnist", "mnist-5k"), default="mnist")
-    parser.add_argument("--data-dir", default="data", help="the folder with MNIST/raw/ in it")
+    parser.add_argument(
+        "--data-dir",
+        default="data",
+        help="the folder with MNIST/raw/ in it",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--output",
@@ -271,7 +298,11 @@ def main() -> None:
         default=Path("same-training"),
         help="path of the two files, no suffix",
     )
-    parser.add_argument("--draw", action="store_true", help="only the picture, from the JSON")
+    parser.add_argument(
+        "--draw",
+        action="store_true",
+        help="only the picture, from the JSON",
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--snapshots", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

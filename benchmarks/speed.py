@@ -234,7 +234,10 @@ class Comparisons:
     ) -> dict[str, Any]:
         """Compare seconds of training to a test accuracy; each round is another seed."""
         ours = f"--recipe {recipe}"
-        theirs = {"original": "original script", "classic-cnn": "classic CNN"}[other]
+        theirs = {
+            "original": "original script",
+            "classic-cnn": "classic CNN",
+        }[other]
 
         def note(name: str, ended: Run) -> float | None:
             seconds = list(accumulate(ended.epoch_seconds))
@@ -267,7 +270,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="default 5, quick 1")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--cpu", action="store_true", help="use no GPU")
-    parser.add_argument("--only", default="", help="part of the titles of the comparisons to run")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="part of the titles of the comparisons to run",
+    )
     parser.add_argument(
         "--output",
         type=Path,

@@ -68,7 +68,10 @@ class Ended:
 
 def drain(terminal: int) -> None:
     """Read what a program writes to a terminal until it has ended, which Linux says by an error."""
-    with os.fdopen(terminal, "rb") as screen, contextlib.suppress(OSError):
+    with (
+        os.fdopen(terminal, "rb") as screen,
+        contextlib.suppress(OSError),
+    ):
         while screen.read1():
             pass
 
@@ -98,7 +101,12 @@ def as_flags(values: dict[str, Any]) -> list[str]:
 def run_baseline(name: str, data_dir: Path, processes: int = 1, **flags: Any) -> Run:
     """Run one of the programs of baselines.py."""
     script = str(ROOT / "benchmarks" / "baselines.py")
-    command = [*torchrun(processes), script, name, f"--data-dir={data_dir}"]
+    command = [
+        *torchrun(processes),
+        script,
+        name,
+        f"--data-dir={data_dir}",
+    ]
     ended = run([*command, *as_flags(flags)])
     found = json.loads(ended.output.splitlines()[-1])
     return Run(**found, wall=ended.wall, peak=ended.peak)

@@ -70,13 +70,25 @@ def draw_speeds(axes: Any, comparisons: dict[str, dict[str, Any]]) -> None:
     axes.set(xlabel="thousand samples a second (best epoch, median)")
 
 
-def draw_curves(axes: Any, curves: dict[str, list], names: tuple[str, str], goal: float) -> None:
+def draw_curves(
+    axes: Any,
+    curves: dict[str, list],
+    names: tuple[str, str],
+    goal: float,
+) -> None:
     """Draw the test accuracy of two programs over their seconds of training."""
     for color, name in zip(("C0", "0.5"), names, strict=True):
         for number, (seconds, accuracy) in enumerate(curves.get(name, [])):
             percent = [100 * share for share in accuracy]
             label = None if number else name
-            axes.plot(seconds, percent, ".-", color=color, alpha=0.7, label=label)
+            axes.plot(
+                seconds,
+                percent,
+                ".-",
+                color=color,
+                alpha=0.7,
+                label=label,
+            )
     axes.axhline(goal, color="black", linewidth=0.6)
     axes.set(xlabel="seconds of training", ylabel="test accuracy (%)")
     axes.set(xscale="log", title=f"to {goal:g} %")
@@ -91,6 +103,16 @@ def draw(result: dict[str, Any], path: Path) -> None:
     picture = Figure(figsize=(11, 3.8), layout="constrained")
     bars, digits, images = picture.subplots(1, 3, width_ratios=[1.3, 1, 1])
     draw_speeds(bars, result["comparisons"])
-    draw_curves(digits, result["curves"], ("--recipe fast", "original script"), 96.93)
-    draw_curves(images, result["curves"], ("--recipe fast-cnn", "classic CNN"), 99.0)
+    draw_curves(
+        digits,
+        result["curves"],
+        ("--recipe fast", "original script"),
+        96.93,
+    )
+    draw_curves(
+        images,
+        result["curves"],
+        ("--recipe fast-cnn", "classic CNN"),
+        99.0,
+    )
     picture.savefig(path, dpi=150)

@@ -83,7 +83,12 @@ def count_updates(virtual: int) -> dict[str, float]:
     }
 
 
-def be_process(rank: int, environment: dict[str, str], virtual: list[int], answers: Any) -> None:
+def be_process(
+    rank: int,
+    environment: dict[str, str],
+    virtual: list[int],
+    answers: Any,
+) -> None:
     """Be one process, and put into a queue what it has counted for each V."""
     os.environ.update(environment)
     os.environ["RANK"] = str(rank)

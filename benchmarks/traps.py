@@ -17,7 +17,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    TensorDataset,
+)
 
 from mnist_dist.run import launch
 from mnist_dist.run.versions import versions
@@ -49,7 +53,9 @@ def sharded_twice(accelerator: Accelerator) -> None:
     accelerator.print(f"sharded twice: an evaluation counts {counted:,} of {TEST:,}")
 
 
-def schedule_stepped_by_every_process(accelerator: Accelerator) -> None:
+def schedule_stepped_by_every_process(
+    accelerator: Accelerator,
+) -> None:
     """Prepare a schedule of 100 updates (accelerate #2142, #2318)."""
     parameter = nn.Parameter(torch.ones(()))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
@@ -129,8 +135,8 @@ def processes_weighed_equally(accelerator: Accelerator) -> None:
         found = gradient(parallel, own)
         errors.append((found - right).norm() / right.norm())
     off = torch.stack(errors).median()
-    found = f"shares of {sizes} put the gradient off by {off:.1%}"
-    accelerator.print(f"equal weights: {found} (median of 20 batches)")
+    outcome = f"shares of {sizes} put the gradient off by {off:.1%}"
+    accelerator.print(f"equal weights: {outcome} (median of 20 batches)")
 
 
 def one_gradient_changed_twice(accelerator: Accelerator) -> None:

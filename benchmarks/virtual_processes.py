@@ -75,7 +75,12 @@ def worker(path: Path, rounds: int, least: float) -> None:
 def measure(processes: int, rounds: int, least: float) -> dict[str, list[float]]:
     """What so many processes, with a thread each, find."""
     with tempfile.NamedTemporaryFile() as file:
-        command = [*torchrun(processes), __file__, "--worker", file.name]
+        command = [
+            *torchrun(processes),
+            __file__,
+            "--worker",
+            file.name,
+        ]
         command += ["--rounds", str(rounds), "--least", str(least)]
         subprocess.run(command, check=True, env=one_thread())
         return json.loads(Path(file.name).read_text())

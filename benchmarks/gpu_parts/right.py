@@ -9,7 +9,14 @@ from pathlib import Path
 
 from common import ROOT, Training
 
-from gpu_parts.asking import Asked, Result, make_training, promised, show, train
+from gpu_parts.asking import (
+    Asked,
+    Result,
+    make_training,
+    promised,
+    show,
+    train,
+)
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run import launch, origin
 
@@ -39,8 +46,14 @@ def machine(asked: Asked) -> Result:
 def trains(asked: Asked) -> Result:
     """`python train.py`: the defaults, five epochs of the MLP at batch 64."""
     trained = train(asked)
-    row = {"test accuracy": trained.accuracy, "samples/s": trained.speed}
-    return promised({"train.py": row}, trained.accuracy > (0.8 if asked.cpu else 0.96))
+    row = {
+        "test accuracy": trained.accuracy,
+        "samples/s": trained.speed,
+    }
+    return promised(
+        {"train.py": row},
+        trained.accuracy > (0.8 if asked.cpu else 0.96),
+    )
 
 
 def verify(asked: Asked) -> Result:
@@ -114,7 +127,14 @@ def stop(asked: Asked) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         one = train(asked, *flags, "--epochs", "2")
         train(asked, *flags, "--epochs", "1", folder=f"{folder}/run")
-        resumed = train(asked, *flags, "--epochs", "2", "--resume", folder=f"{folder}/run")
+        resumed = train(
+            asked,
+            *flags,
+            "--epochs",
+            "2",
+            "--resume",
+            folder=f"{folder}/run",
+        )
     same = one.digest == resumed.digest
     return promised({"train.py": {"the same after a stop": same}}, same)
 

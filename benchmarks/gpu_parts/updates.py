@@ -24,7 +24,10 @@ from mnist_dist.task import networks
 
 MODELS = ("mlp", "cnn")
 BATCHES = (64, 512)
-PRECISIONS = {"float32": "no", "bf16": "bf16"}  # and Accelerate's word for each
+PRECISIONS = {  # and Accelerate's word for each
+    "float32": "no",
+    "bf16": "bf16",
+}
 SAMPLES = 60_000
 WARM_UP = 20
 ROUNDS = 3
@@ -58,7 +61,13 @@ def timed(asked: Asked, make_updates: MakeUpdates) -> float:
     """The microseconds of an update."""
     if asked.cpu:
         return microseconds(make_updates, asked, warm_up=1, rounds=1, updates=5)
-    return microseconds(make_updates, asked, warm_up=WARM_UP, rounds=ROUNDS, updates=UPDATES)
+    return microseconds(
+        make_updates,
+        asked,
+        warm_up=WARM_UP,
+        rounds=ROUNDS,
+        updates=UPDATES,
+    )
 
 
 def samples_of(asked: Asked, config: TrainConfig) -> int:
@@ -124,7 +133,13 @@ class HandWritten:
         graph: whether the optimizer is to be recorded in a CUDA graph.
     """
 
-    def __init__(self, samples: TensorDataset, config: TrainConfig, *, graph: bool) -> None:
+    def __init__(
+        self,
+        samples: TensorDataset,
+        config: TrainConfig,
+        *,
+        graph: bool,
+    ) -> None:
         self.images, self.labels = samples.tensors
         device = self.images.device
         self.device_type = device.type
