@@ -106,6 +106,31 @@ def thawed(**options: Any) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+# Two networks, each with an optimizer of its own.
+def adversaries(exact: ExactAccelerator | None) -> dict[str, Tensor]:
+    """One makes rows, and the other tells them from real ones; without an accelerator in plain PyTorch."""
+    torch.manual_seed(SEED)
+    maker, judge = mlp(3, 5, 6), mlp(6, 5, 1)
+    of_maker = torch.optim.SGD(maker.parameters(), lr=0.1, momentum=0.9)
+    of_judge = torch.optim.SGD(judge.parameters(), lr=0.1, momentum=0.9)
+    loader = DataLoader(TensorDataset(numbers(SAMPLES, 6), numbers(SAMPLES, 3)), BATCH)
+    networks = maker, judge
+    backward = torch.Tensor.backward
+    if exact:
+        backward = exact.backward
+        maker, judge, of_maker, of_judge, loader = exact.prepare(maker, judge, of_maker, of_judge, loader)
+    for real, noise in loader:
+        made = maker(noise)
+        of_judge.zero_grad()
+        backward(F.softplus(judge(made.detach())).mean() + F.softplus(-judge(real)).mean())
+        of_judge.step()
+        of_maker.zero_grad()
+        backward(F.softplus(-judge(made)).mean())
+        of_maker.step()
+    weights = networks[0].state_dict() | {f"judge {name}": each for name, each in networks[1].state_dict().items()}
+    return {name: tensor.clone() for name, tensor in weights.items()}
+
+
 class Sum(nn.Module):
     """Adds two parameters, such as embeddings of a token's place and kind: autograd gives them one gradient."""
 

@@ -22,6 +22,7 @@ from exact_parts import (
     SAID,
     SHARED,
     accelerator,
+    adversaries,
     change_of_shared_gradients,
     evaluations,
     stop_and_resume,
@@ -249,6 +250,17 @@ def test_layers_that_begin_to_train_later_are_summed_too(processes, results):
 @several
 def test_layers_that_begin_to_train_later_are_summed_too_beside_ddp(processes, results):
     assert difference(results(processes)["thawed, ddp"], thawed()) <= CLOSE
+
+
+def test_two_networks_with_optimizers_of_their_own_train_as_in_plain_pytorch():
+    """A loss of one leaves gradients in the other, which are forgotten later."""
+    assert difference(adversaries(accelerator()), adversaries(None)) <= CLOSE
+
+
+@several
+@pytest.mark.parametrize("way", ["adversaries", "adversaries, virtual"])
+def test_several_processes_train_two_networks_as_one_does(way, processes, results):
+    assert difference(results(processes)[way], adversaries(None)) <= CLOSE
 
 
 @pytest.mark.parametrize("way", [way for way in SHARED if way != "ddp"])
@@ -659,6 +671,18 @@ def test_an_accelerator_of_another_precision_gives_what_the_layers_compute():
         assert torch.equal(prepared(inputs), wanted)
     """
     subprocess.run([PYTHON, "-c", code], cwd=REPOSITORY, check=True)
+
+
+def test_a_position_within_an_update_is_that_of_its_beginning():
+    """Its gradients so far are in no checkpoint, so its batches are worked through again."""
+    exact, model, optimizer, loader = classifier(gradient_accumulation_steps=2)
+    positions = []
+    for rows in loader:
+        exact.backward(model(rows).mean())
+        optimizer.step()
+        optimizer.zero_grad()
+        positions.append(loader.state_dict())
+    assert positions == [{"epoch": 0, "batch": 0}, {"epoch": 0, "batch": 2}, {"epoch": 1, "batch": 0}]
 
 
 def test_a_loss_of_one_batch_weighs_as_much_as_its_rows():
