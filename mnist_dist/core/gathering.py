@@ -76,7 +76,7 @@ def agree(problem: str, forms: list[tuple[tuple[int, ...], str]], device: torch.
         UserError: on every process, if one has a problem, or two have rows of different forms.
     """
     mine = 0 if problem else 1 + seed_of(repr(forms)) // 4
-    number = torch.tensor([mine], device=device)
+    number = torch.full((1,), mine, device=device)
     numbers = [torch.zeros_like(number) for _ in range(world)]
     dist.all_gather(numbers, number)
     if int(torch.cat(numbers).min()) == int(torch.cat(numbers).max()) != 0:
