@@ -25,6 +25,9 @@ COMMANDS = {
     "doctor": "what is wrong with your own distributed training, and where?",
 }
 
+# Commands whose words are followed by those of another program: they read them themselves.
+FOLLOWED_BY_A_PROGRAM = ("doctor",)
+
 
 def main() -> None:
     """Do what the command line asks for."""
@@ -40,7 +43,7 @@ def main() -> None:
         raise UsageError(f"there is no command {name!r}: give one of {', '.join(COMMANDS)}")
     module, config_type = command(name)
     prog = f"{program()} {name}"
-    if hasattr(module, "read"):  # its words are followed by those of another program
+    if name in FOLLOWED_BY_A_PROGRAM:
         settings = module.read(words, prog)
     else:
         settings = parse(config_type, words, prog=prog)
