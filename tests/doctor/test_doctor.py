@@ -93,6 +93,7 @@ def test_sound_scripts_are_sound(tmp_path):
         sound_case("plain.py", [2, 1]),
         sound_case("shared.py", [2, 1]),
         sound_case("accelerated.py", [2, 1]),
+        sound_case("varied.py", [2, 1]),
         sound_case("exact.py", [2, 1], "0"),
         sound_case("exact.py", [2, 1], "6"),
     ]
@@ -108,7 +109,7 @@ def test_sound_scripts_are_sound(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 3, 5])
 def test_sound_scripts_are_sound_on_other_numbers_of_processes(world, tmp_path):
-    scripts = ["plain.py", "shared.py", "accelerated.py"]
+    scripts = ["plain.py", "shared.py", "accelerated.py", "varied.py"]
     if world == 5:
         scripts = []  # 96 samples cannot be shared out among them without padding
     cases = [sound_case(script, [world]) for script in scripts]

@@ -21,6 +21,7 @@ from mnist_dist.tools.doctor.recorder import Recorder
 from mnist_dist.tools.doctor.running import Run
 from mnist_dist.usage import UsageError, require, unset
 
+PROCESSES = "{processes}"  # in the program's flags: how many there are, for folders of its runs
 SOUND = 0
 FOUND = 1
 COULD_NOT_RUN = 2
@@ -157,7 +158,8 @@ def start_and_judge(config: Config) -> int:
 def start(config: Config, world: int) -> Outcome:
     """Start the program on so many processes, and wait for them."""
     words = ["-m", "mnist_dist", "doctor", "--every", str(config.every)]
-    words += [str(config.program), *config.flags]
+    flags = [flag.replace(PROCESSES, str(world)) for flag in config.flags]
+    words += [str(config.program), *flags]
     cpu = config.cpu or torch.cuda.device_count() < config.processes
     outcome = Launch(words, world, cpu, config.deadline).run()
     count = "1 process" if world == 1 else f"{world} processes"

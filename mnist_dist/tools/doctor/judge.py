@@ -67,7 +67,7 @@ BETWEEN_RANKS = [
         "equal before the first update",
         f"{ALONE} gradients",
     ),
-    rule("rate", rules_training.unequal_rates, "equal on all processes", ALONE),
+    rule("rate", rules_training.unequal_rates, "equal on all processes", f"{ALONE} updates"),
     rule("weights", rules_training.parting_weights, "equal to the end", f"{ALONE} {TRAINED}"),
     rule("buffers", rules_training.parting_buffers, "equal", f"{ALONE} {TRAINED}"),
     rule("layers", rules_training.batch_norm, "no statistics of a process's own", ALONE),

@@ -129,12 +129,18 @@ def of_other_samples(case: Case, ratio: float, off: float) -> Finding | None:
     )
 
 
+def rates_of(record: Record) -> list[float]:
+    """Return the learning rate of the first optimizer's first group, at each of its steps."""
+    updates = [update for update in record.updates if update.optimizer == 0]
+    return [update.rates[0] for update in updates if update.rates]
+
+
 def rates(case: Case) -> Finding | None:
     """Learning rates that are those of one process neither by updates nor by samples."""
     alone = case.alone
     assert alone is not None
-    one = [update.rates[0] for update in alone.updates if update.rates]
-    several = [update.rates[0] for update in case.first.updates if update.rates]
+    one = rates_of(alone)
+    several = rates_of(case.first)
     rows_one = rows_of([alone])
     rows_several = rows_of(case.ranks)
     if not (one and several and one[0] and rows_one and rows_several):
