@@ -4,8 +4,9 @@ python examples/characters.py                             Python's own help text
 python examples/characters.py --text FILE                 a text of yours, in UTF-8
 torchrun --nproc-per-node 2 examples/characters.py --cpu --dropout 0.1 --virtual-processes 8
 
-It is the loop of Accelerate's documentation. A sample is a line. Lines differ in length, so the loss is the mean over
-the characters of a global batch, however many of them a process has: `accelerator.backward` is told how many.
+It is the loop of Accelerate's documentation. A sample is a line. Lines differ in length, so the
+loss is the mean over the characters of a global batch, however many of them a process has:
+`accelerator.backward` is told how many.
 """
 
 import math
@@ -86,8 +87,8 @@ def read(path: Path | None) -> tuple[Tensor, str]:
         path: the text; None for Python's help.
 
     Returns:
-        The lines (N, LONGEST + 2), int64, each a 0, its characters' numbers, a 0, and NONE from there on; and the
-        alphabet, whose character 0 ends a line.
+        The lines (N, LONGEST + 2), int64, each a 0, its characters' numbers, a 0, and NONE from
+        there on; and the alphabet, whose character 0 ends a line.
 
     Raises:
         UsageError: it is not in UTF-8, or too short.

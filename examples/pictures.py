@@ -1,13 +1,14 @@
 """Train a network on pictures, the same on any number of processes.
 
-python examples/pictures.py                               stripes, which are drawn here
-python examples/pictures.py --data FOLDER                 a folder with a folder of pictures for each class
-python examples/pictures.py --data FILE.npz               arrays `images` and `labels`
+python examples/pictures.py                      stripes, which are drawn here
+python examples/pictures.py --data FOLDER        a folder with a folder of pictures for each class
+python examples/pictures.py --data FILE.npz      arrays `images` and `labels`
 torchrun --nproc-per-node 2 examples/pictures.py --cpu --model resnet18 --virtual-processes 8
 
-It is the loop of Accelerate's documentation. Pictures are read when their batch is due, by the workers of a
-`DataLoader`, which also crop, mirror and colour those to train on at random. With --virtual-processes even
-torchvision's ResNet-18, with its batch normalisation, is the same to the bit on 1 to so many processes.
+It is the loop of Accelerate's documentation. Pictures are read when their batch is due, by the
+workers of a `DataLoader`, which also crop, mirror and colour those to train on at random. With
+--virtual-processes even torchvision's ResNet-18, with its batch normalisation, is the same to the
+bit on 1 to so many processes.
 """
 
 import math
@@ -140,7 +141,11 @@ def transforms(config: Config, dtype: torch.dtype) -> tuple[v2.Compose, v2.Compo
     at_random = [
         v2.RandomCrop(side, padding=side // 8, padding_mode="reflect"),
         v2.RandomHorizontalFlip(),
-        v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
+        v2.ColorJitter(
+            brightness=0.2,
+            contrast=0.2,
+            saturation=0.2,
+        ),
     ]
     as_tensor = [v2.ToImage(), v2.ToDtype(dtype, scale=True)]
     test = v2.Compose([resize, *as_tensor])
@@ -168,7 +173,9 @@ def make_loaders(
         "num_workers": config.workers,
         "persistent_workers": config.workers > 0,
     }
-    return DataLoader(train, shuffle=True, **options), DataLoader(test, **options)
+    train_loader = DataLoader(train, shuffle=True, **options)
+    test_loader = DataLoader(test, **options)
+    return train_loader, test_loader
 
 
 # The model.

@@ -1,4 +1,4 @@
-"""Files with pictures of any kind: opened upright, with values of which the shade is known, or refused by name."""
+"""Pictures of any kind in files: opened upright, with values of known shade, or refused by name."""
 
 import errno
 import warnings
@@ -20,8 +20,8 @@ SURE = {
     "I": (),
     "F": (1,),
 }
-# A file of the last two kinds does not say which value is white. For one picture by itself it may be
-# guessed to be the least that no pixel exceeds; but not for many, or a dark one would become light.
+# A file of the last two kinds does not say which value is white. For one picture by itself it may
+# be guessed to be the least that no pixel exceeds; but not for many: a dark one would become light.
 GUESSED = SURE | {
     "I": (2**8 - 1, 2**16 - 1, 2**31 - 1),
     "F": (1, 2**8 - 1, 2**16 - 1),

@@ -1,4 +1,4 @@
-"""Sets of labelled pictures, each read when it is asked for: a folder for each class, or a .npz file."""
+"""Sets of labelled pictures, each read when it is due: a folder for each class, or a .npz file."""
 
 import os
 import unicodedata
@@ -56,7 +56,9 @@ class PictureFolder:
         digest = sha256()
         for path, label in zip(self.paths, self.labels, strict=True):
             name = path.relative_to(self.root).as_posix()
-            digest.update(repr((name, path.stat().st_size, label)).encode())
+            size = path.stat().st_size
+            about = repr((name, size, label))
+            digest.update(about.encode())
         return digest.hexdigest()
 
     def read(self, number: int, side: int) -> Image.Image:
@@ -79,8 +81,9 @@ class PictureArray:
     """Pictures in an array, as it is in a .npz file.
 
     Args:
-        images: (N, height, width) or (N, height, width, channels) of uint8, uint16 or floating-point
-            numbers in [0, 1]; one channel is grey, three are RGB, a further one is opacity.
+        images: (N, height, width) or (N, height, width, channels) of uint8, uint16 or
+            floating-point numbers in [0, 1]; one channel is grey, three are RGB, a further one is
+            opacity.
         labels: (N,) numbers or names of classes.
         source: what they are from, for messages.
 
@@ -103,10 +106,10 @@ class PictureArray:
         self.classes = [str(name) for name in names]
         self.labels: list[int] = numbers.tolist()
         refuse_too_few(source, self.labels, self.classes)
-        form = images.shape, str(images.dtype)
-        content = sha256(repr((form, self.labels, self.classes)).encode())
-        content.update(np.ascontiguousarray(images).data)
-        self.digest = content.hexdigest()
+        form = images.shape, str(images.dtype), self.labels, self.classes
+        digest = sha256(repr(form).encode())
+        digest.update(np.ascontiguousarray(images).data)
+        self.digest = digest.hexdigest()
 
     def read(self, number: int, _: int) -> Image.Image:
         """Take out a picture; arguments and result are those of `PictureFolder.read`."""
@@ -145,9 +148,11 @@ def open_pictures(path: Path) -> PictureSet:
 
 def why(error: Exception) -> str:
     """Say in words why something cannot be read, and which file if the system has refused one."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return str(error)
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    if not error.filename:
+        return error.strerror
+    return f"{error.strerror}: {error.filename}"
 
 
 def class_folders(root: Path) -> dict[str, Path]:
