@@ -12,9 +12,16 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mnist_dist import plots
-from mnist_dist.core import ExactAccelerator, MeanLoss, all_or_none, announce, as_stored, same_everywhere
-from mnist_dist.core.checkpointing import Checkpoints
-from mnist_dist.core.loader import ExactDataLoader
+from mnist_dist.core import (
+    Checkpoints,
+    ExactAccelerator,
+    ExactDataLoader,
+    MeanLoss,
+    all_or_none,
+    announce,
+    as_stored,
+    same_everywhere,
+)
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.digits.finished import next_steps
 from mnist_dist.digits.teachers import load_teachers, teachers_digest

@@ -1,13 +1,32 @@
-"""The exact part, to be copied: it imports torch, accelerate and tqdm alone. Read batches, gradients, training."""
+"""The exact part: Accelerate's loop, the same training at any number of processes.
+
+It can be copied alone: it imports torch, accelerate and NumPy, and nothing of this project. Read
+`accelerator` first, then `sharing`, `update` and `exchange`.
+"""
 
 from .accelerator import ExactAccelerator
 from .agreement import all_or_none, announce, same_everywhere
-from .batches import Batch, GlobalBatches
-from .checkpoints import Checkpoints
+from .checkpointing import Checkpoints
 from .errors import Stopped, UserError
 from .evaluating import as_stored
 from .hooks import register_hook
+from .loader import ExactDataLoader
 from .losses import MeanLoss
 from .randomness import stream
 from .sharing import MicroBatch
-from .training import Progress, Training, evaluate
+
+__all__ = [
+    "Checkpoints",
+    "ExactAccelerator",
+    "ExactDataLoader",
+    "MeanLoss",
+    "MicroBatch",
+    "Stopped",
+    "UserError",
+    "all_or_none",
+    "announce",
+    "as_stored",
+    "register_hook",
+    "same_everywhere",
+    "stream",
+]

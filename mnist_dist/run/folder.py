@@ -14,11 +14,9 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from mnist_dist.core import UserError, all_or_none, announce
+from mnist_dist.core import Checkpoints, ExactDataLoader, UserError, all_or_none, announce
 from mnist_dist.core.checkpointing import FOLDER as CHECKPOINTS
-from mnist_dist.core.checkpointing import Checkpoints
 from mnist_dist.core.files import make_folder, refuse_lost_link
-from mnist_dist.core.loader import ExactDataLoader
 from mnist_dist.run import locks
 from mnist_dist.run.files import write_json
 from mnist_dist.run.jobs import has_begun, this_job

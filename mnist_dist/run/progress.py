@@ -5,8 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mnist_dist.core import ExactAccelerator
-from mnist_dist.core.loader import ExactDataLoader
+from mnist_dist.core import ExactAccelerator, ExactDataLoader
 from mnist_dist.run.streams import lasting_error
 
 

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mnist_dist.core import ExactAccelerator, MicroBatch, UserError, as_stored
-from mnist_dist.core.loader import ExactDataLoader
+from mnist_dist.core import ExactAccelerator, ExactDataLoader, MicroBatch, UserError, as_stored
 from mnist_dist.task.data import Split
 
 BATCH = 1000  # samples in a global batch of an evaluation

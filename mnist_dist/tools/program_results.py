@@ -118,8 +118,8 @@ def compare_weights(one: Weights, several: Weights, processes: int) -> Line:
     detail = f"{what} by {difference:.1e} at most (of {largest:.2g}, {worst})"
     advice = (
         "it is another training on several processes: share each global batch of the same samples, "
-        "divide the summed loss by its size, and draw at random for the whole batch (GlobalBatches "
-        "and Training of mnist_dist.core do)"
+        "weigh losses by samples, and draw random numbers for the whole batch "
+        "(mnist_dist.core.ExactAccelerator does)"
     )
     return Line("weights", difference <= TOLERANCE, detail, advice)
 

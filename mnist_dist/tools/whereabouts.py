@@ -13,8 +13,7 @@ WAITING_FILES = (
     "core/agreement",
     "core/exchange",
     "core/gathering",
-    "core/processes",
-    "core/gradients",
+    "core/stopping",
 )
 WAITING_FUNCTIONS = ("_engine_run_backward", "gather")
 
