@@ -158,8 +158,8 @@ def cut_out(ink: ndarray) -> ndarray:
         ink: (height, width), values in [0, 1], the largest 1.
     """
     drawn = ink > PAPER
-    rows = extent(drawn.any(axis=1))
-    columns = extent(drawn.any(axis=0))
+    rows = extent(np.asarray(drawn.any(axis=1)))
+    columns = extent(np.asarray(drawn.any(axis=0)))
     return ink[rows, columns]
 
 
