@@ -101,11 +101,14 @@ def judge(case: Case) -> list[Finding]:
     if can_compare and case.world > 1:
         rules += AGAINST_ONE
     findings: list[Finding] = []
+    explained: set[str] = set()  # subjects of findings, and of what would follow from them
     for each in rules:
-        known = {finding.subject for finding in findings if finding.counts}
-        if each.follows & known:
+        if each.follows & explained:
+            explained.add(each.subject)
             continue
         found = each.judge(case)
+        if found and found.counts:
+            explained.add(each.subject)
         findings.append(found or Finding("PASS", each.subject, each.sound))
     return findings + own_trouble(case)
 
