@@ -1,11 +1,12 @@
-"""Trains several times in the processes it finds itself in, watched, and with faults planted where asked.
+"""Trains several times in the processes it finds itself in, and with faults planted where asked.
 
-    torchrun --nproc-per-node W tests/driver.py '{"runs": [{"flags": [flags of train.py], "fault": NAME}, ...]}'
+    torchrun --nproc-per-node W tests/driver.py '{"runs": [{"flags": [...], "fault": NAME}, ...]}'
 
-A run with `verify`, the name of a file, is no training: `python -m mnist_dist verify` with these flags, its answer
-written to that file. Beside `runs`, the document may hold
-    record: a folder for what each process saw: batches-<rank>.pt (the sample numbers of every update, in order) and
-        left-<rank>.json (how it left);
+The flags are those of train.py. A run with `verify`, the name of a file, is no training:
+`python -m mnist_dist verify` with these flags, its answer written to that file. Beside `runs`, the
+document may hold
+    record: a folder for what each process saw: batches-<rank>.pt (the sample numbers of every
+        update, in order) and left-<rank>.json (how it left);
     timeouts: values for the constants of `mnist_dist.run.wandb_run`, in seconds;
     updates: the most in an epoch of a training that `verify` is given;
     forked: so many processes to go on as, instead of those that a launcher has started.

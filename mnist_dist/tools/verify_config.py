@@ -16,9 +16,10 @@ A_DAY = 86_400  # seconds
 
 @dataclass(frozen=True, kw_only=True)
 class Config(DataConfig):
-    """Answer in under a minute whether this set-up trains right. Start it as you start the training.
+    """Answer in under a minute whether this set-up trains right.
 
-    Words after `--` are flags of train.py: then it is this training that is checked, in float64 and shortened.
+    Start it as you start the training. Words after `--` are flags of train.py: then it is this
+    training that is checked, in float64 and shortened.
     """
 
     training: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
@@ -34,7 +35,8 @@ class Config(DataConfig):
     deadline: float = 120.0
     """Seconds that each part may take."""
     program: Path | None = None
-    """Any training program: run it on one process and on several, and compare what it leaves (docs/verify.md)."""
+    """Any training program: run it on one process and on several, and compare what it leaves
+    (docs/verify.md)."""
 
     def check(self) -> None:
         """Refuse what cannot be.

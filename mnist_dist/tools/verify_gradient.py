@@ -109,9 +109,7 @@ def why_plain(session: Session, plain: Trial, at: int, rounding: float) -> str:
             f"it is rounded by {rounding:.0e} of itself, as bfloat16 is: "
             "exchange it in the weights' own dtype"
         )
-    return (
-        "it is not the mean over the samples of the global batch: look at the loss, and at core/"
-    )
+    return "it is not the mean over the samples of the global batch: look at the loss, and at core/"
 
 
 def which_options(session: Session, trial: Trial, plain: Trial, at: int) -> str:

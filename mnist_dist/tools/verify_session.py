@@ -1,4 +1,4 @@
-"""What the checks of `verify` share: the processes, the data, and what was seen of each training."""
+"""What the checks of `verify` share: processes, data, and what was seen of each training."""
 
 import math
 from collections.abc import Mapping

@@ -36,7 +36,8 @@ KEEP = (
     "and the file system keep it"
 )
 GIVE_BACK = (
-    "every part of the state must be saved and given back to every process: Checkpoints and its parts"
+    "every part of the state must be saved and given back to every process: "
+    "Checkpoints and its parts"
 )
 DIFFERS = {  # how what follows a checkpoint may differ
     "resumed weights": "the weights are not those that were saved",
@@ -62,7 +63,9 @@ def check_stops(session: Session, trial: Trial) -> None:
     session.answer.add(check_checkpoint(session, saved, folder, every))
     copied = copy_run(session, folder)
     session.supervisor.gather(0)  # the copy is there
-    resumed = session.watch("resume", "resumed", in_folder(trial, copied, resume=True), reference=saved)
+    resumed = session.watch(
+        "resume", "resumed", in_folder(trial, copied, resume=True), reference=saved
+    )
     session.answer.add(check_resumed(session, trial, resumed, every))
     session.answer.add(check_stop(session, trial))
 
@@ -120,7 +123,9 @@ def read_back(
         if found != update and not faults:
             faults.append(f"the newest is of update {found}, not of {update}")
     everywhere = session.supervisor.gather(faults)
-    said = [f"{session.on(rank)}: {'; '.join(each)}" for rank, each in enumerate(everywhere) if each]
+    said = [
+        f"{session.on(rank)}: {'; '.join(each)}" for rank, each in enumerate(everywhere) if each
+    ]
     return said[:2]
 
 

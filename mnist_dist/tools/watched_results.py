@@ -238,7 +238,9 @@ def wrong_checkpoint(expected: Reference, folder: Path, tolerance: float) -> tup
     }
     faults = list(warnings)
     for kind, values in kinds.items():
-        missing = [name for name, tensor in values.items() if not is_among(tensor, tensors, tolerance)]
+        missing = [
+            name for name, tensor in values.items() if not is_among(tensor, tensors, tolerance)
+        ]
         if missing:
             faults.append(f"it lacks or changes {kind} of {missing[0]}")
     return faults, int(payload["state"]["updates"])

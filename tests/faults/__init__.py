@@ -1,4 +1,4 @@
-"""Faults that a test plants to see that they show: the traps of this stack, let back in for one run.
+"""Faults that a test plants to see that they show: this stack's traps, let back in for one run.
 
 Each is a function that gives a context in which the fault is there; `FAULTS` has them by name.
 """

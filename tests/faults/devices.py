@@ -16,7 +16,7 @@ from mnist_dist.task import networks
 
 @fault
 def threads_of_the_machine():
-    """The number of threads is left to the environment, in which several processes have fewer each."""
+    """The number of threads is the environment's, in which several processes have fewer each."""
     set_threads = torch.set_num_threads
     return patch.object(torch, "set_num_threads", lambda _: set_threads(world()))
 
@@ -61,7 +61,7 @@ def slow_link():
 
 @fault
 def slow_and_of_another_kind():
-    """What is wrong with a last process that is right: three things of which none is seen in another's line."""
+    """What is wrong with a last process that is right: three things, each with its own line."""
     return all_of(slow_process(), slow_link(), another_kind_of_processor())
 
 
@@ -72,7 +72,9 @@ def mixed_precision_breaks():
 
     @contextlib.contextmanager
     def autocast(*_):
-        with patch.object(F, "cross_entropy", lambda *arguments: torch.nan * cross_entropy(*arguments)):
+        with patch.object(
+            F, "cross_entropy", lambda *arguments: torch.nan * cross_entropy(*arguments)
+        ):
             yield
 
     return patch.object(torch, "autocast", autocast)
@@ -93,7 +95,7 @@ def a_process_is_watched():
 
 @fault
 def fp16_scaler():
-    """Not a fault: the gradient scaler of fp16, which Accelerate gives to GPUs only, with an overflow now and then."""
+    """Not a fault: fp16's gradient scaler, as on GPUs alone, with an overflow now and then."""
     start = launch.start
 
     def scaled(*words, **options):

@@ -42,7 +42,9 @@ def processes_weighed_equally():
 
     def weigh(accelerator):
         micro_batch = accelerator.micro_batch
-        share = positions_of_share(micro_batch.share, micro_batch.start, micro_batch.size, micro_batch.shares)
+        share = positions_of_share(
+            micro_batch.share, micro_batch.start, micro_batch.size, micro_batch.shares
+        )
         micro_batch.update_size = max(1, len(share)) * world()
 
     return at_every_micro_batch(weigh)
@@ -66,7 +68,9 @@ def summed_as_they_arrive():
     """The sums that each process has sent are added one after the other."""
 
     def in_order_of_rank(sums, first, stop):
-        arrived = [sums[stretch] for stretch in sorted(sums) if first <= stretch[0] and stretch[1] <= stop]
+        arrived = [
+            sums[stretch] for stretch in sorted(sums) if first <= stretch[0] and stretch[1] <= stop
+        ]
         return [functools.reduce(torch.add, gradients) for gradients in zip(*arrived, strict=True)]
 
     return patch.object(exchange, "tree_sum", in_order_of_rank)

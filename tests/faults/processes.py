@@ -106,11 +106,14 @@ def stuck_in_an_update():
 
 @fault
 def disk_full_at_metrics():
-    """Another program fills the disk of the run's folder just before a line of metrics.jsonl is written."""
+    """Another program fills the disk just before a line of metrics.jsonl is written."""
     append = tracking.append_json
 
     def filled(path, value):
-        with contextlib.suppress(OSError), (path.parent / "filler").open("ab", buffering=0) as filler:
+        with (
+            contextlib.suppress(OSError),
+            (path.parent / "filler").open("ab", buffering=0) as filler,
+        ):
             while True:
                 filler.write(bytes(4096))
         append(path, value)

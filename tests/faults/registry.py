@@ -24,7 +24,7 @@ def fault(function: Fault) -> Fault:
 
 
 def rank() -> int:
-    """The number of this process; asked for late, for processes may be forked after this is imported."""
+    """The number of this process; asked for late, for processes may be forked after the import."""
     return int(os.environ.get("RANK", 0))
 
 
@@ -73,8 +73,10 @@ def before_backward(happen: Callable[[ExactAccelerator], None]) -> AbstractConte
     return patch.object(ExactAccelerator, "backward", changed)
 
 
-def on_the_last_process(where: Any, name: str, change: Callable[[Any], None]) -> AbstractContextManager:
-    """Something that happens there to the first argument of a function, after it has been called."""
+def on_the_last_process(
+    where: Any, name: str, change: Callable[[Any], None]
+) -> AbstractContextManager:
+    """Something that happens there to the first argument of a function, after a call of it."""
     function = getattr(where, name)
 
     def changed(first: Any, *arguments: Any, **options: Any) -> Any:

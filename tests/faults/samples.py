@@ -44,7 +44,7 @@ def loader_sharded_twice():
 
 @fault
 def order_depends_on_processes():
-    """Field note 3: each process cuts batches from a stretch of its own, so other samples meet in a batch."""
+    """Field note 3: each process cuts batches from a stretch of its own: others meet in a batch."""
     order = ExactSampler.order
 
     def own_stretches(self, epoch):
@@ -52,7 +52,7 @@ def order_depends_on_processes():
         if not self.shuffle:
             return whole
         # Put so that dealing position by position gives process r the r-th stretch.
-        places = torch.cat([torch.arange(len(whole))[rank::world()] for rank in range(world())])
+        places = torch.cat([torch.arange(len(whole))[rank :: world()] for rank in range(world())])
         dealt = torch.empty_like(whole)
         dealt[places] = whole
         return dealt
@@ -75,7 +75,7 @@ def processes_with_different_seeds():
 
 @fault
 def padding_counted():
-    """Field note 6: shares padded with repeated samples to equal length, and all of them counted."""
+    """Field note 6: shares padded with repeated samples to equal length, all of them counted."""
     cut = MicroBatchSampler.micro_batches
 
     def padded(self, order, *more):
@@ -102,7 +102,7 @@ def padding_counted():
 
 @fault
 def dropout_drawn_by_every_process():
-    """What `torch.nn.Dropout` does: each process draws for its own samples, from a generator seeded alike."""
+    """As `torch.nn.Dropout`: each process draws for its own samples, from the same seed."""
 
     def own(self, purpose, *shape, normal=False):
         draw = torch.randn if normal else torch.rand
@@ -114,7 +114,7 @@ def dropout_drawn_by_every_process():
 
 @fault
 def shares_put_together():
-    """A process works through all its shares at once, so their shapes depend on the number of processes."""
+    """A process works through all its shares at once: shapes depend on how many processes."""
     cut = MicroBatchSampler.micro_batches
 
     def together(self, *arguments):
