@@ -238,6 +238,10 @@ REFUSED: dict[str, tuple[Ask, str]] = {
         lambda: first_update(Counts(max_norm=1.0), accelerator(virtual_processes=7)),
         "leave out max_norm",
     ),
+    "batch normalisation over processes": (
+        lambda: first_update(network(nn.SyncBatchNorm(6).double()), accelerator(virtual_processes=7)),
+        "use BatchNorm with virtual_processes",
+    ),
     "parameters of the loss": (parameters_of_the_loss, "not the model's: make them part of it"),
     "a DistributedSampler": (distributed_sampler, "has a DistributedSampler"),
     "no batches": (lambda: prepare_loader(batch_size=None), "the loader has no batch size"),

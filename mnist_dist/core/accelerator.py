@@ -147,7 +147,7 @@ class ExactAccelerator(Accelerator):
         Raises:
             UserError: it differs between processes, or cannot be trained exactly.
         """
-        refusals.refuse_counting_embeddings(model)
+        refusals.refuse_layers_that_reach_beyond_a_share(model)
         wrap = self.ddp and not evaluation_mode
         same_everywhere("the weights, not drawn from the same seed,", digest([*model.parameters(), *model.buffers()]))
         prepared = super().prepare_model(model, device_placement, evaluation_mode=not wrap)

@@ -88,17 +88,23 @@ def draws(layer: nn.Module) -> bool:
     return False
 
 
-def refuse_counting_embeddings(model: nn.Module) -> None:
-    """Refuse, under virtual processes too, embeddings that change their own weights in a forward pass.
+def refuse_layers_that_reach_beyond_a_share(model: nn.Module) -> None:
+    """Refuse, under virtual processes too, layers whose numbers depend on other shares than the one they are given.
 
     Raises:
         UserError: names the layer.
     """
     for name, layer in model.named_modules():
+        kind = f"{type(layer).__name__} {name}"
         if getattr(layer, "max_norm", None) is not None:
             raise UserError(
-                f"{type(layer).__name__} {name} rescales its weights in the forward pass by a process's samples alone, "
-                "so each number of processes would train another model: leave out max_norm"
+                f"{kind} rescales its weights in the forward pass by a process's samples alone, so each number of "
+                "processes would train another model: leave out max_norm"
+            )
+        if isinstance(layer, nn.SyncBatchNorm):
+            raise UserError(
+                f"{kind} computes over the processes that there are, so each number of processes would train another "
+                "model: use BatchNorm with virtual_processes"
             )
 
 
