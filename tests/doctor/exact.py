@@ -16,13 +16,14 @@ shares = int(sys.argv[2])
 accelerator = ExactAccelerator(cpu=True, virtual_processes=shares)
 output = Path(sys.argv[1])
 set_seed(0)
-dataset = TensorDataset(torch.randn(101, 6), torch.randint(3, (101,)))
+samples = 108 if shares else 101  # batch normalisation wants two rows of each share
+dataset = TensorDataset(torch.randn(samples, 6), torch.randint(3, (samples,)))
 tested = TensorDataset(torch.randn(31, 6), torch.randint(3, (31,)))
 layers = [nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.1 if shares else 0.0), nn.Linear(8, 3)]
 if shares:
     layers.insert(1, nn.BatchNorm1d(8))
 model = nn.Sequential(*layers)
-loader = DataLoader(dataset, batch_size=16, shuffle=True)
+loader = DataLoader(dataset, batch_size=24, shuffle=True)
 test_loader = DataLoader(tested, batch_size=16)
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 scheduler = CosineAnnealingLR(optimizer, T_max=2 * len(loader))

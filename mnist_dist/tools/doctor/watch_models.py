@@ -37,7 +37,8 @@ class ModelWatch:
         depth: modules whose forward pass is in progress, one within the other.
         inner: identities of the models that a wrapper holds.
         root: the model of the last training pass, without a wrapper.
-        first_root: the identity of the first model of the update in the making.
+        last_rows: rows that a model was given last, None if that cannot be seen.
+        first_root: the number of the update in the making, and the identity of its first model.
         is_in_backward: whether a backward pass is in progress, which may repeat forward passes.
     """
 
@@ -47,6 +48,7 @@ class ModelWatch:
         self.inner: set[int] = set()
         self.root: nn.Module | None = None
         self.first_root = (0, 0)
+        self.last_rows: int | None = None
         self.is_in_backward = False
 
     def install(self) -> None:
@@ -115,7 +117,8 @@ class ModelWatch:
         batches = [tensor for tensor in inputs if tensor.ndim]
         if not batches:
             return
-        now.rows = (now.rows or 0) + len(batches[0])
+        self.last_rows = len(batches[0])
+        now.rows = (now.rows or 0) + self.last_rows
         if self.recorder.examines and not now.inputs:
             now.inputs = digest(batches)
 
