@@ -1,4 +1,4 @@
-"""A sound training in Accelerate, which `faults.py` changes a line or two of."""
+"""A sound training in Accelerate, which `planted_faults.py` changes a line or two of."""
 
 import sys
 from pathlib import Path

@@ -10,7 +10,7 @@ from conftest import PYTHON, call, torchrun
 from mnist_dist.tools.doctor.command import place_of_program
 
 sys.path.insert(0, str(Path(__file__).parent))
-from faults import FAULTS, HERE
+from planted_faults import FAULTS, HERE
 
 DOCTOR = ("-m", "mnist_dist", "doctor")
 

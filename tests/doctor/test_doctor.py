@@ -9,7 +9,7 @@ import pytest
 from conftest import PYTHON, call
 
 sys.path.insert(0, str(Path(__file__).parent))
-from faults import FAULTS, HERE
+from planted_faults import FAULTS, HERE
 
 DRIVER = HERE / "driver.py"
 QUICK = [name for name, fault in FAULTS.items() if not fault.slow]
