@@ -196,7 +196,11 @@ def training_loop(
     Returns:
         Trains for an epoch.
     """
-    loader = DataLoader(TensorDataset(train.images, train.labels), PLAIN.batch_size, shuffle=True)
+    loader = DataLoader(
+        TensorDataset(train.images, train.labels),
+        PLAIN.batch_size,
+        shuffle=True,
+    )
     model, optimizer, loader = accelerator.prepare(network, adam(network, PLAIN), loader)
 
     def train_epoch() -> None:

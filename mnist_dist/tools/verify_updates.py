@@ -9,7 +9,12 @@ from mnist_dist.task import networks
 from mnist_dist.task.evaluation import BATCH, classify, evaluation_loader
 from mnist_dist.tools.answer import Check
 from mnist_dist.tools.verify_gradient import why_gradient
-from mnist_dist.tools.verify_session import FIRST_LINE, TOLERANCE, Session, Trial
+from mnist_dist.tools.verify_session import (
+    FIRST_LINE,
+    TOLERANCE,
+    Session,
+    Trial,
+)
 from mnist_dist.tools.watched_results import wrong_figures, wrong_samples
 
 ADVICE = {  # by the line that fails
@@ -79,23 +84,37 @@ def compared(session: Session, kind: str, advice: str = "") -> Check:
         for rank, observation in enumerate(observations):
             size, update = observation.difference_of(kind)
             largest = max(largest, size)
-            if not size <= TOLERANCE:
-                much = f"by {size:.1e}" if math.isfinite(size) else "and is no finite number"
-                who = f"{title}: {session.on(rank)} differs from one process's"
-                faults.append((update, f"{who} {much}, first at update {update}"))
+            if size <= TOLERANCE:
+                continue
+            much = "and is no finite number"
+            if math.isfinite(size):
+                much = f"by {size:.1e}"
+            text = (
+                f"{title}: {session.on(rank)} differs from one process's "
+                f"{much}, first at update {update}"
+            )
+            faults.append((update, text))
     failing = ""
     if faults:
         _, failing = min(faults, key=lambda fault: fault[0])
-    updates = sum(observations[0].updates for observations in session.observations.values())
+    updates = 0
+    for first, *_ in session.observations.values():
+        updates += first.updates
     right = f"differs from one process's by {largest:.0e} at most, {updates} updates (float64)"
     ended = trouble(session, kind)
     is_right = not failing and not ended
-    return Check(kind, is_right, failing or ended or right, advice or ADVICE.get(kind, ""))
+    return Check(
+        kind,
+        is_right,
+        failing or ended or right,
+        advice or ADVICE.get(kind, ""),
+    )
 
 
 def trouble(session: Session, line: str) -> str:
     """Return how a training ended that came to grief at what a line is about, in words."""
-    for title, (first, *_) in session.observations.items():
+    for title, observations in session.observations.items():
+        first = observations[0]
         if first.error and first.line == line:
             return f"{title}, after update {first.updates}: {first.error}"
     return ""

@@ -21,7 +21,13 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.optim.swa_utils import AveragedModel
 
-from mnist_dist.core import ExactAccelerator, MicroBatch, Stopped, UserError, register_hook
+from mnist_dist.core import (
+    ExactAccelerator,
+    MicroBatch,
+    Stopped,
+    UserError,
+    register_hook,
+)
 from mnist_dist.core.errors import explain
 from mnist_dist.core.stopping import SIGNALS
 from mnist_dist.digits.config import TrainConfig
@@ -264,8 +270,16 @@ class Watch:
     def figures_of(self, epoch: int, updates: int) -> Figures:
         """Return what metrics.jsonl should say of an epoch, by its number from 1."""
         loss = self.reference.loss / len(self.samples.train)
-        figures = {"epoch": epoch, "global_step": updates, "train_loss": loss}
-        for name, split in {"test": self.samples.test, "val": self.samples.val}.items():
+        figures = {
+            "epoch": epoch,
+            "global_step": updates,
+            "train_loss": loss,
+        }
+        splits = {
+            "test": self.samples.test,
+            "val": self.samples.val,
+        }
+        for name, split in splits.items():
             if split:
                 loss, correct = self.reference.evaluate(split.images.double(), split.labels)
                 figures[f"{name}_loss"] = loss
@@ -291,11 +305,13 @@ def averages_of(accelerator: ExactAccelerator) -> dict[str, Tensor]:
 
 def in_words(error: Exception) -> str:
     """Return what went wrong, on one line; if nobody foresaw it, with its place."""
-    text = f"{type(error).__name__}: {' '.join(explain(error).split())}"[:LONGEST]
+    words = explain(error).split()
+    text = f"{type(error).__name__}: {' '.join(words)}"[:LONGEST]
     if isinstance(error, UserError):
         return text
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{text} ({Path(last.filename).name}:{last.lineno})"
+    *_, last = traceback.extract_tb(error.__traceback__)
+    file = Path(last.filename).name
+    return f"{text} ({file}:{last.lineno})"
 
 
 def ask_to_stop() -> None:

@@ -86,10 +86,12 @@ def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
         return math.inf
     largest = 0.0
     for name, tensor in one.items():
-        if tensor.shape != other[name].shape:
+        counterpart = other[name]
+        if tensor.shape != counterpart.shape:
             return math.inf
         if tensor.numel():
-            largest = max(largest, largest_gap(tensor, other[name]))
+            gap = largest_gap(tensor, counterpart)
+            largest = max(largest, gap)
     return largest
 
 
@@ -100,12 +102,16 @@ def largest_gap(one: Tensor, other: Tensor) -> float:
     gap = (mine - its).abs()
     are_equal = (mine == its) | (mine.isnan() & its.isnan())
     gap[are_equal] = 0
-    return float(gap.nan_to_num(nan=math.inf, posinf=math.inf).max())
+    gap = gap.nan_to_num(nan=math.inf, posinf=math.inf)
+    return float(gap.max())
 
 
 def norm_of(tensors: Mapping[str, Tensor]) -> float:
     """Return the norm of all numbers of some tensors."""
-    return sum(float(tensor.square().sum()) for tensor in tensors.values()) ** 0.5
+    total = 0.0
+    for tensor in tensors.values():
+        total += float(tensor.square().sum())
+    return math.sqrt(total)
 
 
 def wrong_samples(
@@ -167,12 +173,15 @@ def wrong_global_batches(
     for update, (epoch, number) in enumerate(batches[:made]):
         if number == 0:
             visits.clear()
-        together = sorted(each for one in observations for each in one.samples[update])
+        together = []
+        for observation in observations:
+            together += observation.samples[update]
         visits.update(together)
         begin = number * settings.batch_size
+        end = begin + settings.batch_size
         order = reference.order(samples, settings.seed, epoch)
-        right = sorted(order[begin : begin + settings.batch_size].tolist())
-        if together != right:
+        right = order[begin:end].tolist()
+        if sorted(together) != sorted(right):
             found = (
                 f"update {first + update + 1} has {len(together)} samples, "
                 f"not those {len(right)} of one process"
