@@ -60,9 +60,12 @@ def slow_link():
 
 
 @fault
+@contextlib.contextmanager
 def slow_and_of_another_kind():
     """What is wrong with a last process that is right: three things, each with its own line."""
-    return all_of(slow_process(), slow_link(), another_kind_of_processor())
+    # One after the other, for two of them change the same function.
+    with slow_process(), slow_link(), another_kind_of_processor():
+        yield
 
 
 @fault

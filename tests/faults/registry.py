@@ -62,7 +62,8 @@ def at_every_micro_batch(change: Callable[[ExactAccelerator], None]) -> Iterator
     hook.remove()
 
 
-def before_backward(happen: Callable[[ExactAccelerator], None]) -> AbstractContextManager:
+@contextlib.contextmanager
+def before_backward(happen: Callable[[ExactAccelerator], None]) -> Iterator[None]:
     """Something that happens before the gradients of a micro-batch are computed."""
     backward = ExactAccelerator.backward
 
@@ -70,7 +71,8 @@ def before_backward(happen: Callable[[ExactAccelerator], None]) -> AbstractConte
         happen(self)
         backward(self, *arguments, **options)
 
-    return patch.object(ExactAccelerator, "backward", changed)
+    with patch.object(ExactAccelerator, "backward", changed):
+        yield
 
 
 def on_the_last_process(
