@@ -29,10 +29,7 @@ from gpu_parts.pairs import one_of_a_pair
 from gpu_parts.parts import PARTS, Part, reckon
 
 NO_TIME = "no time was left"
-FINE = (
-    "done",
-    "needs a GPU",
-)  # how the status of a part begins that did not fail
+FINE = ("done", "needs a GPU")  # how the status begins if nothing failed
 LEAST = 5  # seconds without which no part begins
 
 

@@ -52,6 +52,7 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: dict[str, list[float]] = {part: [] for part in PARTS}
+        self.of_update: dict[str, float] = {}
         self.restart()
 
     def restart(self) -> None:
@@ -63,8 +64,15 @@ class Clock:
         """Note the end of a part, at which the next begins."""
         wait_for(self.device)
         now = time.perf_counter()
-        self.seconds[part].append(now - self.begin)
+        before = self.of_update.get(part, 0.0)
+        self.of_update[part] = before + now - self.begin
         self.begin = now
+
+    def end_update(self) -> None:
+        """Note the parts of an update, with virtual processes the sums over its shares."""
+        for part, seconds in self.of_update.items():
+            self.seconds[part].append(seconds)
+        self.of_update = {}
 
     def medians(self) -> dict[str, float]:
         """The median of each part that took place, in microseconds."""
@@ -101,7 +109,9 @@ def take_apart(training: Training, updates: int) -> dict[str, float]:
             clock.note("scheduler")
             training.optimizer.zero_grad()
             clock.note("zero_grad")
-            made += 1
+            if accelerator.sync_gradients:
+                clock.end_update()
+                made += 1
             if made == updates:
                 break
         training.train_loss.reset()
