@@ -64,10 +64,19 @@ class EvaluateConfig:
             UsageError: names the flag, its value and what to give instead.
         """
         if not self.models:
-            raise UsageError("no model to evaluate was given: name a run's folder or a .pth file, or several")
+            raise UsageError(
+                "no model to evaluate was given: name a run's folder or a .pth file, or several"
+            )
         if len(self.models) > 1 and self.output_dir is None:
-            raise UsageError("several models need --output-dir: name the folder for what they say together")
-        require(0 <= self.distortions <= 1000, "--distortions", self.distortions, "a number of copies from 0 to 1000")
+            raise UsageError(
+                "several models need --output-dir: name the folder for what they say together"
+            )
+        require(
+            0 <= self.distortions <= 1000,
+            "--distortions",
+            self.distortions,
+            "a number of copies from 0 to 1000",
+        )
         require_strengths(self.affine, self.elastic)
         if self.data_dir is not None:
             DataConfig(data_dir=self.data_dir).check()
@@ -95,28 +104,44 @@ def main(config: EvaluateConfig | None = None) -> None:
                     "evaluate it by itself"
                 )
             held_out = other.val_size or first.val_size
-            if config.split != "test" and held_out and (other.val_size, other.seed) != (first.val_size, first.seed):
-                raise UserError(f"{other.weights} held out other samples than {first.weights}: use --split test")
+            if (
+                config.split != "test"
+                and held_out
+                and (other.val_size, other.seed) != (first.val_size, first.seed)
+            ):
+                raise UserError(
+                    f"{other.weights} held out other samples than {first.weights}: use --split test"
+                )
         if config.split == "val" and config.dataset not in (None, first.dataset):
-            raise UserError(f"--split val: {first.weights} held out samples of {first.dataset}: leave --dataset out")
+            raise UserError(
+                f"--split val: {first.weights} held out samples of {first.dataset}: leave --dataset out"
+            )
         if config.split == "val" and not first.val_size:
-            raise UserError(f"--split val: the run of {first.weights} held no samples out: use --split test")
+            raise UserError(
+                f"--split val: the run of {first.weights} held no samples out: use --split test"
+            )
         name = config.dataset or first.dataset
         # What a file from elsewhere names is looked into and never written to: a download goes to our own folder.
-        place = config.data_dir or datasets.folder_with(name, Path(first.data_dir), datasets.DATA_DIR)
+        place = config.data_dir or datasets.folder_with(
+            name, Path(first.data_dir), datasets.DATA_DIR
+        )
     same_everywhere("the weights", [weights.fingerprint(one) for one in loaded])
     samples = data.obtain(
         accelerator,
         name,
         place,
-        0 if config.split == "test" or config.dataset not in (None, "auto", first.dataset) else first.val_size,
+        0
+        if config.split == "test" or config.dataset not in (None, "auto", first.dataset)
+        else first.val_size,
         first.seed,
         dtype,
     )
 
     # Every sample counted once, each process its share; and the same again for every shifted or distorted copy.
     def distorted(copy: int, images: Tensor, micro_batch: MicroBatch) -> Tensor:
-        return distort(images, micro_batch.rand, affine=config.affine, elastic=config.elastic, copy=copy)
+        return distort(
+            images, micro_batch.rand, affine=config.affine, elastic=config.elastic, copy=copy
+        )
 
     def shifted(down: int, right: int, images: Tensor, _: MicroBatch) -> Tensor:
         return shift(images, down, right)
@@ -133,7 +158,9 @@ def main(config: EvaluateConfig | None = None) -> None:
 
     result.metrics(config.split)  # refuses a loss that is not finite, before anything is written
     folder = config.output_dir or first.weights.parent
-    pictures = folder / PLOTS / "evaluation" if (folder / CONFIG).exists() else folder / PLOTS  # not over a run's own
+    pictures = (
+        folder / PLOTS / "evaluation" if (folder / CONFIG).exists() else folder / PLOTS
+    )  # not over a run's own
     kind = "cnn" if isinstance(models[0], networks.ConvNet) else "mlp"
     source = first.weights.resolve()
     title = f"{kind} of {source.parent.name if (source.parent / CONFIG).exists() else source.name}"
@@ -160,14 +187,18 @@ def main(config: EvaluateConfig | None = None) -> None:
                     "total": result.total,
                     "calibration_error": result.calibration_error,
                     "reliability": [asdict(bin) for bin in result.reliability()],
-                    "class_accuracy": dict(zip(samples.classes, result.class_accuracy, strict=True)),
+                    "class_accuracy": dict(
+                        zip(samples.classes, result.class_accuracy, strict=True)
+                    ),
                     "confusion_matrix": result.confusion.tolist(),
                 },
             )
     columns = " ".join(f"{name[:5]:>5}" for name in samples.classes)
     announce("of each class, the accuracy, and how many samples were taken for which class")
     announce(f"{'class':>8} {'accuracy':>9}  {columns}")
-    for name, accuracy, row in zip(samples.classes, result.class_accuracy, result.confusion.tolist(), strict=True):
+    for name, accuracy, row in zip(
+        samples.classes, result.class_accuracy, result.confusion.tolist(), strict=True
+    ):
         share = "   no sample" if accuracy is None else f"{100 * accuracy:8.2f}% "
         announce(f"{name:>8} {share} {' '.join(f'{count:5d}' for count in row)}")
     announce(

@@ -64,7 +64,9 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
     announce(launch.describe(accelerator))
 
     # The data, whole on every process's device. The batch size is that of all processes together.
-    samples = samples or data.obtain(accelerator, config.dataset, config.data_dir, config.val_size, config.seed, dtype)
+    samples = samples or data.obtain(
+        accelerator, config.dataset, config.data_dir, config.val_size, config.seed, dtype
+    )
     data.check_shares(samples, config.batch_size, accelerator.num_processes)
     train_data = TensorDataset(samples.train.images, samples.train.labels)
     train_loader = DataLoader(train_data, batch_size=config.batch_size, shuffle=True)
@@ -72,7 +74,9 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
 
     # The model, its optimizer, what is minimised, and the learning rate of every update.
     set_seed(config.seed)
-    network = networks.build(config.model, config.hidden, config.channels).to(accelerator.device, dtype)
+    network = networks.build(config.model, config.hidden, config.channels).to(
+        accelerator.device, dtype
+    )
     optimizer = adam(network, config)
     averaged = average(network, optimizer, config.ema) if config.ema else None
     trained = averaged.module if averaged else network
@@ -89,10 +93,15 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
 
     # The run's folder, its record, and where it left off if it was stopped.
     run = open_run(config.output_dir, f"{samples.name}-{config.model}", config.resume)
-    settings = as_json(config) | {"dataset": samples.name, "mixed_precision": accelerator.mixed_precision}
+    settings = as_json(config) | {
+        "dataset": samples.name,
+        "mixed_precision": accelerator.mixed_precision,
+    }
     digests = {"data_digest": samples.digest, "teachers_digest": teachers_digest(teachers)}
     normalization = {"normalization": {"mean": samples.mean, "std": samples.std}}
-    tracker = Tracker(accelerator, run, settings | digests | normalization | origin.about(accelerator))
+    tracker = Tracker(
+        accelerator, run, settings | digests | normalization | origin.about(accelerator)
+    )
     train_loss = MeanLoss(accelerator)
     stopwatch = Stopwatch()
     accelerator.register_for_checkpointing(tracker, train_loss, stopwatch)
@@ -116,7 +125,9 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
         for epoch in range(train_loader.next_epoch, config.epochs):
             stopwatch.start_epoch()
             model.train()
-            for images, labels in progress_bar(accelerator, train_loader, f"epoch {epoch + 1}/{config.epochs}"):
+            for images, labels in progress_bar(
+                accelerator, train_loader, f"epoch {epoch + 1}/{config.epochs}"
+            ):
                 loss = loss_function(model, images, labels, accelerator.micro_batch.rand)
                 train_loss.update(loss)
                 accelerator.backward(loss)
@@ -128,7 +139,10 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
                 optimizer.zero_grad()
 
                 if is_logged(accelerator, len(train_loader), config.log_every):
-                    point = {"train/loss": train_loss.compute_recent(), "train/learning_rate": learning_rate}
+                    point = {
+                        "train/loss": train_loss.compute_recent(),
+                        "train/learning_rate": learning_rate,
+                    }
                     tracker.curve({"global_step": accelerator.updates} | point)
                 checkpoints.after_update()
 
@@ -140,7 +154,9 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
                 "samples_per_second": len(samples.train) / stopwatch.end_epoch(),
             }
             train_loss.reset()
-            results = {name: evaluate(accelerator, trained, loader) for name, loader in loaders.items()}
+            results = {
+                name: evaluate(accelerator, trained, loader) for name, loader in loaders.items()
+            }
             for name, result in results.items():
                 line |= result.metrics(name)
             tracker.epoch(line)
@@ -181,7 +197,9 @@ def is_logged(accelerator: ExactAccelerator, updates_per_epoch: int, every: int)
     return accelerator.sync_gradients and (update % every == 0 or update == 0)
 
 
-def evaluate(accelerator: ExactAccelerator, network: nn.Module, loader: ExactDataLoader) -> Evaluation:
+def evaluate(
+    accelerator: ExactAccelerator, network: nn.Module, loader: ExactDataLoader
+) -> Evaluation:
     """Classify every sample once, each process its rows, and gather the logits on all processes."""
     gathered = []
     with as_stored(network):

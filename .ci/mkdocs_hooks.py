@@ -23,7 +23,11 @@ FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the README, the list of changes, and whatever pages link to."""
-    waiting = [HOME, "CHANGELOG.md", *(f"{DOCS}/{file.src_uri}" for file in files.documentation_pages())]
+    waiting = [
+        HOME,
+        "CHANGELOG.md",
+        *(f"{DOCS}/{file.src_uri}" for file in files.documentation_pages()),
+    ]
     seen = set()
     while waiting:
         source = waiting.pop()
@@ -31,7 +35,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             continue
         seen.add(source)
         if not source.startswith(f"{DOCS}/"):
-            files.append(File.generated(config, uri_in_site(source), abs_src_path=str(REPOSITORY / source)))
+            files.append(
+                File.generated(config, uri_in_site(source), abs_src_path=str(REPOSITORY / source))
+            )
         if source.endswith(".md"):
             links = LINK.findall(FENCE.sub("", (REPOSITORY / source).read_text()))
             targets = [target_of(source, link) for _, _, link, _ in links]

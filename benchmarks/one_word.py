@@ -79,7 +79,9 @@ def train(accelerator: Accelerator, batch_size: int) -> None:
     test_loader = DataLoader(test_data, batch_size=batch_size)
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
-    model, optimizer, train_loader, test_loader = accelerator.prepare(model, optimizer, train_loader, test_loader)
+    model, optimizer, train_loader, test_loader = accelerator.prepare(
+        model, optimizer, train_loader, test_loader
+    )
     for _ in range(EPOCHS):
         model.train()
         for images, labels in train_loader:
@@ -124,7 +126,9 @@ def main() -> None:
     """Train with both classes on every number of processes, and print a table."""
     versions = f"accelerate {__version__}, torch {torch.__version__}"
     print(f"{date.today()}, {platform.processor() or platform.machine()}, {versions}")
-    print("processes   Accelerator(): right, digest   ExactAccelerator(virtual_processes=6): right, digest")
+    print(
+        "processes   Accelerator(): right, digest   ExactAccelerator(virtual_processes=6): right, digest"
+    )
     for processes in PROCESSES:
         stock, exact = launched("stock", processes), launched("exact", processes)
         print(f"{processes:9}   {stock:>30}   {exact:>50}")

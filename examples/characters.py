@@ -24,7 +24,9 @@ from torch.utils.data import DataLoader, TensorDataset
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for a clone that is not installed
 
 from mnist_dist.core import (
+    Checkpoints,
     ExactAccelerator,
+    ExactDataLoader,
     MeanLoss,
     all_or_none,
     announce,
@@ -32,8 +34,6 @@ from mnist_dist.core import (
     same_everywhere,
     stream,
 )
-from mnist_dist.core.checkpointing import Checkpoints
-from mnist_dist.core.loader import ExactDataLoader
 from mnist_dist.run import command_line, folder, launch, settings
 from mnist_dist.run.progress import progress_bar
 from mnist_dist.run.stopwatch import Stopwatch

@@ -8,8 +8,12 @@ import sys
 
 try:
     import tqdm  # noqa: F401
-except ValueError as error:  # torch and accelerate would fail in the same way, with a long traceback
-    variables = [f"{name}={value!r}" for name, value in os.environ.items() if name.startswith("TQDM_")]
+except (
+    ValueError
+) as error:  # torch and accelerate would fail in the same way, with a long traceback
+    variables = [
+        f"{name}={value!r}" for name, value in os.environ.items() if name.startswith("TQDM_")
+    ]
     sys.exit(
         f"error: tqdm cannot read the environment variable {' '.join(variables)} ({error}): correct it, or unset it"
     )

@@ -15,8 +15,22 @@ import torch
 
 REPOSITORY = Path(__file__).parents[1]
 PYTHON, DRIVER = sys.executable, REPOSITORY / "tests" / "driver.py"
-ACCELERATE = (PYTHON, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "accelerate_config.yaml")
-LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS")
+ACCELERATE = (
+    PYTHON,
+    "-m",
+    "accelerate.commands.accelerate_cli",
+    "launch",
+    "--config_file",
+    "accelerate_config.yaml",
+)
+LAUNCHER_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "SLURM_STEP_NUM_TASKS",
+)
 
 # Files, those that take longest first: dealt out in this order, the last ones leave no worker alone with a long file.
 LONGEST = """verify promise3_stop_anywhere slurm promise1_same_training compile same_bits tune promise6_no_silent_wrong
@@ -35,7 +49,8 @@ def clean_environment(**changes: str) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name not in LAUNCHER_VARIABLES and not name.startswith(("ACCELERATE_", "WANDB_", "PYTEST_", "COV_"))
+        if name not in LAUNCHER_VARIABLES
+        and not name.startswith(("ACCELERATE_", "WANDB_", "PYTEST_", "COV_"))
     }
     # One thread a process: two tests run side by side, and OpenMP is slow where threads outnumber cores.
     return kept | {"HF_HOME": "/nonexistent", "COLUMNS": "80", "OMP_NUM_THREADS": "1"} | changes
@@ -63,19 +78,29 @@ def free_port() -> int:
 def torchrun(processes: int, *command: str | Path, **options):
     """Run a script under torchrun on this machine."""
     return call(
-        PYTHON, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *command, **options
+        PYTHON,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        *command,
+        **options,
     )
 
 
 def forked(processes: int, runs: Sequence[tuple[Sequence[str | Path], str | None]], **spec: Any):
     """The same as `driver` without a launcher, in a third of the time that it takes to start."""
-    spec["runs"] = [{"flags": [str(word) for word in flags], "fault": fault} for flags, fault in runs]
+    spec["runs"] = [
+        {"flags": [str(word) for word in flags], "fault": fault} for flags, fault in runs
+    ]
     return call(PYTHON, DRIVER, json.dumps(spec | ({"forked": processes} if processes > 1 else {})))
 
 
 def driver(processes: int, runs: Sequence[tuple[Sequence[str | Path], str | None]], **spec: Any):
     """Train several times, each with a fault or None, in one set of real processes; see driver.py."""
-    spec["runs"] = [{"flags": [str(word) for word in flags], "fault": fault} for flags, fault in runs]
+    spec["runs"] = [
+        {"flags": [str(word) for word in flags], "fault": fault} for flags, fault in runs
+    ]
     return torchrun(processes, DRIVER, json.dumps(spec))
 
 
@@ -128,7 +153,10 @@ def small_disk(tmp_path):
     )
     if mounted.returncode:
         without(f"root cannot mount a disk here ({mounted.stderr.strip()})")
-    yield folder, lambda options: subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
+    yield (
+        folder,
+        lambda options: subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True),
+    )
     subprocess.run(["umount", folder], check=True)
 
 
@@ -145,6 +173,16 @@ def mnist() -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run on the embedded digits."""
     run = tmp_path_factory.mktemp("trained") / "run"
-    done = call(PYTHON, "train.py", "--dataset", "mnist-5k", "--cpu", "--wandb", "disabled", "--output-dir", run)
+    done = call(
+        PYTHON,
+        "train.py",
+        "--dataset",
+        "mnist-5k",
+        "--cpu",
+        "--wandb",
+        "disabled",
+        "--output-dir",
+        run,
+    )
     assert done.returncode == 0, done.stderr
     return run

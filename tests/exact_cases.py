@@ -112,7 +112,9 @@ class Speaker(nn.Module):
         self.double()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        causal = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], dtype=torch.float64)
+        causal = nn.Transformer.generate_square_subsequent_mask(
+            tokens.shape[1], dtype=torch.float64
+        )
         return self.head(self.block(self.embed(tokens), src_mask=causal, is_causal=True))
 
 
@@ -139,21 +141,37 @@ def sparse() -> Case:
         return nn.Sequential(bag, nn.Tanh(), nn.Linear(6, 3)).double()
 
     case = tokens()
-    return Case(case.data, network, case.loss, case.output, lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+    return Case(
+        case.data,
+        network,
+        case.loss,
+        case.output,
+        lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+    )
 
 
 def pictures() -> Case:
     """Pictures: uint8 inputs, in a dict, in the order of the data set."""
 
     def network() -> nn.Module:
-        layers = nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.GELU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 3)
+        layers = (
+            nn.Conv2d(3, 4, 3),
+            nn.GroupNorm(2, 4),
+            nn.GELU(),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(36, 3),
+        )
         return nn.Sequential(*layers).double()
 
     def scores(model: nn.Module, rows: Any) -> Tensor:
         return model(rows["picture"].double() / 255)
 
     return Case(
-        data={"picture": numbers(SAMPLES, 3, 8, 8, below=256).to(torch.uint8), "label": numbers(SAMPLES, below=3)},
+        data={
+            "picture": numbers(SAMPLES, 3, 8, 8, below=256).to(torch.uint8),
+            "label": numbers(SAMPLES, below=3),
+        },
         network=network,
         loss=lambda model, rows, _: (F.cross_entropy(scores(model, rows), rows["label"]), None),
         output=scores,
@@ -296,7 +314,11 @@ def plain(case: Case) -> dict[str, Any]:
         for number, index in enumerate(order_of(case, epoch).split(BATCH * case.accumulated)):
 
             def rand(
-                purpose: str, *shape: int, normal: bool = False, words: Any = (epoch, number), size: int = len(index)
+                purpose: str,
+                *shape: int,
+                normal: bool = False,
+                words: Any = (epoch, number),
+                size: int = len(index),
             ) -> Tensor:
                 draw = torch.randn if normal else torch.rand
                 return draw(size, *shape, generator=stream(purpose, SEED, *words))
@@ -345,7 +367,9 @@ def train(case: Case, **options: Any) -> dict[str, Any]:
     dataset = dataset_of(case.data)
     train_loader = DataLoader(dataset, batch_size=BATCH, shuffle=case.shuffled)
     test_loader = DataLoader(dataset, batch_size=9)
-    model, optimizer, train_loader, test_loader = accelerator.prepare(model, optimizer, train_loader, test_loader)
+    model, optimizer, train_loader, test_loader = accelerator.prepare(
+        model, optimizer, train_loader, test_loader
+    )
     if scheduler:
         scheduler = accelerator.prepare(scheduler)
     mean_loss = MeanLoss(accelerator)

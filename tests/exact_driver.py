@@ -15,7 +15,15 @@ import torch.distributed as dist
 from accelerate.utils import gather_object
 from exact_cases import CASES, train
 from exact_faults import IN_CASES, dropout_drawn_by_every_process_is_refused
-from exact_parts import PARTED, accelerator, adversaries, evaluations, shared_gradients, stop_and_resume, thawed
+from exact_parts import (
+    PARTED,
+    accelerator,
+    adversaries,
+    evaluations,
+    shared_gradients,
+    stop_and_resume,
+    thawed,
+)
 from exact_refused import ACCEPTED, REFUSED, answer
 from forked import fork
 

@@ -78,7 +78,9 @@ def evaluations() -> tuple[nn.Module, Tensor, dict[str, Any]]:
         parts = []
         with torch.no_grad():
             for rows in loader:
-                rows_of_all = exact.gather_for_metrics(form(prepared(rows)), use_gather_object="hold" in name)
+                rows_of_all = exact.gather_for_metrics(
+                    form(prepared(rows)), use_gather_object="hold" in name
+                )
                 parts.append(rows_of_all)
         found[name] = joined(parts)
     return model, inputs, found
@@ -93,7 +95,9 @@ def thawed(**options: Any) -> dict[str, Tensor]:
     model = case.network()
     model[2].weight.requires_grad_(False)
     optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
-    prepared, optimizer, loader = exact.prepare(model, optimizer, DataLoader(TensorDataset(*case.data), BATCH))
+    prepared, optimizer, loader = exact.prepare(
+        model, optimizer, DataLoader(TensorDataset(*case.data), BATCH)
+    )
     for epoch in range(3):
         if epoch == 1:
             model[2].weight.requires_grad_()
@@ -118,7 +122,9 @@ def adversaries(exact: ExactAccelerator | None) -> dict[str, Tensor]:
     backward = torch.Tensor.backward
     if exact:
         backward = exact.backward
-        maker, judge, of_maker, of_judge, loader = exact.prepare(maker, judge, of_maker, of_judge, loader)
+        maker, judge, of_maker, of_judge, loader = exact.prepare(
+            maker, judge, of_maker, of_judge, loader
+        )
     for real, noise in loader:
         made = maker(noise)
         of_judge.zero_grad()
@@ -127,7 +133,9 @@ def adversaries(exact: ExactAccelerator | None) -> dict[str, Tensor]:
         of_maker.zero_grad()
         backward(F.softplus(-judge(made)).mean())
         of_maker.step()
-    weights = networks[0].state_dict() | {f"judge {name}": each for name, each in networks[1].state_dict().items()}
+    weights = networks[0].state_dict() | {
+        f"judge {name}": each for name, each in networks[1].state_dict().items()
+    }
     return {name: tensor.clone() for name, tensor in weights.items()}
 
 
@@ -149,7 +157,9 @@ def change_of_shared_gradients(clip_norm: float = 0.0, **options: Any) -> Tensor
     model = Sum()
     begun = nn.utils.parameters_to_vector(model.parameters()).detach()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    prepared, optimizer, loader = exact.prepare(model, optimizer, DataLoader(Rows(numbers(20, 6)), 20))
+    prepared, optimizer, loader = exact.prepare(
+        model, optimizer, DataLoader(Rows(numbers(20, 6)), 20)
+    )
     for rows in loader:
         exact.backward(prepared(rows).sum(dim=1).mean())
         if clip_norm:
@@ -279,7 +289,9 @@ class Run:
         self.model = mlp(6, 8, 3).float()
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
         scheduler = ExponentialLR(optimizer, 0.95)
-        loader = DataLoader(TensorDataset(numbers(SAMPLES, 6).float(), numbers(SAMPLES, below=3)), 4, shuffle=True)
+        loader = DataLoader(
+            TensorDataset(numbers(SAMPLES, 6).float(), numbers(SAMPLES, below=3)), 4, shuffle=True
+        )
         prepared = self.accelerator.prepare(self.model, optimizer, loader, scheduler)
         self.prepared, self.optimizer, self.loader, self.scheduler = prepared
         self.average = AveragedModel(self.model)
@@ -304,7 +316,10 @@ class Run:
                 values["seen"].append(micro_batch.index.tolist())
                 if micro_batch.closes_update:
                     self.average.update_parameters(self.model)
-                    if self.accelerator.updates == signal_at and self.accelerator.process_index == 0:
+                    if (
+                        self.accelerator.updates == signal_at
+                        and self.accelerator.process_index == 0
+                    ):
                         os.kill(os.getpid(), signal.SIGTERM)
                 self.checkpoints.after_update()
             values["losses"].append(self.mean_loss.compute())
@@ -334,7 +349,9 @@ def stop_and_resume(folder: Path) -> dict[str, Any]:
             first.go_on(signal_at=5)
     except Stopped:
         stopped_at = first.accelerator.updates
-    if whole.accelerator.is_main_process:  # as if it had been killed: back to the checkpoint before, within an epoch
+    if (
+        whole.accelerator.is_main_process
+    ):  # as if it had been killed: back to the checkpoint before, within an epoch
         shutil.rmtree(max((folder / "stopped" / "checkpoints").glob("step-*")))
     whole.accelerator.wait_for_everyone()
     second = Run(folder / "stopped")

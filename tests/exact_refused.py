@@ -34,13 +34,17 @@ def data() -> TensorDataset:
     return TensorDataset(numbers(SAMPLES, 6), numbers(SAMPLES, below=3))
 
 
-def first_update(model: nn.Module, exact: ExactAccelerator | None = None, **loss_options: Any) -> None:
+def first_update(
+    model: nn.Module, exact: ExactAccelerator | None = None, **loss_options: Any
+) -> None:
     """One update of a classifier of 6 numbers into 3 classes; a refusal leaves its weights as they were."""
     exact = exact or accelerator()
     before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     try:
-        prepared, optimizer, loader = exact.prepare(model, optimizer, DataLoader(data(), BATCH, shuffle=True))
+        prepared, optimizer, loader = exact.prepare(
+            model, optimizer, DataLoader(data(), BATCH, shuffle=True)
+        )
         for inputs, labels in loader:
             loss = F.cross_entropy(prepared(inputs), labels, **loss_options)
             exact.backward(loss)
@@ -225,47 +229,81 @@ REFUSED: dict[str, tuple[Ask, str]] = {
         "MultiheadAttention 2.self_attn draws for",
     ),
     "dropout between GRUs": (lambda: first_update(Recurrent(0.1)), "GRU gru draws for"),
-    "dropout in the forward": (lambda: first_update(Drops()), "the model or loss draws at random (torch)"),
+    "dropout in the forward": (
+        lambda: first_update(Drops()),
+        "the model or loss draws at random (torch)",
+    ),
     "noise in the forward": (lambda: first_update(network(nn.RReLU())), "draws at random (torch)"),
     "a state in the forward": (
         lambda: first_update(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 3).double())),
         "changes its buffer parametrizations.weight.0._",
     ),
-    "a loss for each": (lambda: first_update(network(), reduction="none"), "give the mean over its rows, a scalar"),
-    "an embedding's frequencies": (lambda: first_update(Counts(scale_grad_by_freq=True)), "scale_grad_by_freq"),
+    "a loss for each": (
+        lambda: first_update(network(), reduction="none"),
+        "give the mean over its rows, a scalar",
+    ),
+    "an embedding's frequencies": (
+        lambda: first_update(Counts(scale_grad_by_freq=True)),
+        "scale_grad_by_freq",
+    ),
     "an embedding's norm": (lambda: first_update(Counts(max_norm=1.0)), "leave out max_norm"),
     "an embedding's norm with virtual processes": (
         lambda: first_update(Counts(max_norm=1.0), accelerator(virtual_processes=7)),
         "leave out max_norm",
     ),
     "batch normalisation over processes": (
-        lambda: first_update(network(nn.SyncBatchNorm(6).double()), accelerator(virtual_processes=7)),
+        lambda: first_update(
+            network(nn.SyncBatchNorm(6).double()), accelerator(virtual_processes=7)
+        ),
         "use BatchNorm with virtual_processes",
     ),
     "parameters of the loss": (parameters_of_the_loss, "not the model's: make them part of it"),
     "a DistributedSampler": (distributed_sampler, "has a DistributedSampler"),
     "no batches": (lambda: prepare_loader(batch_size=None), "the loader has no batch size"),
-    "a stream without batches": (lambda: prepare_loader(Endless(), batch_size=None), "the loader has no batch size"),
+    "a stream without batches": (
+        lambda: prepare_loader(Endless(), batch_size=None),
+        "the loader has no batch size",
+    ),
     "dispatch_batches": (
         lambda: accelerator(dataloader_config=DataLoaderConfiguration(dispatch_batches=True)),
         "dispatch_batches lets the first process read for all",
     ),
-    "FSDP": (lambda: accelerator(fsdp_plugin=FullyShardedDataParallelPlugin()), "fsdp divides a model"),
+    "FSDP": (
+        lambda: accelerator(fsdp_plugin=FullyShardedDataParallelPlugin()),
+        "fsdp divides a model",
+    ),
     "a launch with FSDP": (lambda: with_environment("ACCELERATE_USE_FSDP"), "fsdp divides a model"),
-    "a launch with DeepSpeed": (lambda: with_environment("ACCELERATE_USE_DEEPSPEED"), "deepspeed divides a model"),
-    "a launch with Megatron": (lambda: with_environment("ACCELERATE_USE_MEGATRON_LM"), "megatron_lm divides a model"),
-    "fp8": (lambda: accelerator(mixed_precision="fp8"), "is not exact yet: use 'no', 'fp16' or 'bf16'"),
+    "a launch with DeepSpeed": (
+        lambda: with_environment("ACCELERATE_USE_DEEPSPEED"),
+        "deepspeed divides a model",
+    ),
+    "a launch with Megatron": (
+        lambda: with_environment("ACCELERATE_USE_MEGATRON_LM"),
+        "megatron_lm divides a model",
+    ),
+    "fp8": (
+        lambda: accelerator(mixed_precision="fp8"),
+        "is not exact yet: use 'no', 'fp16' or 'bf16'",
+    ),
     "updates over the epoch's end": (
         lambda: accelerator(
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=2, sync_with_dataloader=False)
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=2, sync_with_dataloader=False
+            )
         ),
         "leave it at True",
     ),
     "no_sync": (gradients_of_each_process, "accelerator.no_sync leaves gradients to each process"),
     "a closure": (closure, "LBFGS.step was given a closure"),
-    "backward outside of a loop": (backward_outside_of_a_loop, "outside of a loop over a prepared loader"),
+    "backward outside of a loop": (
+        backward_outside_of_a_loop,
+        "outside of a loop over a prepared loader",
+    ),
     "a collate_fn that draws": (lambda: collate_that_draws(0), "collate_fn draws random numbers"),
-    "a collate_fn that draws in a worker": (lambda: collate_that_draws(1), "collate_fn draws random numbers"),
+    "a collate_fn that draws in a worker": (
+        lambda: collate_that_draws(1),
+        "collate_fn draws random numbers",
+    ),
     "two losses of a share": (backward_twice_for_a_share, "called twice for one share of a batch"),
     "too few samples": (more_processes_than_samples, "samples they share: start fewer"),
     "too few virtual processes": (
@@ -278,7 +316,10 @@ REFUSED: dict[str, tuple[Ask, str]] = {
     "no folder": (save_state_without_a_folder, "save_state was given no folder"),
     "no checkpoint": (load_state_from_nowhere, "there is no checkpoint /nonexistent"),
 }
-SEVERAL_ONLY = {"too few samples", "too few virtual processes"}  # one process has not too few of anything
+SEVERAL_ONLY = {
+    "too few samples",
+    "too few virtual processes",
+}  # one process has not too few of anything
 
 
 class Recurrent(nn.Module):
@@ -297,7 +338,9 @@ def precise_targets() -> None:
     exact = accelerator()
     model = mlp(6, 512, 1).float()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    dataset = TensorDataset(numbers(SAMPLES, 6).float(), torch.zeros(SAMPLES, 1, dtype=torch.float64))
+    dataset = TensorDataset(
+        numbers(SAMPLES, 6).float(), torch.zeros(SAMPLES, 1, dtype=torch.float64)
+    )
     model, optimizer, loader = exact.prepare(model, optimizer, DataLoader(dataset, 14))
     for inputs, targets in loader:
         exact.backward((model(inputs) - targets).square().mean())
@@ -344,7 +387,9 @@ def slopes() -> None:
     exact = accelerator()
     model = mlp(6, 5, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model, optimizer, loader = exact.prepare(model, optimizer, DataLoader(Rows(numbers(SAMPLES, 6)), 7))
+    model, optimizer, loader = exact.prepare(
+        model, optimizer, DataLoader(Rows(numbers(SAMPLES, 6)), 7)
+    )
     for rows in loader:
         inputs = rows.clone().requires_grad_()
         (slope,) = torch.autograd.grad(model(inputs).sum(), inputs, create_graph=True)
@@ -356,12 +401,18 @@ def slopes() -> None:
 ACCEPTED: dict[str, Ask] = {
     "dropout 0": lambda: first_update(network(nn.Dropout(0.0))),
     "a GRU without dropout": lambda: first_update(Recurrent(0.0)),
-    "an encoder without dropout": lambda: first_update(network(nn.Unflatten(1, (1, 6)), encoder(), nn.Flatten())),
+    "an encoder without dropout": lambda: first_update(
+        network(nn.Unflatten(1, (1, 6)), encoder(), nn.Flatten())
+    ),
     "an embedding": lambda: first_update(Counts()),
     "group norm": lambda: first_update(network(nn.GroupNorm(2, 6))),
     "layer norm": lambda: first_update(network(nn.LayerNorm(6))),
-    "dropout with virtual processes": lambda: first_update(network(nn.Dropout(0.5)), accelerator(virtual_processes=7)),
-    "noise with virtual processes": lambda: first_update(network(nn.RReLU()), accelerator(virtual_processes=7)),
+    "dropout with virtual processes": lambda: first_update(
+        network(nn.Dropout(0.5)), accelerator(virtual_processes=7)
+    ),
+    "noise with virtual processes": lambda: first_update(
+        network(nn.RReLU()), accelerator(virtual_processes=7)
+    ),
     "label smoothing": lambda: first_update(network(), label_smoothing=0.1),
     "float64 targets": precise_targets,
     "an evaluation that draws": evaluation_that_draws,

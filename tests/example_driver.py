@@ -26,11 +26,10 @@ from unittest.mock import patch
 import torch
 from accelerate.utils import gather_object
 
-from mnist_dist.core import ExactAccelerator, Stopped, UserError, register_hook
+from mnist_dist.core import Checkpoints, ExactAccelerator, Stopped, UserError, register_hook
 from mnist_dist.core import accelerator as accelerator_module
 from mnist_dist.core import buffers as buffers_module
 from mnist_dist.core import loader as loader_module
-from mnist_dist.core.checkpointing import Checkpoints
 from mnist_dist.core.errors import explain
 from mnist_dist.run import launch, locks
 
@@ -103,7 +102,11 @@ def stopping_after(update: int | None) -> Iterator[None]:
     after_update = Checkpoints.after_update
 
     def stopped(self):
-        if self.accelerator.sync_gradients and self.accelerator.updates == update and RANK == WORLD - 1:
+        if (
+            self.accelerator.sync_gradients
+            and self.accelerator.updates == update
+            and RANK == WORLD - 1
+        ):
             os.kill(os.getpid(), signal.SIGTERM)
         after_update(self)
 
@@ -120,7 +123,13 @@ def watching() -> Iterator[list[tuple[int, int, list[int]]]]:
     def note(accelerator):
         micro_batch = accelerator.micro_batch
         if micro_batch.loader == TRAINING:
-            seen.append((micro_batch.epoch, micro_batch.batch, [int(number) for number in micro_batch.index]))
+            seen.append(
+                (
+                    micro_batch.epoch,
+                    micro_batch.batch,
+                    [int(number) for number in micro_batch.index],
+                )
+            )
 
     handle = register_hook("micro_batch", note)
     try:
@@ -139,7 +148,9 @@ def drive(run: dict[str, Any]) -> None:
             around.enter_context(FAULTS[run["fault"]]())
         if run.get("unchecked"):
             around.enter_context(patch.object(example.Config, "check", lambda _: None))
-        around.enter_context(patch.object(locks, "lock", lambda _: None))  # which lasts as long as the process
+        around.enter_context(
+            patch.object(locks, "lock", lambda _: None)
+        )  # which lasts as long as the process
         around.enter_context(stopping_after(run.get("stop")))
         seen = around.enter_context(watching())
         try:

@@ -126,7 +126,14 @@ def train(name: str, folder: Path, *, stop: bool = False, **options: Any) -> dic
 
 def list_of_updates(name: str) -> range:
     """The updates of an epoch."""
-    counts = {"weighted": 4, "subset": 4, "some": 3, "buckets": 4, "a list": 3, "stream, workers": 8}
+    counts = {
+        "weighted": 4,
+        "subset": 4,
+        "some": 3,
+        "buckets": 4,
+        "a list": 3,
+        "stream, workers": 8,
+    }
     batches = -(-SAMPLES // BATCH)
     return range(counts.get(name, batches - name.endswith("drop last")))
 

@@ -38,12 +38,20 @@ from mnist_dist.run import launch, locks
 
 ROOT, NAME = Path(__file__).resolve().parents[1], "pretended"
 TRAINING = 0  # the number of the loader of the training data
-_setup_privateuseone_for_python_backend(NAME)  # once a process, and for good: torch.accelerator is this from now on
+_setup_privateuseone_for_python_backend(
+    NAME
+)  # once a process, and for good: torch.accelerator is this from now on
 # What gives the device no work: views, and memory.
-FREE = set("detach view alias expand slice select split split_with_sizes transpose t permute as_strided".split())
-FREE |= set("unsqueeze squeeze unbind _unsafe_view empty empty_like empty_strided new_empty new_empty_strided".split())
+FREE = set(
+    "detach view alias expand slice select split split_with_sizes transpose t permute as_strided".split()
+)
+FREE |= set(
+    "unsqueeze squeeze unbind _unsafe_view empty empty_like empty_strided new_empty new_empty_strided".split()
+)
 # What CUDA cannot do without telling the host something.
-WAITING = set("_local_scalar_dense equal nonzero masked_select bincount _unique2 unique_dim unique_consecutive".split())
+WAITING = set(
+    "_local_scalar_dense equal nonzero masked_select bincount _unique2 unique_dim unique_consecutive".split()
+)
 WAITING |= {"repeat_interleave"}
 
 
@@ -54,7 +62,11 @@ class Pretended(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> "Pretended":
-        like = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype}
+        like = {
+            "strides": held.stride(),
+            "storage_offset": held.storage_offset(),
+            "dtype": held.dtype,
+        }
         made = Tensor._make_wrapper_subclass(cls, held.shape, **like, device=torch.device(NAME, 0))
         made.held = held
         return made
@@ -78,7 +90,11 @@ class Watch(TorchDispatchMode):
 
     def __init__(self, float64: bool) -> None:
         super().__init__()
-        self.float64, self.waits, self.operations = float64, Counter[tuple[str, str]](), Counter[str]()
+        self.float64, self.waits, self.operations = (
+            float64,
+            Counter[tuple[str, str]](),
+            Counter[str](),
+        )
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -97,9 +113,15 @@ class Watch(TorchDispatchMode):
         if name in ("copy_", "_to_copy"):
             crosses = target.type != NAME or bool(others)
         else:
-            assert not here or not any(each.ndim for each in others), f"{function} takes tensors of two devices"
-            chosen = words[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else []
-            crosses = name in WAITING or any(each is not None and each.dtype == torch.bool for each in chosen)
+            assert not here or not any(each.ndim for each in others), (
+                f"{function} takes tensors of two devices"
+            )
+            chosen = (
+                words[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else []
+            )
+            crosses = name in WAITING or any(
+                each is not None and each.dtype == torch.bool for each in chosen
+            )
         if crosses:
             self.waits[place(), name] += 1
         self.operations[name] += name.removesuffix("_") not in FREE
@@ -109,15 +131,22 @@ class Watch(TorchDispatchMode):
         results, same = function(*words, **options), {id(each.held): each for each in here}
 
         def wrapped(held: Tensor) -> Tensor:
-            assert self.float64 or held.dtype != torch.float64, f"{function} makes float64, which the device has not"
-            return same[id(held)] if id(held) in same else Pretended(held)  # the former after work in place
+            assert self.float64 or held.dtype != torch.float64, (
+                f"{function} makes float64, which the device has not"
+            )
+            return (
+                same[id(held)] if id(held) in same else Pretended(held)
+            )  # the former after work in place
 
         return tree_map_only(Tensor, wrapped, results) if target.type == NAME else results
 
 
 def place() -> str:
     """The innermost function of the project that is at work; a comprehension is its function's."""
-    frame, package = sys._getframe(1), (str(ROOT / "mnist_dist"), str(ROOT / "train.py"), str(ROOT / "evaluate.py"))
+    frame, package = (
+        sys._getframe(1),
+        (str(ROOT / "mnist_dist"), str(ROOT / "train.py"), str(ROOT / "evaluate.py")),
+    )
     while frame:
         name, code = Path(frame.f_code.co_filename), frame.f_code.co_name
         if str(name).startswith(package) and not code.startswith("<"):
@@ -137,7 +166,10 @@ class Updates:
         self.found: list[tuple[int, int]] = []
         self.begin = self.counts()
         self.epoch: int | None = None
-        self.hooks = [register_hook("micro_batch", self.before), register_hook("update", self.after)]
+        self.hooks = [
+            register_hook("micro_batch", self.before),
+            register_hook("update", self.after),
+        ]
 
     def counts(self) -> tuple[int, int]:
         """Waits and operations so far."""
@@ -162,7 +194,9 @@ class Updates:
             hook.remove()
 
 
-def run(program: str, flags: list[str], float64: bool = False, scaler: bool = False) -> dict[str, Any]:
+def run(
+    program: str, flags: list[str], float64: bool = False, scaler: bool = False
+) -> dict[str, Any]:
     """Run a program on the device, and return what it did there."""
     AcceleratorState._reset_state(reset_partial_state=True)
     watch, start = Watch(float64), launch.start
@@ -192,7 +226,9 @@ if __name__ == "__main__":
     sharing.stream = lambda *words, device="cpu": stream(*words)  # noqa: ARG005  # generators of the CPU, for its numbers
     exchange.FEW_PROCESSES = 0  # all-reduces, as on GPUs
     locks.lock = lambda _: None  # a run may go on in the same process
-    figures.save = lambda *_: None  # drawn, for what they read, but not written, which takes seconds
+    figures.save = lambda *_: (
+        None
+    )  # drawn, for what they read, but not written, which takes seconds
     _, runs, result = sys.argv
     found = [run(**each) for each in json.loads(runs)]
     Path(f"{result}-{os.environ.get('RANK', 0)}.json").write_text(json.dumps(found))

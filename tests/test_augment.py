@@ -32,7 +32,9 @@ def digits():
     """Smooth blobs away from the border: (64, 1, 28, 28), background -0.4."""
     y, x = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
     centres = 11 + 6 * torch.rand(64, 2, 1, 1, generator=stream(7))
-    return (2.8 * (-((x - centres[:, :1]) ** 2 + (y - centres[:, 1:]) ** 2) / 18).exp() - 0.4).view(64, 1, 28, 28)
+    return (2.8 * (-((x - centres[:, :1]) ** 2 + (y - centres[:, 1:]) ** 2) / 18).exp() - 0.4).view(
+        64, 1, 28, 28
+    )
 
 
 @pytest.mark.parametrize("processes", [2, 3, 7])
@@ -54,7 +56,10 @@ def test_dropout_drops_its_share_of_every_layer_and_the_same_however_a_batch_is_
         assert len(layer.flatten(1).unique(dim=0)) == 100  # each sample is without others
     for rank in range(processes):
         part = dropout(shapes, share(data, rank, processes).rand, share=0.2)
-        assert all(torch.equal(mine, layer[rank::processes]) for mine, layer in zip(part, whole, strict=True))
+        assert all(
+            torch.equal(mine, layer[rank::processes])
+            for mine, layer in zip(part, whole, strict=True)
+        )
     assert dropout([], share(data).rand, share=0.2) == []  # a linear classifier
 
 
@@ -62,17 +67,25 @@ def test_dropout_drops_its_share_of_every_layer_and_the_same_however_a_batch_is_
 def test_a_shifted_image_goes_on_beyond_its_border_as_it_ends_there(down, right):
     images = torch.rand(2, 1, 28, 28, generator=stream(3))
     wide = torch.nn.functional.pad(images, (2, 2, 2, 2), mode="replicate")
-    assert torch.equal(shift(images, down, right), wide[:, :, 2 - down : 30 - down, 2 - right : 30 - right])
+    assert torch.equal(
+        shift(images, down, right), wide[:, :, 2 - down : 30 - down, 2 - right : 30 - right]
+    )
 
 
 def test_strength_0_changes_nothing_and_the_seed_decides_the_rest(digits):
     assert torch.allclose(distorted(digits), digits, atol=1e-5)
     assert torch.equal(distorted(digits, affine=1, seed=1), distorted(digits, affine=1, seed=1))
-    assert not torch.allclose(distorted(digits, affine=1, seed=1), distorted(digits, affine=1, seed=2), atol=0.1)
+    assert not torch.allclose(
+        distorted(digits, affine=1, seed=1), distorted(digits, affine=1, seed=2), atol=0.1
+    )
 
 
-@pytest.mark.parametrize("strength", [{"affine": 1.0}, {"elastic": 1.0}, {"affine": 1.0, "elastic": 1.0}])
-def test_images_change_but_stay_in_range_with_their_background_and_most_of_their_ink(digits, strength):
+@pytest.mark.parametrize(
+    "strength", [{"affine": 1.0}, {"elastic": 1.0}, {"affine": 1.0, "elastic": 1.0}]
+)
+def test_images_change_but_stay_in_range_with_their_background_and_most_of_their_ink(
+    digits, strength
+):
     result = distorted(digits, **strength)
     assert result.shape == digits.shape and result.dtype == digits.dtype
     assert (result - digits).abs().amax(dim=(1, 2, 3)).min() > 0.05  # each one
@@ -106,7 +119,16 @@ def test_the_fields_are_those_of_torchs_affine_grid():
 
 
 def test_explore_draws_them(tmp_path):
-    done = call(PYTHON, "-m", "mnist_dist", "explore", "--dataset", "mnist-5k", "--output", tmp_path / "d.png")
+    done = call(
+        PYTHON,
+        "-m",
+        "mnist_dist",
+        "explore",
+        "--dataset",
+        "mnist-5k",
+        "--output",
+        tmp_path / "d.png",
+    )
     assert done.returncode == 0, done.stderr
     assert "4,000 samples, images 4000 x 1 x 28 x 28" in done.stdout
     for name in ("d.png", "d-distorted.png"):

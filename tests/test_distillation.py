@@ -34,14 +34,27 @@ def teachers(tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("teachers")
     torch.manual_seed(1)
     for name, network in (("a", networks.MNISTNet((30,))), ("b", networks.ConvNet((4,), (8,)))):
-        torch.save({key: 3 * tensor for key, tensor in network.state_dict().items()}, folder / f"{name}.pth")
+        torch.save(
+            {key: 3 * tensor for key, tensor in network.state_dict().items()},
+            folder / f"{name}.pth",
+        )
     return [folder / "a.pth", folder / "b.pth"]
 
 
 def train_all(folder: Path, processes: int, teachers: list[Path]) -> Path:
     """Every variant on so many real processes."""
     runs = [
-        ([*COMMON.split(), "--teacher", *teachers, *flags.split(), "--output-dir", folder / name], None)
+        (
+            [
+                *COMMON.split(),
+                "--teacher",
+                *teachers,
+                *flags.split(),
+                "--output-dir",
+                folder / name,
+            ],
+            None,
+        )
         for name, flags in VARIANTS.items()
     ]
     done = forked(processes, runs)
@@ -59,18 +72,26 @@ def test_a_loop_in_plain_pytorch_comes_to_the_same_weights(teachers, alone):
     samples = data.load("mnist-5k", Path("data"), val_size=3264, dtype=torch.float64).train
     torch.manual_seed(0)
     student = networks.build("mlp").double()
-    taught = [networks.from_state_dict(torch.load(path, weights_only=True)).double() for path in teachers]
+    taught = [
+        networks.from_state_dict(torch.load(path, weights_only=True)).double() for path in teachers
+    ]
     optimizer = torch.optim.Adam(student.parameters(), lr=0.001)
     losses = 0.0
     for number, index in enumerate(reference.order(len(samples), seed=0, epoch=0).split(61)):
         sources = [reference.generator(name, 0, 0, number) for name in ("affine 0", "elastic 0")]
-        drawn = torch.rand(len(index), 6, generator=sources[0]), torch.randn(len(index), 2, 49, generator=sources[1])
+        drawn = (
+            torch.rand(len(index), 6, generator=sources[0]),
+            torch.randn(len(index), 2, 49, generator=sources[1]),
+        )
         images = reference.distorted(samples.images[index], 1, 1, *drawn)
         logits = student(images)
         with torch.no_grad():
             soft = sum(teacher(images).div(3).softmax(dim=1) for teacher in taught) / 2
         apart = (soft * (soft.log() - logits.div(3).log_softmax(dim=1))).sum(dim=1).mean()
-        loss = 0.3 * F.cross_entropy(logits, samples.labels[index], label_smoothing=0.1) + 0.7 * 9 * apart
+        loss = (
+            0.3 * F.cross_entropy(logits, samples.labels[index], label_smoothing=0.1)
+            + 0.7 * 9 * apart
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -92,14 +113,24 @@ def test_on_several_processes_the_weights_are_those_of_one(processes, teachers, 
 
 
 @pytest.mark.slow
-def test_stopped_and_resumed_it_has_the_same_bits_and_needs_the_same_teachers(teachers, alone, tmp_path):
+def test_stopped_and_resumed_it_has_the_same_bits_and_needs_the_same_teachers(
+    teachers, alone, tmp_path
+):
     shutil.copytree(alone / "all", tmp_path / "run")
     rewind(tmp_path / "run")
-    flags = [*COMMON.split(), *VARIANTS["all"].split(), "--output-dir", tmp_path / "run", "--resume"]
+    flags = [
+        *COMMON.split(),
+        *VARIANTS["all"].split(),
+        "--output-dir",
+        tmp_path / "run",
+        "--resume",
+    ]
     moved = [shutil.copy(path, tmp_path) for path in teachers]
     for others in ([], ["--teacher", moved[1], moved[0]]):
         done = train_py(*flags, *others)
-        assert done.returncode == 1 and "error: the teachers' digest is " in done.stderr, done.stderr
+        assert done.returncode == 1 and "error: the teachers' digest is " in done.stderr, (
+            done.stderr
+        )
     done = train_py(*flags, "--teacher", *moved)
     assert done.returncode == 0 and "going on from update 10" in done.stdout, done.stderr
     assert weight_difference(tmp_path / "run", alone / "all") == 0
@@ -109,8 +140,12 @@ def test_stopped_and_resumed_it_has_the_same_bits_and_needs_the_same_teachers(te
 
 
 def test_what_cannot_teach_is_refused_by_name(tmp_path):
-    torch.save({"fc1.weight": torch.zeros(11, 784), "fc1.bias": torch.zeros(11)}, tmp_path / "classes.pth")
-    torch.save({"fc1.weight": torch.zeros(10, 100), "fc1.bias": torch.zeros(10)}, tmp_path / "pixels.pth")
+    torch.save(
+        {"fc1.weight": torch.zeros(11, 784), "fc1.bias": torch.zeros(11)}, tmp_path / "classes.pth"
+    )
+    torch.save(
+        {"fc1.weight": torch.zeros(10, 100), "fc1.bias": torch.zeros(10)}, tmp_path / "pixels.pth"
+    )
     (tmp_path / "words.pth").write_text("no weights here")
     (tmp_path / "fashion").mkdir()
     torch.save(networks.MNISTNet((3,)).state_dict(), tmp_path / "fashion" / "mnist_model.pth")
@@ -131,14 +166,18 @@ def test_what_cannot_teach_is_refused_by_name(tmp_path):
         assert name in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("words", ["--temperature 0", "--temperature nan", "--teacher-share 0", "--teacher-share 1.1"])
+@pytest.mark.parametrize(
+    "words", ["--temperature 0", "--temperature nan", "--teacher-share 0", "--teacher-share 1.1"]
+)
 def test_impossible_settings_are_refused_by_name(words):
     with pytest.raises(UsageError, match=f"{words}.* is not possible"):
         parse(TrainConfig, words.split())
 
 
 def test_verify_says_that_it_does_not_know_teachers(teachers):
-    with pytest.raises(UsageError, match="verify does not know teachers, and so cannot check --teacher"):
+    with pytest.raises(
+        UsageError, match="verify does not know teachers, and so cannot check --teacher"
+    ):
         parse(verify.Config, ["--", "--teacher", str(teachers[0])])
 
 

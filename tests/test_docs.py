@@ -16,8 +16,14 @@ def all_messages() -> str:
 
 def test_messages_that_are_explained_are_those_of_the_code():
     source = all_messages()
-    quoted = re.findall(r'"([^"]+)"', "\n".join(re.findall(r"^### (.*)$", TROUBLESHOOTING, re.MULTILINE)))
-    parts = [part.strip(" ():") for message in quoted for part in re.split("…|differ between|differ$", message)]
+    quoted = re.findall(
+        r'"([^"]+)"', "\n".join(re.findall(r"^### (.*)$", TROUBLESHOOTING, re.MULTILINE))
+    )
+    parts = [
+        part.strip(" ():")
+        for message in quoted
+        for part in re.split("…|differ between|differ$", message)
+    ]
     missing = [part for part in parts if part and part not in source]
     assert len(quoted) > 40 and not missing
 

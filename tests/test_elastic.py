@@ -31,14 +31,21 @@ def begun(tmp_path, monkeypatch):
 
     def note(job: object, name: str = "begun") -> None:
         (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "config.json").write_text(json.dumps({"job": job, "wandb_id": "abc"}))
+        (tmp_path / "runs" / name / "config.json").write_text(
+            json.dumps({"job": job, "wandb_id": "abc"})
+        )
 
     return note
 
 
 def requeued(monkeypatch, times: int, step: str = "0") -> None:
     """Put this process into a Slurm job."""
-    for name, value in {"JOB_ID": "7", "CLUSTER_NAME": "here", "STEP_ID": step, "RESTART_COUNT": times}.items():
+    for name, value in {
+        "JOB_ID": "7",
+        "CLUSTER_NAME": "here",
+        "STEP_ID": step,
+        "RESTART_COUNT": times,
+    }.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
 
 
@@ -49,7 +56,11 @@ def test_a_run_goes_on_by_itself_where_one_launcher_of_its_last_attempt_is_left(
     assert (run.folder, run.resume, run.wandb_id) == (folder.ROOT / "begun", True, "abc")
     # Noted at once, so that an attempt that ends before its first update hands the run on, too.
     noted = folder.settings_of(run.folder)
-    assert noted["job"] == run.job and run.job["launchers"] == [jobs.launcher()] and noted["wandb_id"] == "abc"
+    assert (
+        noted["job"] == run.job
+        and run.job["launchers"] == [jobs.launcher()]
+        and noted["wandb_id"] == "abc"
+    )
 
 
 @pytest.mark.parametrize("asked_for", [folder.ROOT / "begun", None])
@@ -81,7 +92,9 @@ def of_another_start() -> str:
         lambda: {"launchers": [of_another_start()]},
         lambda: {"launchers": ["elsewhere:" + jobs.launcher().split(":", 1)[1]]},
         lambda: {"launchers": [None]},
-        lambda: {"launchers": 3} | SLURM | {"slurm_restarts": 1},  # a second training in the same attempt
+        lambda: (
+            {"launchers": 3} | SLURM | {"slurm_restarts": 1}
+        ),  # a second training in the same attempt
         lambda: {"launchers": []} | SLURM | {"slurm_job": "here:8"},
         lambda: {"launchers": []} | SLURM | {"slurm_restarts": "0"},
         lambda: 3,
@@ -139,32 +152,46 @@ def agents(tmp_path):
 
 
 @pytest.mark.slow
-def test_nodes_join_and_the_first_is_lost_and_the_run_in_the_default_folder_goes_on(agents, tmp_path):
+def test_nodes_join_and_the_first_is_lost_and_the_run_in_the_default_folder_goes_on(
+    agents, tmp_path
+):
     run = agents(FLAGS, nodes="1:3", restarts=1)
     run.start("127.0.0.2")
-    run.start("127.0.0.3", "--monitor-interval=1.5")  # it notices later than others that a node has joined
+    run.start(
+        "127.0.0.3", "--monitor-interval=1.5"
+    )  # it notices later than others that a node has joined
     assert run.train_together(), run.logs()
     run.start("127.0.0.1")  # it is the first from here on, and knows nothing of the run
     assert run.train_together(), run.logs()
     # No update was lost, and no agent has counted as a failure what it, or another, ended for the new one.
     (stopped,) = re.findall(r"stopped on request at update (\d+),", run.logs())
     assert f"going on from update {stopped} " in run.logs()
-    counts = [process.environ()["TORCHELASTIC_RESTART_COUNT"] for a in run.agents for process in run.processes(a)]
+    counts = [
+        process.environ()["TORCHELASTIC_RESTART_COUNT"]
+        for a in run.agents
+        for process in run.processes(a)
+    ]
     assert counts == ["0", "0", "0"]
     run.kill("127.0.0.1")
     assert run.train_together(), run.logs()
-    assert len(list(tmp_path.glob("runs/*"))) == 1 and run.logs().count("going on from update ") == 2
+    assert (
+        len(list(tmp_path.glob("runs/*"))) == 1 and run.logs().count("going on from update ") == 2
+    )
     assert "DistStoreError" not in run.logs() and "warning" not in run.logs()
 
 
 @pytest.mark.slow
-def test_where_the_node_of_the_rendezvous_is_lost_the_same_commands_with_resume_go_on(agents, tmp_path, monkeypatch):
+def test_where_the_node_of_the_rendezvous_is_lost_the_same_commands_with_resume_go_on(
+    agents, tmp_path, monkeypatch
+):
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "0")
     flags = [*FLAGS, "--output-dir", "run"]
     port = free_port()
     run = agents(flags, nodes="2:3", restarts=3, endpoint=f"127.0.0.1:{port}")
     run.start("127.0.0.1")
-    rendezvous.reach("127.0.0.1", port, timedelta(seconds=60))  # on one machine the agent that is first there is host
+    rendezvous.reach(
+        "127.0.0.1", port, timedelta(seconds=60)
+    )  # on one machine the agent that is first there is host
     run.start("127.0.0.2")
     assert run.train_together(), run.logs()
     assert run.logs().count("torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1") == 1

@@ -38,7 +38,11 @@ def says(*confident: tuple[int, float, int]) -> Evaluation:
 
 def test_the_calibration_error_is_the_mean_gap_of_confidence_and_accuracy():
     result = says((0, 0.9, 0), (1, 0.9, 2), (2, 0.5, 2), (3, 0.5, 3))
-    found = {bin.count: (bin.confidence, bin.accuracy) for bin in result.reliability(bins=10) if bin.accuracy < 1}
+    found = {
+        bin.count: (bin.confidence, bin.accuracy)
+        for bin in result.reliability(bins=10)
+        if bin.accuracy < 1
+    }
     assert found[2] == pytest.approx((0.9, 0.5))
     assert result.calibration_error == pytest.approx((2 * 0.4 + 2 * 0.5) / 4)
 
@@ -76,16 +80,29 @@ def test_no_mistakes_of_before_are_shown_where_there_are_none(tmp_path):
 
 
 @pytest.mark.slow
-def test_several_models_and_shifted_and_distorted_copies_say_the_mean_of_their_probabilities(tmp_path):
+def test_several_models_and_shifted_and_distorted_copies_say_the_mean_of_their_probabilities(
+    tmp_path,
+):
     """Also on three processes, where the copies must be distorted as on one."""
     for seed in (1, 2):
         torch.manual_seed(seed)
         weights.save_weights(tmp_path / f"{seed}.pth", networks.build("mlp", (16,)).double())
-    flags = [tmp_path / "1.pth", tmp_path / "2.pth", "--cpu", "--dataset", "mnist-5k", "--shifts", "--distortions", "2"]
+    flags = [
+        tmp_path / "1.pth",
+        tmp_path / "2.pth",
+        "--cpu",
+        "--dataset",
+        "mnist-5k",
+        "--shifts",
+        "--distortions",
+        "2",
+    ]
     for processes in (1, 3):
         done = torchrun(processes, "evaluate.py", *flags, "--output-dir", tmp_path / str(processes))
         assert done.returncode == 0, done.stderr
-    one, three = (json.loads((tmp_path / str(count) / "evaluation.json").read_text()) for count in (1, 3))
+    one, three = (
+        json.loads((tmp_path / str(count) / "evaluation.json").read_text()) for count in (1, 3)
+    )
     assert one["loss"] == pytest.approx(three["loss"], abs=1e-12)
     assert one["confusion_matrix"] == three["confusion_matrix"]
     assert one["shifts"] is True and one["distortions"] == 2
@@ -96,9 +113,15 @@ def test_several_models_and_shifted_and_distorted_copies_say_the_mean_of_their_p
     ((batch,),) = MicroBatchSampler(orders, alone).epoch(0)
     for seed in (1, 2):
         model = networks.from_state_dict(weights.load_weights(tmp_path / f"{seed}.pth"))
-        copies = [distort(test.images, batch.rand, affine=0.3, elastic=0.3, copy=copy) for copy in range(2)]
+        copies = [
+            distort(test.images, batch.rand, affine=0.3, elastic=0.3, copy=copy)
+            for copy in range(2)
+        ]
         wide = F.pad(test.images, (1, 1, 1, 1), mode="replicate")
-        copies += [wide[:, :, top : top + 28, left : left + 28] for top, left in ((0, 1), (2, 1), (1, 0), (1, 2))]
+        copies += [
+            wide[:, :, top : top + 28, left : left + 28]
+            for top, left in ((0, 1), (2, 1), (1, 0), (1, 2))
+        ]
         probabilities += [model.probabilities(images) for images in (test.images, *copies)]
     expected = F.nll_loss(torch.stack(probabilities).mean(dim=0).log(), test.labels)
     assert one["loss"] == pytest.approx(expected.item(), abs=1e-12)

@@ -138,7 +138,13 @@ def results(tmp_path_factory):
         if processes not in launched:
             launched.add(processes)
             folder = tmp_path_factory.mktemp(str(processes))
-            done = call(PYTHON, REPOSITORY / "tests" / "exact_driver.py", folder, str(processes), timeout=500)
+            done = call(
+                PYTHON,
+                REPOSITORY / "tests" / "exact_driver.py",
+                folder,
+                str(processes),
+                timeout=500,
+            )
             assert done.returncode == 0, done.stderr[-5000:]
             found[processes] = torch.load(folder / "results.pt", weights_only=True)
         assert processes in found, "exact_driver.py has failed before"
@@ -148,7 +154,9 @@ def results(tmp_path_factory):
 
 
 slow = pytest.mark.slow
-several = pytest.mark.parametrize("processes", [pytest.param(2, marks=slow), 3, pytest.param(7, marks=slow)])
+several = pytest.mark.parametrize(
+    "processes", [pytest.param(2, marks=slow), 3, pytest.param(7, marks=slow)]
+)
 
 
 # The folder.
@@ -162,12 +170,16 @@ def test_it_imports_nothing_but_torch_accelerate_and_numpy():
             elif isinstance(node, ast.ImportFrom):
                 names = [node.module] if node.module else [alias.name for alias in node.names]
                 where = f"{path.name}, line {node.lineno}"
-                assert node.level == 1 and all((CORE / f"{name}.py").is_file() for name in names), where
+                assert node.level == 1 and all((CORE / f"{name}.py").is_file() for name in names), (
+                    where
+                )
                 continue
             else:
                 continue
             for module in modules:
-                assert module.split(".")[0] in sys.stdlib_module_names | LIBRARIES, f"{path.name}, line {node.lineno}"
+                assert module.split(".")[0] in sys.stdlib_module_names | LIBRARIES, (
+                    f"{path.name}, line {node.lineno}"
+                )
 
 
 @pytest.mark.slow
@@ -179,7 +191,9 @@ def test_copied_alone_into_another_project_it_is_the_same_training_and_resumes(t
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command = [PYTHON, *(launcher if processes > 1 else []), "train.py", run, *words]
         environment = clean_environment(PYTHONPATH="")
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stderr
         return torch.load(tmp_path / run / "result.pt", weights_only=True)
 
@@ -204,7 +218,10 @@ def test_several_processes_train_as_plain_pytorch_does(way, processes, results, 
     """Their gradients summed after the backward pass, or by `DistributedDataParallel`, or along the tree."""
     for name in CASES:
         if way == "virtual":  # whose outputs come in the order of the shares
-            assert difference(results(processes)[way][name]["weights"], expected[name]["weights"]) <= CLOSE, name
+            assert (
+                difference(results(processes)[way][name]["weights"], expected[name]["weights"])
+                <= CLOSE
+            ), name
         else:
             assert_same(results(processes)[way][name], expected[name])
 
@@ -222,7 +239,8 @@ def test_with_virtual_processes_the_bits_are_the_same(processes, results):
 def test_micro_batches_change_nothing_and_clipping_and_accumulation_do(expected):
     """Of the plain loops, so that the cases above show something."""
     whole, pieces, clipped, accumulated = (
-        expected[f"sentences{way}"]["weights"] for way in ("", "-in-micro-batches", "-clipped", "-accumulated")
+        expected[f"sentences{way}"]["weights"]
+        for way in ("", "-in-micro-batches", "-clipped", "-accumulated")
     )
     assert difference(whole, pieces) == 0.0
     assert difference(whole, clipped) > 1e-3
@@ -235,7 +253,9 @@ def test_a_planted_fault_shows_in_the_weights(processes, results, expected):
     for fault, (name, _) in IN_CASES.items():
         with pytest.raises(AssertionError):
             assert_same(found["faults"][fault], expected[name])
-        assert difference(found["faults"][fault]["weights"], expected[name]["weights"]) > 1e-9, fault
+        assert difference(found["faults"][fault]["weights"], expected[name]["weights"]) > 1e-9, (
+            fault
+        )
     assert all("draws at random" in said for said in found["refused"]["a fault"])
 
 
@@ -334,7 +354,9 @@ def test_terms_need_not_be_whole_numbers(as_number):
     mean = (weights * model(inputs).square().sum(dim=1)).sum() / weights.sum()
     gradients = torch.autograd.grad(mean, list(model.parameters()))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    prepared, optimizer, loader = exact.prepare(model, optimizer, DataLoader(TensorDataset(inputs, weights), 20))
+    prepared, optimizer, loader = exact.prepare(
+        model, optimizer, DataLoader(TensorDataset(inputs, weights), 20)
+    )
     mean_loss = MeanLoss(exact)
     for rows, its_weights in loader:
         loss = (its_weights * prepared(rows).square().sum(dim=1)).sum() / its_weights.sum()
@@ -351,7 +373,9 @@ def test_terms_for_some_losses_of_an_update_and_not_for_others_are_refused():
     exact, model, _, loader = classifier(gradient_accumulation_steps=2)
     batches = iter(loader)
     exact.backward(model(next(batches)).mean(), terms=7)
-    with pytest.raises(UserError, match=r"give terms to every accelerator\.backward of an update, or to none"):
+    with pytest.raises(
+        UserError, match=r"give terms to every accelerator\.backward of an update, or to none"
+    ):
         exact.backward(model(next(batches)).mean())
 
 
@@ -389,8 +413,12 @@ def test_a_layer_that_begins_to_drop_is_refused_with_the_next_epoch():
 def test_each_group_of_parameters_keeps_its_own_rate():
     exact = accelerator()
     model = mlp(6, 5, 1)
-    optimizer = torch.optim.SGD([{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 0.3}], lr=2)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: [0.5, 0.0, 1.0, 0.25][update])
+    optimizer = torch.optim.SGD(
+        [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 0.3}], lr=2
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda update: [0.5, 0.0, 1.0, 0.25][update]
+    )
     loader = DataLoader(Rows(numbers(20, 6)), 7)
     model, optimizer, loader, scheduler = exact.prepare(model, optimizer, loader, scheduler)
     rates = []
@@ -427,9 +455,14 @@ def test_several_processes_refuse_together_and_none_hangs(processes, results):
         words = SAID[name] if name in SAID else REFUSED[name][1]
         assert len(said) == processes, name
         assert all(words in each and "\n" not in each for each in said), (name, said)
-        if name not in ("rows too many", "a loss for each"):  # which name each process's own numbers
+        if name not in (
+            "rows too many",
+            "a loss for each",
+        ):  # which name each process's own numbers
             assert len(set(said)) == 1, (name, said)
-    assert found["refused"]["too few samples"][0].startswith(f"{processes} processes are more than the {processes - 1}")
+    assert found["refused"]["too few samples"][0].startswith(
+        f"{processes} processes are more than the {processes - 1}"
+    )
     assert all(said == [""] * processes for said in found["accepted"].values()), found["accepted"]
 
 
@@ -496,16 +529,25 @@ def test_a_forward_of_ones_own_is_evaluated_as_stored_too(precision):
             found = model(inputs)
         assert torch.equal(found, (bare(inputs) + 1000.125).detach()) and model.forward == in_training
     """
-    subprocess.run([PYTHON, "-c", code.replace("PRECISION", repr(precision))], cwd=REPOSITORY, check=True)
+    subprocess.run(
+        [PYTHON, "-c", code.replace("PRECISION", repr(precision))], cwd=REPOSITORY, check=True
+    )
 
 
 # Checkpoints.
 def assert_resumed_to_the_bit(found: dict, processes: int) -> None:
     """Stopped on all processes after the same update, resumed within an epoch, and the end is the same."""
-    assert len(found["stopped_at"]) == processes and len(set(found["stopped_at"])) == 1 and found["stopped_at"][0] >= 5
+    assert (
+        len(found["stopped_at"]) == processes
+        and len(set(found["stopped_at"])) == 1
+        and found["stopped_at"][0] >= 5
+    )
     assert found["within"] > 0 and 0 < found["resumed_at"] < 44
     assert same_bits(found["whole"], found["resumed"])
-    assert len(found["whole"]["notes"]["seen"]) == 2 * 44 and len(found["whole"]["notes"]["losses"]) == 4
+    assert (
+        len(found["whole"]["notes"]["seen"]) == 2 * 44
+        and len(found["whole"]["notes"]["losses"]) == 4
+    )
 
 
 def test_stopped_in_mid_epoch_and_resumed_all_parts_end_with_the_same_bits(tmp_path):
@@ -517,7 +559,9 @@ def test_several_processes_stop_after_the_same_update_and_resume_to_the_bit(proc
     assert_resumed_to_the_bit(results(processes)["resumed"], processes)
 
 
-def checkpoints_with(run, fixed=None, custom=(), turned=False, batch_size=7, **options) -> Checkpoints:
+def checkpoints_with(
+    run, fixed=None, custom=(), turned=False, batch_size=7, **options
+) -> Checkpoints:
     """Those of a small training with a schedule."""
     exact = accelerator(**options)
     model = mlp(6, 5, 1)
@@ -533,8 +577,16 @@ def checkpoints_with(run, fixed=None, custom=(), turned=False, batch_size=7, **o
     ("then", "now", "sentence"),
     [
         ({"--seed": 1}, {"--seed": 2}, "--seed is 2, but the run in {run} was trained with 1"),
-        ({"--seed": 1, "--lr": 0.1}, {"--seed": 1}, "--lr is None, but the run in {run} was trained with 0.1"),
-        ({}, {"the digest": "abc"}, "the digest is abc, but the run in {run} was trained with None"),
+        (
+            {"--seed": 1, "--lr": 0.1},
+            {"--seed": 1},
+            "--lr is None, but the run in {run} was trained with 0.1",
+        ),
+        (
+            {},
+            {"the digest": "abc"},
+            "the digest is abc, but the run in {run} was trained with None",
+        ),
         (
             {"--widths": [6, 5]},
             {"--widths": [6, 4]},
@@ -551,16 +603,24 @@ def test_what_is_fixed_and_differs_is_refused_by_name(then, now, sentence, tmp_p
     with pytest.raises(UserError) if sentence else nullcontext() as refusal:
         assert resumed.resume()
     if sentence:
-        assert sentence.format(run=tmp_path) in str(refusal.value) and "\n" not in str(refusal.value)
+        assert sentence.format(run=tmp_path) in str(refusal.value) and "\n" not in str(
+            refusal.value
+        )
         assert same_bits(before, dict(weights))  # refused before anything is loaded
 
 
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"turned": True}, r"parameter order is \[\[3, 2, 1, 0\]\], but .* was written with \[\[0, 1, 2, 3\]\]"),
+        (
+            {"turned": True},
+            r"parameter order is \[\[3, 2, 1, 0\]\], but .* was written with \[\[0, 1, 2, 3\]\]",
+        ),
         ({"virtual_processes": 2}, "virtual_processes is 2, but the checkpoint was written with 0"),
-        ({"gradient_accumulation_steps": 3}, "gradient_accumulation_steps is 3, but the checkpoint was written with 1"),
+        (
+            {"gradient_accumulation_steps": 3},
+            "gradient_accumulation_steps is 3, but the checkpoint was written with 1",
+        ),
         ({"batch_size": 8}, r"batch size is \[8\], but the checkpoint was written with \[7\]"),
     ],
     ids=str,
@@ -575,8 +635,12 @@ def test_what_would_go_on_as_another_training_is_refused(changed, sentence, tmp_
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_checkpoint_with_other_parts_is_refused(number, tmp_path):
     checkpoints_with(tmp_path, custom=[nn.Linear(1, 1), nn.Linear(2, 2)]).save()
-    others = checkpoints_with(tmp_path, custom=[nn.Linear(size, size) for size in range(1, 1 + number)])
-    with pytest.raises(UserError, match=r"the newest checkpoint in .* holds another training \(ValueError\)"):
+    others = checkpoints_with(
+        tmp_path, custom=[nn.Linear(size, size) for size in range(1, 1 + number)]
+    )
+    with pytest.raises(
+        UserError, match=r"the newest checkpoint in .* holds another training \(ValueError\)"
+    ):
         others.resume()
 
 
@@ -604,14 +668,19 @@ def test_plain_values_come_back(tmp_path):
 
 def test_what_could_not_be_read_back_is_not_written(tmp_path):
     checkpoints = checkpoints_with(tmp_path, custom=[Values(best=np.float64(0.25))])
-    with pytest.raises(UserError, match=r"no checkpoint can be read back that holds numpy.*: give plain values"):
+    with pytest.raises(
+        UserError, match=r"no checkpoint can be read back that holds numpy.*: give plain values"
+    ):
         checkpoints.save()
     assert not list(tmp_path.rglob("*.pt"))
 
 
 def test_without_a_checkpoint_it_starts_from_scratch_and_says_so(tmp_path, capsys):
     assert not checkpoints_with(tmp_path).resume()
-    assert f"no checkpoint in {tmp_path / 'checkpoints'}: starting from scratch" in capsys.readouterr().out
+    assert (
+        f"no checkpoint in {tmp_path / 'checkpoints'}: starting from scratch"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, capsys):
@@ -623,7 +692,9 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, capsys):
     newest.write_bytes(newest.read_bytes()[:-1])
     second = checkpoints_with(tmp_path)
     assert second.resume() and second.accelerator.updates == 0
-    assert "is damaged: state.pt does not have the digest in manifest.json" in capsys.readouterr().err
+    assert (
+        "is damaged: state.pt does not have the digest in manifest.json" in capsys.readouterr().err
+    )
     (tmp_path / "checkpoints" / "step-0000000000" / "manifest.json").unlink()
     with pytest.raises(UserError, match="holds a run but no intact checkpoint"):
         checkpoints_with(tmp_path).resume()
@@ -638,7 +709,11 @@ def test_a_signal_is_noted_and_answered_after_the_update(tmp_path):
     os.kill(os.getpid(), signal.SIGUSR1)
     with pytest.raises(UserError, match="stopped on request at update 0"):
         checkpoints.save()  # though nobody asked after the updates
-    assert stop.value.status == 75 and stop.value.run == tmp_path and list((tmp_path / "checkpoints").glob("step-*"))
+    assert (
+        stop.value.status == 75
+        and stop.value.run == tmp_path
+        and list((tmp_path / "checkpoints").glob("step-*"))
+    )
 
 
 # The loaders.
@@ -679,7 +754,11 @@ def test_a_position_within_an_update_is_that_of_its_beginning():
         optimizer.step()
         optimizer.zero_grad()
         positions.append(loader.state_dict())
-    assert positions == [{"epoch": 0, "batch": 0}, {"epoch": 0, "batch": 2}, {"epoch": 1, "batch": 0}]
+    assert positions == [
+        {"epoch": 0, "batch": 0},
+        {"epoch": 0, "batch": 2},
+        {"epoch": 1, "batch": 0},
+    ]
 
 
 def test_a_loss_of_one_batch_weighs_as_much_as_its_rows():

@@ -29,19 +29,30 @@ def data(tmp_path_factory) -> Path:
     place, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     modes = ("RGB", "L", "RGBA", "P", "1")
     for number in range(61):
-        path = place / "pictures" / f"class {number % 3}" / f"{number}.{'png' if number % 2 else 'bmp'}"
+        path = (
+            place
+            / "pictures"
+            / f"class {number % 3}"
+            / f"{number}.{'png' if number % 2 else 'bmp'}"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = random.integers(0, 256, (5 + number, 70 - number, 3), dtype=np.uint8)
         pixels[..., number % 3] //= 4
-        image = Image.fromarray(pixels).convert(modes[number % 5] if number % 2 else modes[number % 2])
+        image = Image.fromarray(pixels).convert(
+            modes[number % 5] if number % 2 else modes[number % 2]
+        )
         image.save(path)
     (place / "pictures" / "class 0" / "notes.txt").write_text("no picture")
     images = random.integers(0, 256, (50, 9, 13), dtype=np.uint8)
     np.savez(place / "grey.npz", images=images, labels=np.arange(50) % 4 * 3)
     colours = np.stack([images, images // 2, 255 - images], axis=3)
-    np.savez(place / "colour.npz", images=colours, labels=np.array(["cat", "dog"])[np.arange(50) % 2])
+    np.savez(
+        place / "colour.npz", images=colours, labels=np.array(["cat", "dog"])[np.arange(50) % 2]
+    )
     letters = np.array(list("abcdefgh éß."))
-    lines = ["".join(random.choice(letters, 1 + 3 * number)) for number in range(40)]  # some are cut, some blank
+    lines = [
+        "".join(random.choice(letters, 1 + 3 * number)) for number in range(40)
+    ]  # some are cut, some blank
     (place / "text.txt").write_text("\n\n".join([*lines, lines[-1], "x"]), "utf-8")
     return place
 
@@ -64,7 +75,11 @@ TRAPS = [
     ("generators_not_seeded_for_a_share", "bits-characters"),
     ("buffers_not_put_back", "bits-resnet18"),
 ]
-STOPS = {3: 4, 2: 8, 1: None}  # the update at which so many processes stop what the next ones go on with
+STOPS = {
+    3: 4,
+    2: 8,
+    1: None,
+}  # the update at which so many processes stop what the next ones go on with
 WORKERS = {1: 2, 2: 0, 3: 1, 8: 0}  # that read pictures for each process
 several = pytest.mark.parametrize("processes", [2, 3])
 
@@ -100,7 +115,9 @@ def runs(data, tmp_path_factory) -> Path:
         for variant in NEAR + BITS:
             resume = [] if processes == 3 else ["--resume"]
             handed_on = place / f"{variant}-handed-on"
-            plan.append(planned(variant, data, processes, handed_on, *resume, stop=STOPS[processes]))
+            plan.append(
+                planned(variant, data, processes, handed_on, *resume, stop=STOPS[processes])
+            )
         if processes == 3:
             plan += planted(data, own)
         if processes == 1:
@@ -111,7 +128,10 @@ def runs(data, tmp_path_factory) -> Path:
 
 def planted(data: Path, own: Path) -> list[dict]:
     """A run with each fault, on three processes."""
-    plan = [planned(variant, data, 3, own / f"{variant}-{fault}", fault=fault) for fault, variant in TRAPS]
+    plan = [
+        planned(variant, data, 3, own / f"{variant}-{fault}", fault=fault)
+        for fault, variant in TRAPS
+    ]
     padded = {"fault": "padding_counted", "refused": str(own / "padded.json")}
     plan.append(planned("pictures", data, 3, own / "padded", **padded))
     return plan
@@ -122,7 +142,11 @@ def unchecked(data: Path, own: Path) -> list[dict]:
     plan = []
     for variant in ("bits-characters", "bits-resnet18"):
         rest = {"unchecked": True, "refused": str(own / f"{variant}.json")}
-        plan.append(planned(variant, data, 1, own / f"{variant}-unchecked", "--virtual-processes", "0", **rest))
+        plan.append(
+            planned(
+                variant, data, 1, own / f"{variant}-unchecked", "--virtual-processes", "0", **rest
+            )
+        )
     return plan
 
 
@@ -162,7 +186,9 @@ def tolerance_of(variant: str) -> float:
 @several
 @pytest.mark.parametrize("variant", NEAR)
 def test_weights_and_figures_are_those_of_one_process(processes, variant, runs):
-    assert all(tensor.dtype == torch.float64 for tensor in weights_of(runs / "1" / variant).values())
+    assert all(
+        tensor.dtype == torch.float64 for tensor in weights_of(runs / "1" / variant).values()
+    )
     assert_same(runs / str(processes) / variant, runs / "1" / variant)
 
 
@@ -186,7 +212,9 @@ def test_a_planted_fault_shows(fault, variant, runs):
     with pytest.raises(AssertionError):
         assert_same(wrong, right, tolerance_of(variant))
     assert difference(wrong, right) > 1e-6
-    assert figures_of(wrong)[-1]["epoch"] == figures_of(right)[-1]["epoch"]  # nothing else went wrong
+    assert (
+        figures_of(wrong)[-1]["epoch"] == figures_of(right)[-1]["epoch"]
+    )  # nothing else went wrong
 
 
 def test_dropout_and_random_transforms_do_something(data, runs, tmp_path):
@@ -209,7 +237,9 @@ def batches_seen(run: Path) -> dict[tuple[int, int], list[int]]:
 
 @several
 @pytest.mark.parametrize("variant", NEAR + BITS)
-def test_every_training_sample_once_an_epoch_in_the_batches_of_one_process(processes, variant, runs):
+def test_every_training_sample_once_an_epoch_in_the_batches_of_one_process(
+    processes, variant, runs
+):
     batches = batches_seen(runs / "1" / variant)
     assert batches_seen(runs / str(processes) / variant) == batches
     for epoch in (0, 1):
@@ -235,7 +265,9 @@ def test_every_held_out_picture_is_counted_once(processes, runs, data):
         right += int(scores.argmax() == label)
     line = figures_of(runs / str(processes) / "pictures")[-1]
     assert (line["test_total"], line["test_correct"]) == (10, right)
-    assert line["test_accuracy"] == right / 10 and line["test_loss"] == pytest.approx(sum(losses) / 10, abs=1e-9)
+    assert line["test_accuracy"] == right / 10 and line["test_loss"] == pytest.approx(
+        sum(losses) / 10, abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -243,11 +275,16 @@ def test_every_held_out_character_is_counted_once(processes, runs, data):
     """By the model asked about one line at a time, from the text itself, without padding."""
     characters = importlib.import_module("characters")
     lines = (line.strip() for line in (data / "text.txt").read_text("utf-8").splitlines())
-    lines = list(dict.fromkeys(line[at : at + 64] for line in lines for at in range(0, len(line), 64)))
+    lines = list(
+        dict.fromkeys(line[at : at + 64] for line in lines for at in range(0, len(line), 64))
+    )
     run = runs / str(processes) / "characters"
     alphabet = json.loads((run / "config.json").read_text())["alphabet"]
     assert set(alphabet) == {"\n", *"".join(lines)} and any(len(line) == 64 for line in lines)
-    held = [lines[i] for i in torch.randperm(len(lines), generator=stream("held out", 0))[: len(lines) // 6]]
+    held = [
+        lines[i]
+        for i in torch.randperm(len(lines), generator=stream("held out", 0))[: len(lines) // 6]
+    ]
     assert len({len(line) for line in held}) > 3
     model = characters.Transformer(len(alphabet)).double().eval()
     model.load_state_dict(weights_of(run))
@@ -260,7 +297,9 @@ def test_every_held_out_character_is_counted_once(processes, runs, data):
         total += len(line) + 1
     found = figures_of(run)[-1]
     assert (found["test_total"], found["test_correct"]) == (total, right)
-    assert found["test_accuracy"] == right / total and found["test_loss"] == pytest.approx(nats / total, abs=1e-9)
+    assert found["test_accuracy"] == right / total and found["test_loss"] == pytest.approx(
+        nats / total, abs=1e-9
+    )
 
 
 def test_padding_counted_comes_to_no_result(runs):
@@ -289,19 +328,39 @@ def test_three_processes_stop_two_go_on_and_stop_and_one_ends_it(variant, runs):
 
 
 @pytest.mark.slow
-def test_resnet18_stopped_on_three_processes_goes_on_on_two_to_the_same_bits(runs, data, tmp_path):
-    start(3, [planned("bits-resnet18", data, 3, tmp_path / "run", stop=1)])
-    assert not (tmp_path / "run" / "model.pth").exists()
-    start(2, [planned("bits-resnet18", data, 2, tmp_path / "run", "--resume")])
-    assert_same(tmp_path / "run", runs / "1" / "bits-resnet18", tolerance=0.0)
+def test_resnet18_stopped_on_three_processes_goes_on_on_two_to_the_same_bits(data, tmp_path):
+    def resnet18(processes: int, run: str, *more: str, **rest) -> dict:
+        return planned(
+            "bits-resnet18", data, processes, tmp_path / run, "--epochs", "2", *more, **rest
+        )
+
+    start(1, [resnet18(1, "whole")])
+    start(3, [resnet18(3, "stopped", stop=2)])
+    assert not (tmp_path / "stopped" / "model.pth").exists()
+    start(2, [resnet18(2, "stopped", "--resume")])
+    assert_same(tmp_path / "stopped", tmp_path / "whole", tolerance=0.0)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody can tell who has sent a signal")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere nobody can tell who has sent a signal"
+)
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_request_to_stop_that_reaches_its_workers_too_is_answered_with_a_checkpoint(name, tmp_path):
+def test_a_request_to_stop_that_reaches_its_workers_too_is_answered_with_a_checkpoint(
+    name, tmp_path
+):
     """As Ctrl-C, torchrun and Slurm send it: to the whole group of processes."""
     run = tmp_path / "run"
-    command = [PYTHON, "examples/pictures.py", "--cpu", "--epochs", "1000", "--wandb", "disabled", "--output-dir", run]
+    command = [
+        PYTHON,
+        "examples/pictures.py",
+        "--cpu",
+        "--epochs",
+        "1000",
+        "--wandb",
+        "disabled",
+        "--output-dir",
+        run,
+    ]
     with subprocess.Popen(
         command,
         cwd=REPOSITORY,
@@ -330,13 +389,18 @@ def test_a_request_to_stop_that_reaches_its_workers_too_is_answered_with_a_check
 )
 def test_what_needs_virtual_processes_is_refused_with_the_way_out(flags, words, tmp_path):
     program, *rest = flags.split()
-    done = call(PYTHON, REPOSITORY / "examples" / program, *rest, "--cpu", "--output-dir", tmp_path / "run")
-    assert done.returncode == 2 and words in done.stderr and "add --virtual-processes 8" in done.stderr, done.stderr
+    done = call(
+        PYTHON, REPOSITORY / "examples" / program, *rest, "--cpu", "--output-dir", tmp_path / "run"
+    )
+    assert (
+        done.returncode == 2 and words in done.stderr and "add --virtual-processes 8" in done.stderr
+    ), done.stderr
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("variant", "layer"), [("bits-characters", "Dropout dropout"), ("bits-resnet18", "BatchNorm2d bn1")]
+    ("variant", "layer"),
+    [("bits-characters", "Dropout dropout"), ("bits-resnet18", "BatchNorm2d bn1")],
 )
 def test_the_core_refuses_it_too(variant, layer, runs):
     (said,) = json.loads((runs / "1" / f"{variant}.json").read_text())
@@ -353,8 +417,20 @@ def test_a_picture_that_one_process_cannot_read_is_named(tmp_path):
         Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    flags = ["--data", tmp_path / "data", "--epochs", "1", "--cpu", "--wandb", "disabled", "--workers", "1"]
-    done = torchrun(2, REPOSITORY / "examples" / "pictures.py", *flags, "--output-dir", tmp_path / "run")
+    flags = [
+        "--data",
+        tmp_path / "data",
+        "--epochs",
+        "1",
+        "--cpu",
+        "--wandb",
+        "disabled",
+        "--workers",
+        "1",
+    ]
+    done = torchrun(
+        2, REPOSITORY / "examples" / "pictures.py", *flags, "--output-dir", tmp_path / "run"
+    )
     assert done.returncode == 1
     assert f"the picture {path} cannot be read" in done.stderr, done.stderr[-3000:]
     assert not (tmp_path / "run" / "model.pth").exists()
@@ -367,11 +443,18 @@ def test_they_need_no_installation_of_the_package(example, tmp_path):
     environment = clean_environment(PYTHONPATH=packages)
     # -S: what an editable installation adds to the path is not there.
     absent = subprocess.run(
-        [PYTHON, "-S", "-c", "import mnist_dist"], cwd=tmp_path, env=environment, capture_output=True
+        [PYTHON, "-S", "-c", "import mnist_dist"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
     )
     assert b"ModuleNotFoundError" in absent.stderr
     program = REPOSITORY / "examples" / f"{example}.py"
     done = subprocess.run(
-        [PYTHON, "-S", program, "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [PYTHON, "-S", program, "--help"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0 and "--virtual-processes" in done.stdout, done.stderr

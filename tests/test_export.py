@@ -16,7 +16,11 @@ from mnist_dist.task import networks
 from mnist_dist.tools import export
 
 
-@pytest.fixture(scope="module", params=[("mlp", (128, 64)), ("mlp", ()), ("cnn", ())], ids=["mlp", "linear", "cnn"])
+@pytest.fixture(
+    scope="module",
+    params=[("mlp", (128, 64)), ("mlp", ()), ("cnn", ())],
+    ids=["mlp", "linear", "cnn"],
+)
 def trained(request, tmp_path_factory):
     """A model file of each kind, and images with the logits that it gives for them."""
     torch.manual_seed(1)
@@ -35,7 +39,11 @@ def test_safetensors(trained, tmp_path):
     assert export.export(model, "safetensors", tmp_path / "m.safetensors") < 1e-6
     with safe_open(tmp_path / "m.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        assert json.loads(file.metadata()["mnist_dist"]) == {"dataset": "auto", "mean": 0.1307, "std": 0.3081}
+        assert json.loads(file.metadata()["mnist_dist"]) == {
+            "dataset": "auto",
+            "mean": 0.1307,
+            "std": 0.3081,
+        }
     assert weights.fingerprint(tensors) == weights.fingerprint(weights.load_weights(model.weights))
     with torch.no_grad():
         again = networks.from_state_dict(weights.load_weights(tmp_path / "m.safetensors"))(images)
@@ -45,13 +53,19 @@ def test_safetensors(trained, tmp_path):
 def test_a_safetensors_file_says_what_data_it_was_trained_on(trained, tmp_path):
     fashion = replace(trained[0], dataset="fashion-mnist", mean=0.286, std=0.353)
     export.export(fashion, "safetensors", tmp_path / "m.safetensors")
-    assert weights.locate(tmp_path / "m.safetensors") == replace(fashion, weights=tmp_path / "m.safetensors")
+    assert weights.locate(tmp_path / "m.safetensors") == replace(
+        fashion, weights=tmp_path / "m.safetensors"
+    )
     tensors = weights.load_weights(fashion.weights)
     save_file(tensors, tmp_path / "foreign.safetensors")
-    assert weights.locate(tmp_path / "foreign.safetensors") == weights.Trained(tmp_path / "foreign.safetensors")
+    assert weights.locate(tmp_path / "foreign.safetensors") == weights.Trained(
+        tmp_path / "foreign.safetensors"
+    )
     for content in ('{"mean": "small"}', "[]", "{"):
         save_file(tensors, tmp_path / "odd.safetensors", metadata={weights.METADATA: content})
-        with pytest.raises(UserError, match=r"the settings in .*odd\.safetensors are not those of a run"):
+        with pytest.raises(
+            UserError, match=r"the settings in .*odd\.safetensors are not those of a run"
+        ):
             weights.locate(tmp_path / "odd.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"no weights here")
     with pytest.raises(UserError, match="is damaged"):
@@ -73,7 +87,9 @@ def test_onnx(trained, tmp_path):
     assert export.export(model, "onnx", tmp_path / "m.onnx") < 1e-4
     assert {path.name for path in tmp_path.iterdir()} == {"m.onnx"}  # no file beside it
     checker.check_model(load(tmp_path / "m.onnx"), full_check=True)
-    (found,) = ReferenceEvaluator(str(tmp_path / "m.onnx")).run(["logits"], {"images": images.numpy()})
+    (found,) = ReferenceEvaluator(str(tmp_path / "m.onnx")).run(
+        ["logits"], {"images": images.numpy()}
+    )
     assert torch.allclose(torch.from_numpy(found), logits, atol=1e-4)
 
 
@@ -83,7 +99,9 @@ def test_a_file_that_gives_other_logits_is_not_kept(trained, kind, tmp_path, mon
     write = export.WRITERS[kind]
 
     def careless(model, images, path, trained):
-        changed = networks.from_state_dict({name: 1.01 * tensor for name, tensor in model.state_dict().items()})
+        changed = networks.from_state_dict(
+            {name: 1.01 * tensor for name, tensor in model.state_dict().items()}
+        )
         return write(changed, images, path, trained)
 
     monkeypatch.setitem(export.WRITERS, kind, careless)
@@ -100,7 +118,9 @@ def test_a_full_disk_is_said_in_one_sentence(kind, tmp_path, small_disk):
     weights.save_weights(tmp_path / "mnist_model.pth", networks.build("mlp"))
     remount("size=100k")
     target = disk / f"m{export.SUFFIXES[kind]}"
-    done = call(PYTHON, "-m", "mnist_dist", "export", tmp_path, "--format", kind, "--output", target)
+    done = call(
+        PYTHON, "-m", "mnist_dist", "export", tmp_path, "--format", kind, "--output", target
+    )
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert f"the system refused '{target}': No space left on device" in done.stderr
     assert list(disk.iterdir()) == []
@@ -111,12 +131,20 @@ def test_the_command_says_what_it_wrote_and_refuses_in_one_sentence(tmp_path):
     (tmp_path / "run").mkdir()
     model, target = tmp_path / "run" / "mnist_model.pth", tmp_path / "m.safetensors"
     weights.save_weights(model, networks.build("mlp", ()))
-    done = call(PYTHON, "-m", "mnist_dist", "export", model, "--format", "safetensors", "--output", target)
+    done = call(
+        PYTHON, "-m", "mnist_dist", "export", model, "--format", "safetensors", "--output", target
+    )
     assert done.returncode == 0 and str(target) in done.stdout and target.exists(), done.stderr
     done = call(PYTHON, "-m", "mnist_dist", "export", tmp_path, "--format", "onnx")
-    assert done.returncode == 1 and "there is no model at" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 1
+        and "there is no model at" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
     done = call(PYTHON, "-m", "mnist_dist", "export", model, "--format", "onnx", "--output", model)
-    assert done.returncode == 2 and "give a .onnx file" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2 and "give a .onnx file" in done.stderr and done.stderr.count("\n") == 1
+    )
     done = call(PYTHON, "-m", "mnist_dist", "export", model, "--format", "keras")
     assert done.returncode == 2 and "'keras'" in done.stderr and done.stderr.count("\n") == 1
 
@@ -129,5 +157,9 @@ def test_a_folder_whose_name_is_not_utf_8_does_no_harm(kind, tmp_path, capsys):
     export.main(export.Config(model=folder, format=kind))
     target = folder / f"mnist_model{export.SUFFIXES[kind]}"
     assert target.stat().st_size > 10_000
-    assert capsys.readouterr().out.startswith(f"{tmp_path}/run-?/{target.name}: its logits, read back, ")
-    assert sorted(path.name for path in folder.iterdir()) == sorted([target.name, "mnist_model.pth"])
+    assert capsys.readouterr().out.startswith(
+        f"{tmp_path}/run-?/{target.name}: its logits, read back, "
+    )
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [target.name, "mnist_model.pth"]
+    )

@@ -63,7 +63,9 @@ def spare(tmp_path):
         paths = f"{place}{os.pathsep}{REPOSITORY}"
         environment = clean_environment(PYTHONPATH=paths, MISSING=missing)
         command = [PYTHON, "train.py", *QUICK, "--no-plots", "--output-dir", *flags]
-        return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120
+        )
 
     return train
 
@@ -81,7 +83,9 @@ def refuse(number: int):
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
-def test_a_flush_that_is_not_offered_is_passed_over_with_one_warning(number, tmp_path, monkeypatch, capsys):
+def test_a_flush_that_is_not_offered_is_passed_over_with_one_warning(
+    number, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(os, "fsync", refuse(number))
     for updates in (1, 2):
         write_checkpoint(tmp_path, {"updates": updates}, updates)
@@ -100,7 +104,9 @@ def test_a_flush_that_fails_is_still_an_error(tmp_path, monkeypatch):
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EXDEV])
+@pytest.mark.parametrize(
+    "number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EXDEV]
+)
 def test_a_rename_that_is_not_offered_is_done_by_copying(number, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Path, "replace", refuse(number))
     monkeypatch.setattr(Path, "rename", refuse(number))
@@ -227,6 +233,8 @@ def test_a_training_whose_folder_or_data_is_a_link_to_nowhere_ends_at_once(lost)
     done = call(PYTHON, *torchrun_words, "train.py", *QUICK, "--output-dir", run, timeout=120)
     assert done.returncode != 0
     assert f"train.py: error: {run} is a symbolic link to /nonexistent/scratch" in done.stderr
-    done = train_py(*QUICK, "--dataset", "auto", "--data-dir", data, "--output-dir", run.with_name("other"))
+    done = train_py(
+        *QUICK, "--dataset", "auto", "--data-dir", data, "--output-dir", run.with_name("other")
+    )
     assert done.returncode != 0
     assert f"error: {data} is a symbolic link to /nonexistent/scratch" in done.stderr

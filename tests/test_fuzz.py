@@ -26,7 +26,11 @@ def mutate(content: bytes, dice: random.Random) -> bytes:
     mutant = dice.choice(
         [
             lambda: content[:where],
-            lambda: content[:where] + bytes([content[where] ^ 1 << dice.randrange(8)]) + content[where + 1 :],
+            lambda: (
+                content[:where]
+                + bytes([content[where] ^ 1 << dice.randrange(8)])
+                + content[where + 1 :]
+            ),
             lambda: content[:where] + content[where + length :],
             lambda: content[:where] + content[other : other + length] + content[where + length :],
             lambda: content[:where] + content[where:] + content[where:],
@@ -37,7 +41,9 @@ def mutate(content: bytes, dice: random.Random) -> bytes:
     return mutant if mutant != content else b""
 
 
-def fuzz(path: Path, load: Callable[[], object], same: Callable[[object], bool], mutants: int, seed: int) -> int:
+def fuzz(
+    path: Path, load: Callable[[], object], same: Callable[[object], bool], mutants: int, seed: int
+) -> int:
     """Load so many mutants of a file. A `UserError` of one line is a refusal; all else must be as from the whole file.
 
     Returns:
@@ -71,14 +77,22 @@ def model_file(tmp_path) -> Path:
 def test_mutated_models(model_file):
     """torch.load by itself accepts a flipped bit in the weights: it does not compare its archive's checksums."""
     whole = weights.load_weights(model_file)
-    refused = fuzz(model_file, lambda: weights.load_weights(model_file), lambda found: equal(found, whole), 250, seed=1)
+    refused = fuzz(
+        model_file,
+        lambda: weights.load_weights(model_file),
+        lambda found: equal(found, whole),
+        250,
+        seed=1,
+    )
     assert refused > 200  # the rest are damaged where nothing is stored
 
 
 def test_mutated_checkpoints(tmp_path):
     """A mutant is passed over for the checkpoint before it, unless its meaning is the same."""
     for step in (4, 5):
-        checkpointing.write_checkpoint(tmp_path, {"weights": torch.arange(1000.0) + step, "step": step}, step)
+        checkpointing.write_checkpoint(
+            tmp_path, {"weights": torch.arange(1000.0) + step, "step": step}, step
+        )
     place = tmp_path / "checkpoints" / "step-0000000005"
 
     def load() -> int:
@@ -120,7 +134,10 @@ def test_mutated_data_files(tmp_path):
     path = tmp_path / "t10k-labels-idx1-ubyte"
     path.write_bytes(bytes([0, 0, 8, 1]) + (10_000).to_bytes(4, "big") + bytes(labels.tolist()))
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
-    assert fuzz(path, lambda: datasets.read_idx(path, (10_000,), md5), lambda _: False, 150, seed=4) == 150
+    assert (
+        fuzz(path, lambda: datasets.read_idx(path, (10_000,), md5), lambda _: False, 150, seed=4)
+        == 150
+    )
 
 
 def test_mutated_embedded_digits(tmp_path, monkeypatch):
@@ -154,7 +171,11 @@ def test_a_malicious_pickle_runs_nothing(protocol, legacy, tmp_path):
         (open, str(mark)),
         (os.mkdir, str(mark)),
     ):
-        evil = Malicious(function, argument, "w") if function is open else Malicious(function, argument)
+        evil = (
+            Malicious(function, argument, "w")
+            if function is open
+            else Malicious(function, argument)
+        )
         for payload in (evil, {"fc1.weight": evil}, [torch.zeros(3), evil]):
             buffer = io.BytesIO()
             if legacy:

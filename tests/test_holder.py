@@ -43,7 +43,13 @@ def lockless(request, monkeypatch):
 
 def written(folder: Path, **changes) -> dict:
     """The file of another holder."""
-    about = {"host": "elsewhere", "pid": 1, "started": time.time(), "heartbeat": time.time(), "token": "other"}
+    about = {
+        "host": "elsewhere",
+        "pid": 1,
+        "started": time.time(),
+        "heartbeat": time.time(),
+        "token": "other",
+    }
     (folder / NAME).write_text(json.dumps(about | changes))
     return about | changes
 
@@ -55,7 +61,10 @@ def test_where_locks_do_not_hold_a_run_still_has_one_writer(tmp_path, capsys):
     assert locks.is_running(tmp_path)
     about = json.loads((tmp_path / NAME).read_text())
     assert about["pid"] == os.getpid() and about["host"] == holder.host()
-    with pytest.raises(UserError, match=rf"another process is writing the run in {tmp_path} \(process {os.getpid()} "):
+    with pytest.raises(
+        UserError,
+        match=rf"another process is writing the run in {tmp_path} \(process {os.getpid()} ",
+    ):
         locks.lock(tmp_path)
     time.sleep(0.5)
     later = json.loads((tmp_path / NAME).read_text())
@@ -69,7 +78,9 @@ def test_where_locks_do_not_hold_a_run_still_has_one_writer(tmp_path, capsys):
 def test_a_job_on_another_node_is_not_disturbed_while_its_heartbeat_is_fresh(tmp_path):
     before = written(tmp_path)
     assert locks.is_running(tmp_path)
-    with pytest.raises(UserError, match=r"another process is writing the run in .* \(process 1 on elsewhere, says "):
+    with pytest.raises(
+        UserError, match=r"another process is writing the run in .* \(process 1 on elsewhere, says "
+    ):
         locks.lock(tmp_path)
     assert json.loads((tmp_path / NAME).read_text()) == before
 
@@ -83,7 +94,11 @@ def test_a_job_that_left_without_a_word_is_succeeded(tmp_path):
         {"heartbeat": time.time() + 1e6},  # of a clock that was wrong
         {"heartbeat": None},
         {"host": holder.host(), "pid": dead.pid},  # this node knows at once
-        {"host": holder.host(), "pid": os.getpid(), "started": psutil.Process().create_time() - 100},
+        {
+            "host": holder.host(),
+            "pid": os.getpid(),
+            "started": psutil.Process().create_time() - 100,
+        },
     ):
         written(tmp_path, **changes)
         locks.lock(tmp_path)
@@ -122,7 +137,9 @@ def test_who_was_taken_for_dead_ends(tmp_path, monkeypatch, capsys):
     assert (tmp_path / NAME).exists()  # the other's
 
 
-def test_where_locks_hold_there_is_no_file_but_on_the_disk_of_several_nodes(tmp_path, monkeypatch, capsys):
+def test_where_locks_hold_there_is_no_file_but_on_the_disk_of_several_nodes(
+    tmp_path, monkeypatch, capsys
+):
     locks.lock(tmp_path)
     assert not list(tmp_path.iterdir())
     locks.let_go()
@@ -149,7 +166,9 @@ def test_a_second_training_is_refused_and_the_first_one_ends_well(tmp_path):
 
     def begin(epochs: str, *more: str) -> subprocess.Popen:
         command = [PYTHON, "train.py", *flags, tmp_path / "run", "--epochs", epochs, *more]
-        return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True
+        )
 
     first = begin("100000")
     try:
@@ -165,4 +184,6 @@ def test_a_second_training_is_refused_and_the_first_one_ends_well(tmp_path):
     finally:
         first.kill()
     assert first.returncode == 75, said
-    assert said.count("warning: the file system of ") == 1 and not (tmp_path / "run" / NAME).exists()
+    assert (
+        said.count("warning: the file system of ") == 1 and not (tmp_path / "run" / NAME).exists()
+    )

@@ -23,9 +23,13 @@ def digits():
     return data.pixels(data.test.images[every_fifth, 0]), data.test.labels[every_fifth]
 
 
-def picture_of(digit: torch.Tensor, ink, paper, side: int, where: tuple[int, int], mode: str = "RGB") -> Image.Image:
+def picture_of(
+    digit: torch.Tensor, ink, paper, side: int, where: tuple[int, int], mode: str = "RGB"
+) -> Image.Image:
     """A digit drawn in one colour on another, enlarged, somewhere on a larger sheet."""
-    share = Image.fromarray((255 * digit.numpy()).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    share = Image.fromarray((255 * digit.numpy()).astype(np.uint8)).resize(
+        (side, side), Image.Resampling.BICUBIC
+    )
     sheet = Image.new(mode, (side * 2, side * 2 + 37), paper)
     sheet.paste(Image.new(mode, share.size, ink), where, share)
     return sheet
@@ -53,7 +57,9 @@ def test_an_mnist_digit_stays_nearly_what_it_is(digits, tmp_path):
         ((90, 90, 90), (160, 160, 160), 200, (30, 30), "jpeg"),
     ],
 )
-def test_size_colour_and_place_do_not_matter(digits, trained, tmp_path, ink, paper, side, where, format):
+def test_size_colour_and_place_do_not_matter(
+    digits, trained, tmp_path, ink, paper, side, where, format
+):
     images, labels = digits
     paths = []
     for number, digit in enumerate(images):
@@ -74,13 +80,17 @@ def test_size_colour_and_place_do_not_matter(digits, trained, tmp_path, ink, pap
     assert ours >= plain - 0.06
 
 
-@pytest.mark.parametrize(("ink", "mode"), [((0, 0, 0, 255), "RGBA"), ((255, 255, 255, 255), "RGBA")])
+@pytest.mark.parametrize(
+    ("ink", "mode"), [((0, 0, 0, 255), "RGBA"), ((255, 255, 255, 255), "RGBA")]
+)
 def test_transparent_pictures(digits, tmp_path, ink, mode):
     digit = digits[0][3]
     picture_of(digit, ink, (*ink[:3], 0), 112, (50, 60), mode).save(tmp_path / "digit.png")
     opaque = picture_of(digit, (0, 0, 0), (255, 255, 255), 112, (50, 60))
     opaque.save(tmp_path / "opaque.png")
-    assert (read_digit(tmp_path / "digit.png") - read_digit(tmp_path / "opaque.png")).abs().mean() < 0.02
+    assert (
+        read_digit(tmp_path / "digit.png") - read_digit(tmp_path / "opaque.png")
+    ).abs().mean() < 0.02
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "CMYK", "LA"])
@@ -92,7 +102,9 @@ def test_other_kinds_of_pictures(digits, tmp_path, mode):
     assert (read_digit(tmp_path / "digit.tiff") - digits[0][7]).abs().mean() < 0.1
 
 
-@pytest.mark.parametrize(("mode", "format"), [("RGB", "png"), ("RGB", "jpeg"), ("P", "png"), ("I;16", "tiff")])
+@pytest.mark.parametrize(
+    ("mode", "format"), [("RGB", "png"), ("RGB", "jpeg"), ("P", "png"), ("I;16", "tiff")]
+)
 def test_large_pictures_are_shrunk_first(digits, tmp_path, monkeypatch, mode, format):
     """As those of phones and scanners: hundreds of bytes a pixel were needed, and minutes."""
     picture, size = picture_of(digits[0][3], (0, 0, 0), (255, 255, 255), 600, (150, 250)), []
@@ -101,7 +113,9 @@ def test_large_pictures_are_shrunk_first(digits, tmp_path, monkeypatch, mode, fo
     (picture if mode == "I;16" else picture.convert(mode)).save(tmp_path / f"large.{format}")
     monkeypatch.setattr(pictures, "LARGE", 700)
     picture.resize((600, 618)).save(tmp_path / "small.png")
-    monkeypatch.setattr(pictures, "grey_values", lambda shrunk: size.append(shrunk.size) or grey_values(shrunk))
+    monkeypatch.setattr(
+        pictures, "grey_values", lambda shrunk: size.append(shrunk.size) or grey_values(shrunk)
+    )
     large, small = (read_digit(tmp_path / name) for name in (f"large.{format}", "small.png"))
     assert size == [(600, 619), (600, 618)]
     assert (large - small).abs().mean() < 0.01
@@ -130,8 +144,14 @@ def write_blank(path):
         (lambda path: path.mkdir(), "Is a directory"),
         (write_blank, "shows no digit"),
         (os.mkfifo, "a pipe or a device"),
-        (lambda path: path.write_bytes(b"P5 10000 10000 255\n"), "more than 89,478,485 pixels"),  # of which PIL warns
-        (lambda path: path.write_bytes(b"P5 20000 20000 255\n"), "more than 89,478,485 pixels"),  # which PIL refuses
+        (
+            lambda path: path.write_bytes(b"P5 10000 10000 255\n"),
+            "more than 89,478,485 pixels",
+        ),  # of which PIL warns
+        (
+            lambda path: path.write_bytes(b"P5 20000 20000 255\n"),
+            "more than 89,478,485 pixels",
+        ),  # which PIL refuses
     ],
 )
 def test_what_is_no_picture_of_a_digit_is_refused(tmp_path, make, reason):
@@ -150,7 +170,11 @@ def test_the_command_prints_class_and_probabilities(trained, digits, tmp_path):
     assert len(shares) == 10 and sum(shares) == pytest.approx(100, abs=0.1)
 
     done = call(PYTHON, "-m", "mnist_dist", "predict", "README.md", "--weights", trained)
-    assert done.returncode == 1 and "README.md cannot be read" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 1
+        and "README.md cannot be read" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
 
 
 ACROSS = np.linspace(0, 1, 168)
@@ -176,7 +200,9 @@ def test_a_shadow_on_the_paper_does_no_harm(digits, tmp_path, light, shadow):
 
 
 def test_parts_are_counted(digits):
-    assert np.mean([parts(digit) > 1 for digit in digits[0]]) < 0.02  # a bar that hangs beside its 5 is no digit
+    assert (
+        np.mean([parts(digit) > 1 for digit in digits[0]]) < 0.02
+    )  # a bar that hangs beside its 5 is no digit
     two = torch.zeros(28, 28)
     two[6:20, 4:9] = two[6:20, 16:21] = 1.0
     assert parts(two) == 2
@@ -187,7 +213,9 @@ def test_parts_are_counted(digits):
     assert parts(two) == 1
 
 
-def test_a_bad_picture_does_not_end_the_list_and_doubts_are_named(trained, digits, tmp_path, capsys):
+def test_a_bad_picture_does_not_end_the_list_and_doubts_are_named(
+    trained, digits, tmp_path, capsys
+):
     names = [tmp_path / name for name in ("blank.png", "nothing.png", "zero.png", "two.png")]
     write_blank(names[0])
     picture_of(digits[0][0], (0, 0, 0), (255, 255, 255), 112, (20, 20)).save(names[2])
@@ -198,8 +226,16 @@ def test_a_bad_picture_does_not_end_the_list_and_doubts_are_named(trained, digit
     found = capsys.readouterr()
     assert f"{names[2]}: 0 (" in found.out and f"{names[3]}: " in found.out
     blank, nothing, apart = found.err.splitlines()
-    assert "shows no digit" in blank and "No such file" in nothing and f"{names[3]} shows 2 separate parts" in apart
-    drawn = [line for line in found.out.splitlines() if len(line) == 56 and not set(line) - set(" .:-=+*#%@")]
+    assert (
+        "shows no digit" in blank
+        and "No such file" in nothing
+        and f"{names[3]} shows 2 separate parts" in apart
+    )
+    drawn = [
+        line
+        for line in found.out.splitlines()
+        if len(line) == 56 and not set(line) - set(" .:-=+*#%@")
+    ]
     assert len(drawn) == 2 * 28 and any("@@" in line for line in drawn)
     flat = {"weight": torch.zeros(10, 784), "bias": torch.arange(10) / 10}
     torch.save({f"fc1.{name}": value for name, value in flat.items()}, tmp_path / "flat.pth")
@@ -255,5 +291,7 @@ def test_a_name_that_is_not_utf_8_does_no_harm(trained, digits, tmp_path):
     name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
     with open(name, "wb") as file:  # noqa: PTH123
         picture_of(digits[0][0], (0, 0, 0), (255, 255, 255), 112, (20, 20)).save(file, "png")
-    done = call(PYTHON, "-m", "mnist_dist", "predict", name, "--weights", trained, PYTHONIOENCODING="utf-8")
+    done = call(
+        PYTHON, "-m", "mnist_dist", "predict", name, "--weights", trained, PYTHONIOENCODING="utf-8"
+    )
     assert done.returncode == 0 and "/?.png: 0 (" in done.stdout, done.stdout + done.stderr

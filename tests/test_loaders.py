@@ -14,7 +14,9 @@ def results(tmp_path_factory):
     found = {}
     for processes in (1, 3):
         folder = tmp_path_factory.mktemp(str(processes))
-        done = call(PYTHON, REPOSITORY / "tests" / "loaders_driver.py", folder, str(processes), timeout=300)
+        done = call(
+            PYTHON, REPOSITORY / "tests" / "loaders_driver.py", folder, str(processes), timeout=300
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         found[processes] = torch.load(folder / "results.pt", weights_only=True)
     return found

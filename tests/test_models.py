@@ -24,7 +24,9 @@ def test_the_default_is_the_original_network():
 @pytest.mark.parametrize("dropping", [False, True])
 def test_logits_are_those_of_the_formula(dropping):
     model, images = MNISTNet().double(), torch.randn(5, 1, 28, 28, dtype=torch.float64)
-    masks = [torch.rand(5, *shape, dtype=torch.float64) for shape in model.outputs] if dropping else []
+    masks = (
+        [torch.rand(5, *shape, dtype=torch.float64) for shape in model.outputs] if dropping else []
+    )
     w = model.state_dict()
     x = images.reshape(5, 784)
     for number, layer in enumerate(("fc1", "fc2")):
@@ -37,15 +39,21 @@ def test_logits_are_those_of_the_formula(dropping):
 @pytest.mark.parametrize("dropping", [False, True])
 def test_the_logits_of_the_convolutional_network_are_those_of_the_formula(channels, dropping):
     model, images = ConvNet(channels, (5,)).double(), torch.randn(4, 1, 28, 28, dtype=torch.float64)
-    masks = [torch.rand(4, *shape, dtype=torch.float64) for shape in model.outputs] if dropping else []
+    masks = (
+        [torch.rand(4, *shape, dtype=torch.float64) for shape in model.outputs] if dropping else []
+    )
     w = model.state_dict()
     x = images
     for layer in range(1, len(channels) + 1):
-        x = torch.conv2d(x, w[f"conv{layer}.weight"], w[f"conv{layer}.bias"], padding=int(layer > 3))
+        x = torch.conv2d(
+            x, w[f"conv{layer}.weight"], w[f"conv{layer}.bias"], padding=int(layer > 3)
+        )
         if layer <= 2:
             x = x.unfold(2, 2, 2).unfold(3, 2, 2).amax(dim=(4, 5))
         x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
-        x = (x * w[f"norm{layer}.weight"].view(-1, 1, 1) + w[f"norm{layer}.bias"].view(-1, 1, 1)).clamp(min=0)
+        x = (
+            x * w[f"norm{layer}.weight"].view(-1, 1, 1) + w[f"norm{layer}.bias"].view(-1, 1, 1)
+        ).clamp(min=0)
         x = x * masks[layer - 1].movedim(3, 1) if dropping else x
     x = (x.flatten(1) @ w["fc1.weight"].T + w["fc1.bias"]).clamp(min=0)
     x = x * masks[-1] if dropping else x
@@ -62,12 +70,22 @@ def test_probabilities_are_the_softmax_of_the_logits(model):
     probabilities = model.probabilities(images)
     assert probabilities.shape == (3, 10)
     torch.testing.assert_close(probabilities, model(images).softmax(dim=1))
-    assert model(torch.empty(0, 1, 28, 28)).shape == (0, 10)  # a process's share of a batch may be empty
+    assert model(torch.empty(0, 1, 28, 28)).shape == (
+        0,
+        10,
+    )  # a process's share of a batch may be empty
 
 
 @pytest.mark.parametrize(
     "model",
-    [MNISTNet(()), MNISTNet(), MNISTNet((3, 4, 5, 6)), ConvNet(), ConvNet((3,), ()), ConvNet((2, 3, 4, 5), (6,))],
+    [
+        MNISTNet(()),
+        MNISTNet(),
+        MNISTNet((3, 4, 5, 6)),
+        ConvNet(),
+        ConvNet((3,), ()),
+        ConvNet((2, 3, 4, 5), (6,)),
+    ],
 )
 def test_weights_alone_tell_the_network(model):
     again = from_state_dict(model.state_dict())
@@ -81,11 +99,14 @@ def test_weights_alone_tell_the_network(model):
     [
         {},
         {"linear.weight": torch.zeros(10, 784)},
-        MNISTNet().state_dict() | {"fc3.weight": torch.zeros(11, 64), "fc3.bias": torch.zeros(11)},  # other classes
+        MNISTNet().state_dict()
+        | {"fc3.weight": torch.zeros(11, 64), "fc3.bias": torch.zeros(11)},  # other classes
         MNISTNet().state_dict() | {"fc1.weight": torch.zeros(128, 1024)},  # other images
         MNISTNet().state_dict() | {"fc4.weight": torch.zeros(10, 10)},
         {name: tensor for name, tensor in MNISTNet().state_dict().items() if name != "fc2.bias"},
-        {"module." + name: tensor for name, tensor in MNISTNet().state_dict().items()},  # a wrapper's prefix
+        {
+            "module." + name: tensor for name, tensor in MNISTNet().state_dict().items()
+        },  # a wrapper's prefix
         {"fc1.weight": torch.tensor(1.0)},
         {"conv1.weight": torch.tensor(1.0)},
         {name: tensor for name, tensor in ConvNet().state_dict().items() if name != "conv2.bias"},
@@ -93,7 +114,9 @@ def test_weights_alone_tell_the_network(model):
     ],
 )
 def test_other_weights_are_refused(weights):
-    with pytest.raises(UserError, match="not those of a digit classifier from 784 pixels to 10 classes"):
+    with pytest.raises(
+        UserError, match="not those of a digit classifier from 784 pixels to 10 classes"
+    ):
         from_state_dict(weights)
 
 

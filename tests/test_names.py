@@ -39,7 +39,9 @@ def test_a_picture_that_cannot_be_drawn_costs_one_warning(tmp_path, monkeypatch,
     )
 
 
-@pytest.mark.parametrize(("encoding", "written"), [("ascii", "\\xe9 \\udcff"), ("utf-8", "é \\udcff")])
+@pytest.mark.parametrize(
+    ("encoding", "written"), [("ascii", "\\xe9 \\udcff"), ("utf-8", "é \\udcff")]
+)
 def test_what_a_stream_cannot_encode_is_written_as_escapes(encoding, written):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     say("é \udcff", stream)
@@ -60,7 +62,9 @@ def test_a_training_in_a_folder_of_an_odd_name_ends_well(name, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr and "Test Accuracy: " in done.stdout
-    assert (folder / "summary.json").exists() and (folder / "plots" / "learning_curves.png").exists()
+    assert (folder / "summary.json").exists() and (
+        folder / "plots" / "learning_curves.png"
+    ).exists()
 
 
 def test_of_other_data_the_name_is_told_and_not_the_digest(tmp_path):
@@ -68,7 +72,9 @@ def test_of_other_data_the_name_is_told_and_not_the_digest(tmp_path):
     then = {"the data's digest": "b" * 124, "--seed": 3, "--dataset": "kmnist"}
     checkpoints = Checkpoints.__new__(Checkpoints)
     checkpoints.run, checkpoints.fixed = tmp_path, now
-    with pytest.raises(UserError, match=r"^--dataset is mnist, but the run in .* was trained with kmnist: resume"):
+    with pytest.raises(
+        UserError, match=r"^--dataset is mnist, but the run in .* was trained with kmnist: resume"
+    ):
         checkpoints.refuse_other_values(then)
     # Of files that differ under one name there is no more to say.
     sentence = r"^the data's digest is aaaaaaaaaaaa\.\.\., but the run in .* was trained with bbbbbbbbbbbb\.\.\.: "

@@ -39,16 +39,24 @@ def test_scripts_are_loaded_by_file_and_once(tmp_path, monkeypatch):
 
 
 def test_importing_the_package_never_ends_the_interpreter():
-    done = call(PYTHON, "-c", "import mnist_dist; print(mnist_dist.__version__)", TQDM_MININTERVAL="abc")
+    done = call(
+        PYTHON, "-c", "import mnist_dist; print(mnist_dist.__version__)", TQDM_MININTERVAL="abc"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{mnist_dist.__version__}\n", "")
 
 
 def test_commands_are_listed_and_an_unknown_one_is_refused():
     done = call(PYTHON, "-m", "mnist_dist", "--help")
     assert done.returncode == 0 and "  train " in done.stdout and "  verify " in done.stdout
-    assert call(PYTHON, "-m", "mnist_dist", "--version").stdout == f"mnist-dist {mnist_dist.__version__}\n"
+    assert (
+        call(PYTHON, "-m", "mnist_dist", "--version").stdout
+        == f"mnist-dist {mnist_dist.__version__}\n"
+    )
     done = call(PYTHON, "-m", "mnist_dist", "trian")
-    assert done.returncode == 2 and "there is no command 'trian': give one of train, evaluate, " in done.stderr
+    assert (
+        done.returncode == 2
+        and "there is no command 'trian': give one of train, evaluate, " in done.stderr
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +82,19 @@ def installed(wheel, tmp_path_factory):
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(root / "venv")}))
     (packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     subprocess.run(
-        [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel], check=True
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            python,
+            "install",
+            "-q",
+            "--no-deps",
+            "--no-index",
+            wheel,
+        ],
+        check=True,
     )
     folder = root / "work"
     folder.mkdir()
@@ -84,7 +104,9 @@ def installed(wheel, tmp_path_factory):
     def run(*words: str, status: int = 0) -> str:
         environment = clean_environment(PATH=f"{python.parent}{os.pathsep}{os.environ['PATH']}")
         environment.pop("PYTHONPATH", None)
-        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout
 
@@ -95,7 +117,9 @@ def installed(wheel, tmp_path_factory):
 @pytest.mark.slow
 def test_the_wheel_holds_what_the_commands_need_and_no_more(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    modules = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "mnist_dist").rglob("*.py")}
+    modules = {
+        str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "mnist_dist").rglob("*.py")
+    }
     scripts = {"mnist_dist/scripts/train.py", "mnist_dist/scripts/evaluate.py"}
     rest = {name for name in names - modules - scripts if ".dist-info/" not in name}
     assert modules | scripts <= names and rest == {"mnist_dist/py.typed"}
@@ -127,6 +151,8 @@ def test_the_installed_package_trains_evaluates_predicts_and_exports(installed):
 def test_the_installed_package_verifies_on_one_process_and_on_two(installed):
     said = installed("mnist-dist", "verify", "--cpu")
     assert "FAIL" not in said and "PASS  gradient" in said
-    launch = "python -m torch.distributed.run --standalone --nproc-per-node 2 -m mnist_dist verify --cpu"
+    launch = (
+        "python -m torch.distributed.run --standalone --nproc-per-node 2 -m mnist_dist verify --cpu"
+    )
     said = installed(*launch.split())
     assert "FAIL" not in said and "PASS  gradient" in said

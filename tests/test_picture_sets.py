@@ -79,7 +79,11 @@ def test_what_is_no_picture_or_too_large_a_one_is_refused_by_name(tmp_path, monk
     content = (tmp_path / "cut.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(content[:-20])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
-    for name, reason in {"pipe.png": "pipe", "text.png": "not a picture", "bomb.png": "more than 200 pixels"}.items():
+    for name, reason in {
+        "pipe.png": "pipe",
+        "text.png": "not a picture",
+        "bomb.png": "more than 200 pixels",
+    }.items():
         with pytest.raises(UserError, match=reason) as refused:
             read_rgb(tmp_path / name, 16)
         assert str(tmp_path / name) in str(refused.value)
@@ -144,13 +148,23 @@ def test_a_folder_holds_its_classes_and_their_pictures_in_order(tmp_path):
 def test_what_programs_leave_behind_is_ignored(tmp_path):
     data = folder_of(tmp_path / "data")
     before = open_pictures(data)
-    for name in (".ipynb_checkpoints", "__MACOSX", "cat/.ipynb_checkpoints", "cat/__MACOSX", ".git"):
+    for name in (
+        ".ipynb_checkpoints",
+        "__MACOSX",
+        "cat/.ipynb_checkpoints",
+        "cat/__MACOSX",
+        ".git",
+    ):
         (data / name).mkdir()
         Image.fromarray(RAMP).save(data / name / "0.png")
     (data / "cat" / "._0.png").write_bytes(b"no picture")
     (data / "cat" / "Thumbs.db").write_bytes(b"no picture")
     after = open_pictures(data)
-    assert (after.classes, after.labels, after.digest) == (before.classes, before.labels, before.digest)
+    assert (after.classes, after.labels, after.digest) == (
+        before.classes,
+        before.labels,
+        before.digest,
+    )
 
 
 def test_a_class_that_is_there_twice_is_refused_by_name(tmp_path):
@@ -202,7 +216,15 @@ def test_what_is_no_set_of_pictures_is_refused_and_nothing_hangs(name, tmp_path)
 
 def test_the_example_says_so_with_status_2(tmp_path):
     os.mkfifo(tmp_path / "pipe.npz")
-    flags = ["--data", tmp_path / "pipe.npz", "--cpu", "--wandb", "disabled", "--output-dir", tmp_path / "run"]
+    flags = [
+        "--data",
+        tmp_path / "pipe.npz",
+        "--cpu",
+        "--wandb",
+        "disabled",
+        "--output-dir",
+        tmp_path / "run",
+    ]
     done = call(PYTHON, REPOSITORY / "examples" / "pictures.py", *flags, timeout=120)
     assert done.returncode == 2 and "it is a pipe or a device" in done.stderr, done.stderr
     assert not (tmp_path / "run").exists()

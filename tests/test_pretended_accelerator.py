@@ -6,9 +6,8 @@ from functools import partial
 import pytest
 from conftest import PYTHON, REPOSITORY, call, torchrun
 
-SMALL = (
-    "--dataset mnist-5k --wandb disabled --val-size 3399 --batch-size 150 --epochs 1"  # 4 updates, and 1 of 1 sample
-)
+SMALL = "--dataset mnist-5k --wandb disabled --val-size 3399 --batch-size 150 --epochs 1"
+# That makes 4 updates, and 1 of 1 sample.
 EVERY = (
     "--model cnn --ema 0.9 --clip-norm 0.5 --gradient-accumulation-steps 2 --affine 0.5 --elastic 0.5 --dropout 0.1 "
     "--weight-decay 0.01 --label-smoothing 0.1 --schedule one-cycle"
@@ -44,7 +43,11 @@ CEILINGS = {"mlp": 25, "resumed": 25, "cnn": 44, "scaler": 38, "every": 680}
 
 
 def training_in(folder, name, flags="", **rules):
-    return {"program": "train", "flags": f"{SMALL} --output-dir {folder / name} {flags}".split(), **rules}
+    return {
+        "program": "train",
+        "flags": f"{SMALL} --output-dir {folder / name} {flags}".split(),
+        **rules,
+    }
 
 
 pytestmark = pytest.mark.slow
@@ -62,12 +65,20 @@ def found(tmp_path_factory):
         "cnn": training("cnn", "--model cnn"),
         "every": training("every", f"{EVERY} {SHARES}"),
         "scaler": training("scaler", "--ema 0.9", scaler=True),
-        "evaluated": {"program": "evaluate", "flags": f"{folder / 'every'} --shifts --distortions 1".split()},
+        "evaluated": {
+            "program": "evaluate",
+            "flags": f"{folder / 'every'} --shifts --distortions 1".split(),
+        },
         "double": training("double", "--dtype float64"),
         "moved": training("every", f"{EVERY} {SHARES} --cpu --resume"),
         "cpu": training("cpu", f"{EVERY} {SHARES} --cpu"),
     }
-    done = call(PYTHON, REPOSITORY / "tests" / "pretended.py", json.dumps(list(runs.values())), folder / "found")
+    done = call(
+        PYTHON,
+        REPOSITORY / "tests" / "pretended.py",
+        json.dumps(list(runs.values())),
+        folder / "found",
+    )
     assert done.returncode == 0, done.stderr
     return dict(zip(runs, json.loads((folder / "found-0.json").read_text()), strict=True)), folder
 
@@ -75,7 +86,10 @@ def found(tmp_path_factory):
 def test_no_tensor_is_on_the_wrong_device_and_none_is_float64_unless_asked_for(found):
     errors = {name: run["error"] for name, run in found[0].items() if run["error"]}
     assert list(errors) == ["double", "moved"], errors
-    assert "which the device has not" in errors["double"] and "GPU is None, but the run in" in errors["moved"]
+    assert (
+        "which the device has not" in errors["double"]
+        and "GPU is None, but the run in" in errors["moved"]
+    )
 
 
 def test_the_host_waits_in_these_places_and_in_no_update(found):

@@ -10,7 +10,10 @@ VARIANTS = {
     "original": [],
     "accumulation": ["--gradient-accumulation-steps", "3"],
     "one-cycle": ["--schedule", "one-cycle", "--lr", "0.003"],
-    "undivided": ["--batch-size", "50"],  # neither 3 nor 7 divides it; accumulation on top makes pieces of 2 and 3
+    "undivided": [
+        "--batch-size",
+        "50",
+    ],  # neither 3 nor 7 divides it; accumulation on top makes pieces of 2 and 3
     "undivided-accumulation": ["--batch-size", "50", "--gradient-accumulation-steps", "3"],
     "options": "--weight-decay 0.01 --label-smoothing 0.1 --clip-norm 1 --schedule cosine --warmup 0.1".split(),
     "cnn": "--model cnn --channels 2 3 --hidden 5 --dropout 0.1 --batch-size 71".split(),
@@ -24,7 +27,9 @@ COMMON = "--epochs 1 --dtype float64 --cpu --wandb disabled --output-dir".split(
 COUNTS = ("epoch", "global_step", "test_correct", "test_total", "val_correct", "val_total")
 
 
-def train_all(folder: Path, processes: int, data: list[str], variants: dict[str, list[str]] = VARIANTS) -> Path:
+def train_all(
+    folder: Path, processes: int, data: list[str], variants: dict[str, list[str]] = VARIANTS
+) -> Path:
     """Every variant, one epoch in float64, on so many real processes."""
     runs = [([*flags, *data, *COMMON, folder / name], None) for name, flags in variants.items()]
     done = forked(processes, runs)
@@ -35,7 +40,9 @@ def train_all(folder: Path, processes: int, data: list[str], variants: dict[str,
 def assert_same_training(run: Path, other: Path, tolerance: float = 1e-9) -> None:
     """Weights and every figure in the files agree."""
     assert weight_difference(run, other) <= tolerance
-    for one, two in zip(read_lines(run / "metrics.jsonl"), read_lines(other / "metrics.jsonl"), strict=True):
+    for one, two in zip(
+        read_lines(run / "metrics.jsonl"), read_lines(other / "metrics.jsonl"), strict=True
+    ):
         assert one.keys() == two.keys()
         for figure in COUNTS:
             assert one.get(figure) == two.get(figure), figure
@@ -43,7 +50,9 @@ def assert_same_training(run: Path, other: Path, tolerance: float = 1e-9) -> Non
             assert one.get(figure) == pytest.approx(two.get(figure), abs=tolerance), figure
 
 
-EMBEDDED = "--dataset mnist-5k --val-size 3075".split()  # 925 to train on: 15 updates, which 3 processes divide
+EMBEDDED = (
+    "--dataset mnist-5k --val-size 3075".split()
+)  # 925 to train on: 15 updates, which 3 processes divide
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +90,13 @@ def test_on_three_processes_it_holds_and_fails_where_a_trap_is_let_back_in(alone
         "processes_weighed_equally": "undivided",
         "dropout_drawn_by_every_process": "dropout",
     }
-    planned = [(name, None, name) for name in VARIANTS] + [(fault, fault, name) for fault, name in traps.items()]
-    runs = [([*VARIANTS[name], *EMBEDDED, *COMMON, tmp_path / folder], fault) for folder, fault, name in planned]
+    planned = [(name, None, name) for name in VARIANTS] + [
+        (fault, fault, name) for fault, name in traps.items()
+    ]
+    runs = [
+        ([*VARIANTS[name], *EMBEDDED, *COMMON, tmp_path / folder], fault)
+        for folder, fault, name in planned
+    ]
     done = forked(3, runs)
     assert done.returncode == 0, done.stderr
     for folder, fault, name in planned:
@@ -106,7 +120,12 @@ def test_on_the_full_data_set(mnist, tmp_path):
     for processes in (2, 3, 7):
         if processes == 3:  # slow on two cores: the most uneven shares and pieces stand for all
             others = {name: others[name] for name in ("partial", "undivided-accumulation")}
-        train_all(tmp_path / str(processes), processes, data, {name: flags for name, (_, flags) in others.items()})
+        train_all(
+            tmp_path / str(processes),
+            processes,
+            data,
+            {name: flags for name, (_, flags) in others.items()},
+        )
         for name, (as_in, _) in others.items():
             run, one = tmp_path / str(processes) / name, tmp_path / "1" / as_in
             assert_same_training(run, one)

@@ -20,7 +20,15 @@ def numbered(size: int) -> list[torch.Tensor]:
     return [torch.arange(size, dtype=torch.float32).view(size, 1, 1, 1), torch.arange(size)]
 
 
-def batches_of(size: int, batch_size: int, rank: int = 0, world: int = 1, *, seed: int = 0, shuffle: bool = True):
+def batches_of(
+    size: int,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    *,
+    seed: int = 0,
+    shuffle: bool = True,
+):
     """The samples of each batch that a process is given."""
     sharing = Sharing(shares=world, world=world, rank=rank)
     sampler = ExactSampler(range(size), sharing, shuffle=shuffle, seed=seed)
@@ -36,7 +44,9 @@ def batches_of(size: int, batch_size: int, rank: int = 0, world: int = 1, *, see
     shuffle=st.booleans(),
 )
 @settings(max_examples=300, deadline=None)
-def test_shares_make_up_the_batches_and_batches_the_epoch(size, batch_size, processes, seed, epoch, shuffle):
+def test_shares_make_up_the_batches_and_batches_the_epoch(
+    size, batch_size, processes, seed, epoch, shuffle
+):
     def epoch_of(world: int) -> list[list]:
         """The batches of each process."""
         dealt = []
@@ -60,8 +70,12 @@ def test_shares_make_up_the_batches_and_batches_the_epoch(size, batch_size, proc
     for (whole, _), *shares in zip(alone, *epoch_of(processes), strict=True):
         lengths = [len(share) for share, _ in shares]
         assert max(lengths) - min(lengths) <= 1
-        assert all(share.size == share.update_size == whole.size == sum(lengths) for share, _ in shares)
-        for rank, (share, rows) in enumerate(shares):  # every W-th position of the epoch belongs to one process
+        assert all(
+            share.size == share.update_size == whole.size == sum(lengths) for share, _ in shares
+        )
+        for rank, (share, rows) in enumerate(
+            shares
+        ):  # every W-th position of the epoch belongs to one process
             first = (rank - position) % processes
             assert torch.equal(share.index, whole.index[first::processes])
             assert torch.equal(rows[1], share.index)
@@ -80,7 +94,9 @@ def test_real_processes_count_each_test_sample_once(trained, tmp_path):
 
 
 def test_real_processes_train_on_each_sample_once_in_the_order_of_one_process(tmp_path):
-    flags = "--dataset mnist-5k --epochs 2 --batch-size 50 --cpu --wandb disabled --output-dir".split()
+    flags = (
+        "--dataset mnist-5k --epochs 2 --batch-size 50 --cpu --wandb disabled --output-dir".split()
+    )
     done = forked(
         3,
         [([*flags, tmp_path / "run"], None), ([*flags, tmp_path / "padded"], "padding_counted")],

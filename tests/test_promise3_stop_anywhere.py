@@ -54,7 +54,9 @@ def stopped(tmp_path_factory):
     done = train_py(*FLAGS, "--epochs", "10", "--output-dir", root / "whole")
     assert done.returncode == 0, done.stderr
     command = [PYTHON, "train.py", *FLAGS, "--epochs", "10", "--output-dir", root / "stopped"]
-    running = subprocess.Popen(command, cwd=REPOSITORY, env=clean_environment(), stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command, cwd=REPOSITORY, env=clean_environment(), stderr=subprocess.PIPE, text=True
+    )
     while not list((root / "stopped" / "checkpoints").glob("step-*")):
         assert running.poll() is None
         time.sleep(0.01)
@@ -66,7 +68,10 @@ def stopped(tmp_path_factory):
 def test_asked_to_stop_it_leaves_with_a_checkpoint_and_status_75(stopped):
     _, run, status, errors = stopped
     assert status == 75, errors
-    assert errors.startswith("train.py: error: stopped on request at update ") and errors.count("\n") == 1
+    assert (
+        errors.startswith("train.py: error: stopped on request at update ")
+        and errors.count("\n") == 1
+    )
     assert not (run / "summary.json").exists() and not (run / "mnist_model.pth").exists()
     assert json.loads((run / "ended.json").read_text())["state"] == "stopped"
     places = list((run / "checkpoints").iterdir())
@@ -99,7 +104,9 @@ def test_a_trained_model_without_checkpoints_is_not_overwritten(trained, tmp_pat
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     done = train_py(*FLAGS, "--output-dir", tmp_path / "run", "--resume")
     assert done.returncode == 1 and "holds a run but no intact checkpoint" in done.stderr
-    assert (tmp_path / "run" / "mnist_model.pth").read_bytes() == (trained / "mnist_model.pth").read_bytes()
+    assert (tmp_path / "run" / "mnist_model.pth").read_bytes() == (
+        trained / "mnist_model.pth"
+    ).read_bytes()
 
 
 @pytest.mark.slow
@@ -108,10 +115,17 @@ def test_where_no_checkpoint_is_intact_the_run_is_left_as_it_is(stopped, tmp_pat
     shutil.copytree(run, tmp_path / "run")
     for state in (tmp_path / "run" / "checkpoints").glob("*/state.pt"):
         state.write_bytes(state.read_bytes()[:-100])
-    before = sorted((path, path.read_bytes()) for path in (tmp_path / "run").rglob("*") if path.is_file())
+    before = sorted(
+        (path, path.read_bytes()) for path in (tmp_path / "run").rglob("*") if path.is_file()
+    )
     done = train_py(*FLAGS, "--epochs", "10", "--output-dir", tmp_path / "run", "--resume")
     assert done.returncode == 1 and "holds a run but no intact checkpoint" in done.stderr
-    assert sorted((path, path.read_bytes()) for path in (tmp_path / "run").rglob("*") if path.is_file()) == before
+    assert (
+        sorted(
+            (path, path.read_bytes()) for path in (tmp_path / "run").rglob("*") if path.is_file()
+        )
+        == before
+    )
 
 
 @pytest.mark.slow
@@ -121,19 +135,26 @@ def test_a_finished_run_that_goes_on_is_not_finished_and_has_one_writer(stopped,
     shutil.copytree(whole, run)
     flags = [*FLAGS, "--output-dir", str(run), "--resume"]
     command = [PYTHON, "train.py", *flags, "--epochs", "100000"]
-    running = subprocess.Popen(command, cwd=REPOSITORY, env=clean_environment(), stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command, cwd=REPOSITORY, env=clean_environment(), stderr=subprocess.PIPE, text=True
+    )
     while (run / "metrics.jsonl").read_text().count("\n") < 12:
         assert running.poll() is None
         time.sleep(0.01)
     second = train_py(*flags, "--epochs", "20")
-    assert second.returncode == 1 and f"another process is writing the run in {run}" in second.stderr
+    assert (
+        second.returncode == 1 and f"another process is writing the run in {run}" in second.stderr
+    )
     running.send_signal(signal.SIGTERM)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 75 and f"with --output-dir {run} --resume to go on" in errors
     assert not (run / "summary.json").exists()
     epoch = checkpointing.newest_checkpoint(run)[0]["state"]["loaders"][0]["epoch"]
     less = train_py(*flags, "--epochs", str(epoch - 1))
-    assert less.returncode == 1 and f"--epochs {epoch - 1} is less than what {run} has done" in less.stderr
+    assert (
+        less.returncode == 1
+        and f"--epochs {epoch - 1} is less than what {run} has done" in less.stderr
+    )
 
 
 @pytest.mark.slow
@@ -145,7 +166,10 @@ def test_a_damaged_checkpoint_is_passed_over_by_name_and_the_end_is_the_same(sto
     state.write_bytes(state.read_bytes()[:-100])
     done = train_py(*FLAGS, "--epochs", "10", "--output-dir", tmp_path / "run", "--resume")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith(f"warning: the checkpoint {newest} is damaged") and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith(f"warning: the checkpoint {newest} is damaged")
+        and done.stderr.count("\n") == 1
+    )
     assert result(tmp_path / "run") == result(whole)
 
 
@@ -178,7 +202,10 @@ def test_other_data_under_the_same_name_are_refused(stopped):
     _, run, _, _ = stopped
     before = sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file())
     done = forked(1, [([*FLAGS, "--epochs", "10", "--output-dir", run, "--resume"], "other_data")])
-    assert done.returncode != 0 and "train.py: error: the data's digest is other, but the run in " in done.stderr
+    assert (
+        done.returncode != 0
+        and "train.py: error: the data's digest is other, but the run in " in done.stderr
+    )
     assert sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file()) == before
 
 
@@ -186,22 +213,36 @@ def test_other_data_under_the_same_name_are_refused(stopped):
 def written(tmp_path) -> Path:
     """A run's folder with two checkpoints."""
     for step in (3, 4, 5):
-        checkpointing.write_checkpoint(tmp_path, {"weights": torch.arange(100.0) + step, "step": step}, step)
+        checkpointing.write_checkpoint(
+            tmp_path, {"weights": torch.arange(100.0) + step, "step": step}, step
+        )
     return tmp_path
 
 
 def test_the_newest_two_are_kept_and_the_newest_is_read(written):
-    assert sorted(place.name for place in (written / "checkpoints").iterdir()) == ["step-0000000004", "step-0000000005"]
+    assert sorted(place.name for place in (written / "checkpoints").iterdir()) == [
+        "step-0000000004",
+        "step-0000000005",
+    ]
     payload, warnings = checkpointing.newest_checkpoint(written)
-    assert payload["step"] == 5 and torch.equal(payload["weights"], torch.arange(100.0) + 5) and warnings == []
+    assert (
+        payload["step"] == 5
+        and torch.equal(payload["weights"], torch.arange(100.0) + 5)
+        and warnings == []
+    )
 
 
 def test_a_damaged_checkpoint_that_was_passed_over_is_not_counted_among_those_kept(written):
-    damaged = (written / "checkpoints" / "step-0000000005").rename(written / "checkpoints" / "step-0000000099")
+    damaged = (written / "checkpoints" / "step-0000000005").rename(
+        written / "checkpoints" / "step-0000000099"
+    )
     (damaged / "state.pt").write_bytes(b"")
     for step in (6, 7):
         checkpointing.write_checkpoint(written, {"step": step}, step)
-    assert sorted(place.name for place in (written / "checkpoints").iterdir()) == ["step-0000000006", "step-0000000007"]
+    assert sorted(place.name for place in (written / "checkpoints").iterdir()) == [
+        "step-0000000006",
+        "step-0000000007",
+    ]
 
 
 def test_a_write_that_fails_leaves_the_others_as_they_were(written, monkeypatch):
@@ -212,7 +253,10 @@ def test_a_write_that_fails_leaves_the_others_as_they_were(written, monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         checkpointing.write_checkpoint(written, {"step": 6}, 6)
     monkeypatch.undo()
-    assert sorted(place.name for place in (written / "checkpoints").iterdir()) == ["step-0000000004", "step-0000000005"]
+    assert sorted(place.name for place in (written / "checkpoints").iterdir()) == [
+        "step-0000000004",
+        "step-0000000005",
+    ]
     assert checkpointing.newest_checkpoint(written)[0]["step"] == 5
 
 
@@ -232,13 +276,20 @@ def test_what_a_crash_left_unfinished_is_not_read_and_is_cleared_away(written):
     (written / "checkpoints" / ".step-0000000006" / "state.pt").write_bytes(b"half")
     assert checkpointing.newest_checkpoint(written)[0]["step"] == 5
     checkpointing.write_checkpoint(written, {"step": 6}, 6)
-    assert sorted(place.name for place in (written / "checkpoints").iterdir()) == ["step-0000000005", "step-0000000006"]
+    assert sorted(place.name for place in (written / "checkpoints").iterdir()) == [
+        "step-0000000005",
+        "step-0000000006",
+    ]
 
 
 def test_what_cannot_be_tidied_away_ends_no_training(written, monkeypatch, capsys):
     """A foreign file with another name is left alone, one with a checkpoint's is named, and so is what is in use."""
     folder, remove = written / "checkpoints", shutil.rmtree
-    foreign, file, kept = folder / "step-by-step.txt", folder / "step-0000000001", folder / "step-0000000004"
+    foreign, file, kept = (
+        folder / "step-by-step.txt",
+        folder / "step-0000000001",
+        folder / "step-0000000004",
+    )
     foreign.touch()
     file.touch()
 
@@ -256,7 +307,9 @@ def test_what_cannot_be_tidied_away_ends_no_training(written, monkeypatch, capsy
     }
     warnings = capsys.readouterr().err.splitlines()
     assert f"warning: {kept} could not be removed (Device or resource busy)" in warnings
-    assert f"warning: {file} could not be removed (Not a directory)" in warnings and len(warnings) == 4
+    assert (
+        f"warning: {file} could not be removed (Not a directory)" in warnings and len(warnings) == 4
+    )
 
 
 def test_a_finished_run_keeps_its_summary_until_it_goes_on(tmp_path, accelerator):
@@ -264,7 +317,9 @@ def test_a_finished_run_keeps_its_summary_until_it_goes_on(tmp_path, accelerator
     summary, config = tmp_path / "summary.json", tmp_path / "config.json"
     summary.touch()
     tracker = Tracker(accelerator, Run(tmp_path, False, "", {}), {"epochs": 2})
-    tracker.load_state_dict({"history": [{"epoch": 1, "global_step": 5}, {"epoch": 2, "global_step": 10}]})
+    tracker.load_state_dict(
+        {"history": [{"epoch": 1, "global_step": 5}, {"epoch": 2, "global_step": 10}]}
+    )
     with tracker:
         assert summary.exists()
     config.unlink()
@@ -285,7 +340,9 @@ def test_a_run_has_one_writer(folders_can_be_opened, tmp_path, monkeypatch):
     lock(tmp_path)
     with pytest.raises(UserError, match=f"another process is writing the run in {tmp_path}"):
         lock(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ([] if folders_can_be_opened else [".lock"])
+    assert [path.name for path in tmp_path.iterdir()] == (
+        [] if folders_can_be_opened else [".lock"]
+    )
 
 
 def test_a_folder_that_is_deleted_in_mid_run_is_noticed_at_the_next_epoch(tmp_path, accelerator):
@@ -296,7 +353,9 @@ def test_a_folder_that_is_deleted_in_mid_run_is_noticed_at_the_next_epoch(tmp_pa
         tracker.epoch({"epoch": 1, "global_step": 5})
         shutil.rmtree(run)
         checkpointing.write_checkpoint(run, {"step": 7}, 7)
-        with pytest.raises(UserError, match=r"the system refused '.*run.metrics\.jsonl': No such file or directory"):
+        with pytest.raises(
+            UserError, match=r"the system refused '.*run.metrics\.jsonl': No such file or directory"
+        ):
             tracker.epoch({"epoch": 2, "global_step": 10})
     assert checkpointing.newest_checkpoint(run)[0] == {"step": 7}
 
@@ -321,7 +380,11 @@ def test_a_checkpoint_of_another_format_or_with_code_in_it_is_refused(written, m
 
 @pytest.mark.slow
 def test_epochs_may_grow_where_that_changes_nothing_before(tmp_path):
-    for epochs, folder, more in (("4", "whole", []), ("2", "grown", []), ("4", "grown", ["--resume"])):
+    for epochs, folder, more in (
+        ("4", "whole", []),
+        ("2", "grown", []),
+        ("4", "grown", ["--resume"]),
+    ):
         done = train_py(*FLAGS, "--epochs", epochs, "--output-dir", tmp_path / folder, *more)
         assert done.returncode == 0, done.stderr
     assert result(tmp_path / "grown") == result(tmp_path / "whole")
@@ -329,9 +392,20 @@ def test_epochs_may_grow_where_that_changes_nothing_before(tmp_path):
 
 def begin_on_two(flags: list, run: Path) -> subprocess.Popen:
     """A run on two processes that has just written its first checkpoint."""
-    launch = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
+    launch = [
+        PYTHON,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "train.py",
+    ]
     running = subprocess.Popen(
-        [*launch, *flags, run], cwd=REPOSITORY, env=clean_environment(), stderr=subprocess.PIPE, text=True
+        [*launch, *flags, run],
+        cwd=REPOSITORY,
+        env=clean_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not list((run / "checkpoints").glob("step-*")):
         assert running.poll() is None
@@ -354,7 +428,9 @@ def test_another_number_of_processes_goes_on_with_the_same_batches(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "going on from update " in done.stdout
     assert weight_difference(tmp_path / "run", tmp_path / "whole") < 1e-9
-    one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("run", "whole"))
+    one, two = (
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("run", "whole")
+    )
     assert one["train_loss"] == pytest.approx(two["train_loss"], abs=1e-9)
 
 
@@ -390,7 +466,9 @@ EVERYTHING += "--val-size 100 --epochs 2 --batch-size 130".split()
         pytest.param(2, "fp16_scaler", marks=pytest.mark.slow),
     ],
 )
-def test_resumed_in_mid_epoch_with_everything_that_has_a_state_the_bits_are_the_same(processes, fault, tmp_path):
+def test_resumed_in_mid_epoch_with_everything_that_has_a_state_the_bits_are_the_same(
+    processes, fault, tmp_path
+):
     """`EVERYTHING`, and fp16's scaler (here on the CPU, where scales change often)."""
     flags = [*FLAGS, *EVERYTHING, "--output-dir"]
     done = forked(processes, [([*flags, tmp_path / "whole"], fault)])
@@ -402,9 +480,14 @@ def test_resumed_in_mid_epoch_with_everything_that_has_a_state_the_bits_are_the_
     assert "going on from update 56 (epoch 2)" in done.stdout
     assert result(tmp_path / "run") == result(tmp_path / "whole")
     if fault:
-        state, other = (checkpointing.newest_checkpoint(tmp_path / name)[0]["state"] for name in ("run", "whole"))
+        state, other = (
+            checkpointing.newest_checkpoint(tmp_path / name)[0]["state"]
+            for name in ("run", "whole")
+        )
         assert state["scaler"] == other["scaler"]
-        assert state["optimizers"][0]["state"][0]["step"] < 60  # some updates were skipped, as they should be
+        assert (
+            state["optimizers"][0]["state"][0]["step"] < 60
+        )  # some updates were skipped, as they should be
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_and_names_update_and_checkpoint(tmp_path):
@@ -413,7 +496,10 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_update_and_checkp
     assert done.returncode != 0
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("train.py: error"))
     assert "the gradient of update 30 is not finite" in line
-    assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoints' / 'step-0000000020'}" in line
+    assert (
+        f"the last good checkpoint is {tmp_path / 'run' / 'checkpoints' / 'step-0000000020'}"
+        in line
+    )
     assert checkpointing.newest_checkpoint(tmp_path / "run")[0]["state"]["updates"] == 20
 
 
@@ -448,8 +534,13 @@ def test_where_one_process_raises_all_leave_and_its_own_message_says_why(tmp_pat
     )  # seconds to leave, and to start on a busy machine
     name = f"[rank 2 on {platform.node()}]: "  # on every line: many ranks share one log
     lines = [line.removeprefix(name) for line in done.stderr.splitlines() if line.startswith(name)]
-    assert lines[0] == "Traceback (most recent call last):" and lines[-1] == "MemoryError: planted", done.stderr
-    assert done.stderr.count("MemoryError: planted") == 1 and "process 0 lost the connection" in done.stderr
+    assert (
+        lines[0] == "Traceback (most recent call last):" and lines[-1] == "MemoryError: planted"
+    ), done.stderr
+    assert (
+        done.stderr.count("MemoryError: planted") == 1
+        and "process 0 lost the connection" in done.stderr
+    )
     assert checkpointing.newest_checkpoint(tmp_path / "run")[0]["state"]["updates"] == 20
     assert not (tmp_path / "run" / "summary.json").exists()
 
@@ -457,7 +548,15 @@ def test_where_one_process_raises_all_leave_and_its_own_message_says_why(tmp_pat
 @pytest.mark.slow
 def test_a_second_ctrl_c_leaves_at_once(tmp_path):
     """Also from an update that does not end, and without waiting for W&B."""
-    flags = ["--dataset", "mnist-5k", "--cpu", "--wandb", "offline", "--output-dir", str(tmp_path / "run")]
+    flags = [
+        "--dataset",
+        "mnist-5k",
+        "--cpu",
+        "--wandb",
+        "offline",
+        "--output-dir",
+        str(tmp_path / "run"),
+    ]
     spec = {"runs": [{"flags": flags, "fault": "stuck_in_an_update"}]}
     running = subprocess.Popen(
         [PYTHON, REPOSITORY / "tests" / "driver.py", json.dumps(spec)],
@@ -485,7 +584,9 @@ def used(folder: Path) -> int:
 def assert_no_space(done: subprocess.CompletedProcess, place: Path) -> None:
     """It left with status 1 and one sentence that names what could not be written."""
     assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stderr.startswith(f"train.py: error: the system refused '{place}': No space left on device")
+    assert done.stderr.startswith(
+        f"train.py: error: the system refused '{place}': No space left on device"
+    )
     assert done.stderr.count("\n") == 1, done.stderr
 
 
@@ -519,7 +620,9 @@ def test_a_full_disk_at_the_model_leaves_no_half_of_it(stopped, small_disk):
     remount(f"size={used(disk) + 100}k")
     flags = [*FLAGS, "--epochs", "10", "--output-dir", disk / "run", "--resume"]
     assert_no_space(train_py(*flags), disk / "run" / "mnist_model.pth")
-    assert not (disk / "run" / "summary.json").exists() and not list((disk / "run").glob("*mnist_model*"))
+    assert not (disk / "run" / "summary.json").exists() and not list(
+        (disk / "run").glob("*mnist_model*")
+    )
     remount("size=64m")
     done = train_py(*flags)
     assert done.returncode == 0, done.stderr
@@ -532,9 +635,14 @@ def test_a_full_disk_at_the_metrics_leaves_only_whole_lines(small_disk):
     flags = [*FLAGS, "--output-dir", disk / "run"]
     done = forked(1, [(flags, "disk_full_at_metrics")])
     errors = [line for line in done.stderr.splitlines() if line.startswith("train.py: error")]
-    assert done.returncode == 1 and len(errors) == 1 and "No space left on device" in errors[0], done.stderr
+    assert done.returncode == 1 and len(errors) == 1 and "No space left on device" in errors[0], (
+        done.stderr
+    )
     assert (disk / "run" / "metrics.jsonl").read_bytes() == b""
-    assert checkpointing.newest_checkpoint(disk / "run")[1] == [] and not (disk / "run" / "summary.json").exists()
+    assert (
+        checkpointing.newest_checkpoint(disk / "run")[1] == []
+        and not (disk / "run" / "summary.json").exists()
+    )
 
 
 @pytest.mark.slow
@@ -542,16 +650,30 @@ def test_a_full_disk_at_the_metrics_leaves_only_whole_lines(small_disk):
 def test_a_launcher_that_restarts_makes_the_run_go_on_by_itself(launcher, tmp_path):
     """Rank 1 is killed, and the result is that of the undisturbed run. The folder is the default one."""
     launch = {
-        "torchrun": [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"],
+        "torchrun": [
+            PYTHON,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "--max-restarts=2",
+        ],
         "accelerate": [*ACCELERATE, "--num_processes", "2", "--max_restarts", "2"],
     }[launcher]
-    launch = [str(REPOSITORY / word) if word == "accelerate_config.yaml" else word for word in launch]
+    launch = [
+        str(REPOSITORY / word) if word == "accelerate_config.yaml" else word for word in launch
+    ]
     flags = [*FLAGS, "--epochs", "12"]
     done = forked(2, [([*flags, "--output-dir", tmp_path / "whole"], None)])
     assert done.returncode == 0, done.stderr
     command = [*launch, REPOSITORY / "train.py", *flags]
     running = subprocess.Popen(
-        command, cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not list(tmp_path.glob("runs/*/checkpoints/step-*")):
         assert running.poll() is None, running.communicate()
@@ -571,7 +693,15 @@ def test_a_launcher_that_restarts_makes_the_run_go_on_by_itself(launcher, tmp_pa
 def test_faults_at_random_instants(processes, names, faults):
     program = REPOSITORY / "benchmarks" / "fault_injection.py"
     done = call(
-        *(PYTHON, program, f"--faults={faults}", f"--processes={processes}", "--cpu", "--signal", *names.split()),
+        *(
+            PYTHON,
+            program,
+            f"--faults={faults}",
+            f"--processes={processes}",
+            "--cpu",
+            "--signal",
+            *names.split(),
+        ),
         timeout=600,
     )
     print(done.stdout)  # with the seed

@@ -28,7 +28,9 @@ def test_every_launcher_trains_the_same_model(tmp_path):
         "python": call(PYTHON, "train.py", *FLAGS, tmp_path / "python"),
         "accelerate": call(*ACCELERATE[:4], "train.py", *FLAGS, tmp_path / "accelerate"),
         "two": call(*ACCELERATE, "--num_processes", "2", "train.py", *FLAGS, tmp_path / "two"),
-        "torchrun": driver(2, [(["--cpu", *FLAGS, tmp_path / "torchrun"], None)], record=str(tmp_path)),
+        "torchrun": driver(
+            2, [(["--cpu", *FLAGS, tmp_path / "torchrun"], None)], record=str(tmp_path)
+        ),
     }
     for name, done in started.items():
         assert done.returncode == 0, (name, done.stderr)
@@ -36,7 +38,9 @@ def test_every_launcher_trains_the_same_model(tmp_path):
         assert done.stdout.count("Test Accuracy: ") == 1, name  # the main process alone speaks
         assert weight_difference(tmp_path / name, tmp_path / "python") < 1e-9, name
     for name, processes in (("python", 1), ("accelerate", 1), ("two", 2), ("torchrun", 2)):
-        assert json.loads((tmp_path / name / "summary.json").read_text())["num_processes"] == processes
+        assert (
+            json.loads((tmp_path / name / "summary.json").read_text())["num_processes"] == processes
+        )
     # Field note 9: a process group left behind can abort a process whose work is done.
     for rank in range(2):
         assert json.loads((tmp_path / f"left-{rank}.json").read_text()) == {
@@ -49,11 +53,26 @@ def test_every_launcher_trains_the_same_model(tmp_path):
 def test_two_nodes_train_one_model_and_one_of_them_speaks(trained, tmp_path):
     """Two torchrun agents that meet, as on two machines; accelerator.print alone would print on both."""
     port = str(free_port())
-    command = [PYTHON, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=mnist"]
-    command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "evaluate.py", str(trained), "--cpu"]
+    command = [
+        PYTHON,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=2",
+        "--nproc-per-node=1",
+        "--rdzv-id=mnist",
+    ]
+    command += [
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=localhost:{port}",
+        "evaluate.py",
+        str(trained),
+        "--cpu",
+    ]
     command += ["--output-dir", str(tmp_path)]
     agents = [
-        subprocess.Popen(command, env=clean_environment(), cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command, env=clean_environment(), cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+        )
         for _ in range(2)
     ]
     outputs = [agent.communicate(timeout=120)[0] for agent in agents]
@@ -64,13 +83,21 @@ def test_two_nodes_train_one_model_and_one_of_them_speaks(trained, tmp_path):
 
 def test_the_launcher_that_starts_one_process_where_two_were_asked_for_is_refused(tmp_path):
     """Field note 2, for real."""
-    done = call(*ACCELERATE[:4], *"--cpu --num_processes 2 train.py".split(), *FLAGS, tmp_path / "run")
+    done = call(
+        *ACCELERATE[:4], *"--cpu --num_processes 2 train.py".split(), *FLAGS, tmp_path / "run"
+    )
     assert done.returncode != 0
     assert "torchrun --nproc-per-node N train.py --cpu" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
-LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+LAUNCHED = {
+    "RANK": "0",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "0",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "29500",
+}
 
 
 @pytest.mark.parametrize(
@@ -108,7 +135,9 @@ def test_a_gpu_that_cannot_be_used_is_no_reason_to_train_on_the_cpu(tmp_path, mo
     monkeypatch.setattr(devices, "NVIDIA", tmp_path)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    with pytest.raises(UserError, match=r"there is an NVIDIA GPU that cannot be used \(.+\): .* or give --cpu"):
+    with pytest.raises(
+        UserError, match=r"there is an NVIDIA GPU that cannot be used \(.+\): .* or give --cpu"
+    ):
         launch.start()
     assert launch.start(cpu=True).device.type == "cpu"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden on purpose
@@ -138,7 +167,12 @@ def test_one_process_in_an_allocation_of_several_tasks_is_told(capsys):
     """As `python train.py` without srun; under srun the step's one task is what Slurm counts."""
     for tasks, told in (("4", 1), ("1", 0)):
         assert check_environment({"SLURM_NTASKS": tasks}) == 1
-        assert capsys.readouterr().err.count("warning: this allocation has 4 tasks, and without srun one") == told
+        assert (
+            capsys.readouterr().err.count(
+                "warning: this allocation has 4 tasks, and without srun one"
+            )
+            == told
+        )
 
 
 @pytest.mark.parametrize(("variable", "threads"), [(None, 3), ("2", 2)])

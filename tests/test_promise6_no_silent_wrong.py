@@ -61,7 +61,10 @@ QUICK = "--dataset mnist-5k --epochs 1 --cpu --wandb disabled".split()
         ("--hidden 128 -1", "--hidden 128 -1 is not possible"),
         ("--hidden 99999999999", "at most 100,000,000 parameters"),
         ("--hidden wide", "--hidden: .*'wide'"),
-        ("--hidden 64,32", "--hidden 64,32 is not possible: put spaces between the values, as in --hidden 64 32"),
+        (
+            "--hidden 64,32",
+            "--hidden 64,32 is not possible: put spaces between the values, as in --hidden 64 32",
+        ),
         ("--channels [8, 16]", r"--channels \[8, 16\] is not possible: .* as in --channels 8 16"),
         ("--model vgg", "'vgg' for argument '--model'"),
         ("--dataset cifar", "'cifar' for argument '--dataset'"),
@@ -70,8 +73,14 @@ QUICK = "--dataset mnist-5k --epochs 1 --cpu --wandb disabled".split()
         ("--channels", "--channels nothing is not possible: give 1 to 8 numbers from 1 to 1024"),
         ("--channels 8 8 8 8 8 8 8 8 8", "is not possible: give 1 to 8 numbers"),
         ("--channels 8 4096", "--channels 8 4096 is not possible"),
-        ("--hidden --dropout 0.1", "--dropout 0.1 is not possible: give 0 to a network without hidden layers"),
-        ("--model cnn --channels 1024 --hidden 1000", "--hidden 1000 is not possible: give sizes that make at most"),
+        (
+            "--hidden --dropout 0.1",
+            "--dropout 0.1 is not possible: give 0 to a network without hidden layers",
+        ),
+        (
+            "--model cnn --channels 1024 --hidden 1000",
+            "--hidden 1000 is not possible: give sizes that make at most",
+        ),
         ("--recipe best-ever", "'best-ever' for argument '--recipe'"),
         ("--mixed-precision fp8", "'fp8' for argument '--mixed-precision'"),
         ("--warmup soon", "--warmup soon is not possible: give FLOAT"),
@@ -112,7 +121,9 @@ def test_an_empty_value_is_refused(config, words, named, monkeypatch):
     """As from a shell variable that is not set: as a path it would mean the current folder."""
     monkeypatch.setattr(sys, "argv", ["train.py", *words])
     for args in (None, words):
-        with pytest.raises(UsageError, match=f"^{named} has an empty value: give one, or leave it out"):
+        with pytest.raises(
+            UsageError, match=f"^{named} has an empty value: give one, or leave it out"
+        ):
             parse(config, args)
 
 
@@ -122,10 +133,19 @@ def test_help_is_in_groups_and_says_what_defaults_do(capsys):
     page = capsys.readouterr().out
     assert re.findall(r"^(\w+):$", page, re.MULTILINE) == ["data", "network", "training", "run"]
     found = re.findall(r"^  (?:-h, )?--([\w-]+)", page, re.MULTILINE)
-    assert sorted(found) == sorted(["help", *(field.name.replace("_", "-") for field in fields(TrainConfig))])
-    assert "None" not in page and "(default: runs/<timestamp>-<dataset>-<model>)" in re.sub(r"\s+", " ", page)
+    assert sorted(found) == sorted(
+        ["help", *(field.name.replace("_", "-") for field in fields(TrainConfig))]
+    )
+    assert "None" not in page and "(default: runs/<timestamp>-<dataset>-<model>)" in re.sub(
+        r"\s+", " ", page
+    )
     assert max(map(len, page.splitlines())) <= 80 and "\x1b" not in page
-    assert page.index("--model") < page.index("--dropout") < page.index("--epochs") < page.index("--output-dir")
+    assert (
+        page.index("--model")
+        < page.index("--dropout")
+        < page.index("--epochs")
+        < page.index("--output-dir")
+    )
 
 
 def test_a_recipe_sets_what_flags_do_not():
@@ -135,7 +155,9 @@ def test_a_recipe_sets_what_flags_do_not():
     changed = parse(TrainConfig, "--lr 0.01 --recipe original --epochs 5".split())
     assert changed == TrainConfig(recipe="original", lr=0.01)
     for name, settings in RECIPES.items():
-        assert parse(TrainConfig, ["--recipe", name, "--seed", "3"]) == TrainConfig(recipe=name, seed=3, **settings)
+        assert parse(TrainConfig, ["--recipe", name, "--seed", "3"]) == TrainConfig(
+            recipe=name, seed=3, **settings
+        )
 
 
 def assert_refused(done: subprocess.CompletedProcess, sentence: str, status: int = 1) -> None:
@@ -145,7 +167,9 @@ def assert_refused(done: subprocess.CompletedProcess, sentence: str, status: int
     assert done.stderr.count("\n") == 1, done.stderr
 
 
-def assert_all_refused(done: subprocess.CompletedProcess, sentence: str, script: str = "train.py") -> None:
+def assert_all_refused(
+    done: subprocess.CompletedProcess, sentence: str, script: str = "train.py"
+) -> None:
     """Under torchrun, which adds a report of its own: our line once, no traceback of ours, not success."""
     assert done.returncode != 0
     assert done.stderr.count(f"{script}: error: ") == 1, done.stderr
@@ -158,12 +182,25 @@ def assert_all_refused(done: subprocess.CompletedProcess, sentence: str, script:
     [
         ("--lr nan", "train.py: error: --lr nan is not possible", 2),
         ("--batch-size 4001", "--batch-size 4001 exceeds the 4000 training samples", 1),
-        pytest.param("--val-size 4000", "--val-size 4000 leaves nothing to train on", 1, marks=pytest.mark.slow),
+        pytest.param(
+            "--val-size 4000",
+            "--val-size 4000 leaves nothing to train on",
+            1,
+            marks=pytest.mark.slow,
+        ),
         ("--mixed-precision fp16", "--mixed-precision fp16 needs a GPU", 1),
         pytest.param(
-            "--mixed-precision bf16 --dtype float64", "contradicts --mixed-precision bf16", 1, marks=pytest.mark.slow
+            "--mixed-precision bf16 --dtype float64",
+            "contradicts --mixed-precision bf16",
+            1,
+            marks=pytest.mark.slow,
         ),
-        pytest.param("--output-dir /dev/null/run", "'/dev/null/run': Not a directory", 1, marks=pytest.mark.slow),
+        pytest.param(
+            "--output-dir /dev/null/run",
+            "'/dev/null/run': Not a directory",
+            1,
+            marks=pytest.mark.slow,
+        ),
         ("--dataset mnist --data-dir /dev/null/data", "/dev/null/data", 1),
     ],
 )
@@ -178,12 +215,17 @@ def test_the_script_ends_with_one_sentence(words, sentence, status, tmp_path):
     ("environment", "sentence"),
     [
         ({"LOCAL_RANK": "abc"}, "--epochs 0 is not possible"),
-        ({"ACCELERATE_TORCH_DEVICE": "bogus"}, "look at the environment variables that begin with ACCELERATE_"),
+        (
+            {"ACCELERATE_TORCH_DEVICE": "bogus"},
+            "look at the environment variables that begin with ACCELERATE_",
+        ),
     ],
 )
 def test_an_environment_that_makes_no_sense_is_refused(environment, sentence, tmp_path):
     epochs = ["--epochs", "0"] if "epochs" in sentence else []
-    done = call(PYTHON, "train.py", *QUICK, *epochs, "--output-dir", tmp_path / "run", **environment)
+    done = call(
+        PYTHON, "train.py", *QUICK, *epochs, "--output-dir", tmp_path / "run", **environment
+    )
     assert_refused(done, sentence, 2 if epochs else 1)
 
 
@@ -191,7 +233,10 @@ def test_an_environment_that_makes_no_sense_is_refused(environment, sentence, tm
 def test_a_variable_that_keeps_torch_from_being_imported_is_named(words):
     """It fails before anything is loaded, so all three take a second."""
     done = call(PYTHON, *words.split(), "--help", TQDM_MININTERVAL="abc")
-    assert_refused(done, "error: tqdm cannot read the environment variable TQDM_MININTERVAL='abc' (could not convert")
+    assert_refused(
+        done,
+        "error: tqdm cannot read the environment variable TQDM_MININTERVAL='abc' (could not convert",
+    )
 
 
 @pytest.mark.slow
@@ -200,9 +245,19 @@ def test_the_first_process_speaks_though_it_is_the_last_to_fail(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os, time\nif os.environ.get('LOCAL_RANK') == '0': time.sleep(1.5)\n"
     )
-    command = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py", *QUICK]
+    command = [
+        PYTHON,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "train.py",
+        *QUICK,
+    ]
     environment = clean_environment(PYTHONPATH=str(tmp_path))
-    done = subprocess.run([*command, "--lr", "0"], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--lr", "0"], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+    )
     assert_all_refused(done, "--lr 0.0 is not possible")
 
 
@@ -228,7 +283,12 @@ def test_more_processes_than_samples_are_refused(tmp_path):
 
 def test_processes_with_other_settings_are_refused(tmp_path):
     """Each rank is started by hand, as two nodes would be, with its own flags."""
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
     command = [PYTHON, "train.py", *QUICK, "--output-dir", tmp_path / "run", "--lr"]
     running = [
         subprocess.Popen(
@@ -257,13 +317,19 @@ def test_a_process_that_waits_for_others_says_so_and_goes_on_when_they_come(tmp_
     def started(rank: int) -> subprocess.Popen:
         environment = clean_environment(RANK=str(rank), **common)
         return subprocess.Popen(
-            [PYTHON, "train.py", *flags], env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
+            [PYTHON, "train.py", *flags],
+            env=environment,
+            cwd=REPOSITORY,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     second = started(1)
     lines = iter(second.stderr.readline, "")
     said = next(line for line in lines if "waiting" in line)
-    assert said.startswith(f"waiting for all 2 processes to meet at 127.0.0.1:{port}, for 15 minutes at most")
+    assert said.startswith(
+        f"waiting for all 2 processes to meet at 127.0.0.1:{port}, for 15 minutes at most"
+    )
     first = started(0)
     errors = [process.communicate(timeout=120)[1] for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], errors
@@ -276,7 +342,16 @@ def test_a_process_that_finds_nobody_is_refused(tmp_path):
     impatient += "rendezvous.TIMEOUT = datetime.timedelta(seconds=1); runpy.run_path('train.py', run_name='__main__')"
     alone = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": str(free_port())}
     for address, reason in {"127.0.0.1": "Connection refused", "no-such-host.invalid": ""}.items():
-        done = call(PYTHON, "-c", impatient, *QUICK, "--output-dir", tmp_path / "run", MASTER_ADDR=address, **alone)
+        done = call(
+            PYTHON,
+            "-c",
+            impatient,
+            *QUICK,
+            "--output-dir",
+            tmp_path / "run",
+            MASTER_ADDR=address,
+            **alone,
+        )
         assert_refused(done, f"nobody answers at {address}:{alone['MASTER_PORT']} ({reason}")
         assert "start all 2, with MASTER_ADDR" in done.stderr
 
@@ -328,7 +403,12 @@ def write_pickle(path: Path) -> None:
 
 def wide(units: int) -> dict[str, torch.Tensor]:
     """Weights with so many hidden units, from one number."""
-    shapes = {"fc1.weight": (units, 784), "fc1.bias": (units,), "fc2.weight": (10, units), "fc2.bias": (10,)}
+    shapes = {
+        "fc1.weight": (units, 784),
+        "fc1.bias": (units,),
+        "fc2.weight": (10, units),
+        "fc2.bias": (10,),
+    }
     return {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
 
 
@@ -338,16 +418,42 @@ def wide(units: int) -> dict[str, torch.Tensor]:
         (lambda path: path.write_bytes(b""), "is damaged"),
         (lambda path: path.write_text("no weights here"), "is damaged"),
         (write_pickle, "holds Python objects, which are not loaded"),
-        (lambda path: torch.save(networks.MNISTNet(), path), "holds Python objects, which are not loaded"),
-        (lambda path: torch.save({"fc1.weight": Malicious()}, path), "holds Python objects, which are not loaded"),
+        (
+            lambda path: torch.save(networks.MNISTNet(), path),
+            "holds Python objects, which are not loaded",
+        ),
+        (
+            lambda path: torch.save({"fc1.weight": Malicious()}, path),
+            "holds Python objects, which are not loaded",
+        ),
         (lambda path: torch.save([1, 2], path), "does not hold a state_dict"),
         (lambda path: torch.save({}, path), "does not hold a state_dict"),
-        (lambda path: torch.save({"fc1.weight": torch.full((10, 784), float("nan"))}, path), "not finite numbers"),
-        (lambda path: torch.save({"fc1.weight": torch.zeros(10, 784).int()}, path), "holds fc1.weight as torch.int32"),
-        (lambda path: torch.save({"fc1.weight": torch.zeros(1).expand(10**6, 10**6)}, path), "holds 1,000,000,000,000"),
-        (lambda path: torch.save(wide(10**6), path), "holds 795,000,010 numbers, and here a model has at most 100,000"),
-        (lambda path: torch.save({"x": torch.zeros(1).to(torch.float8_e5m2)}, path), "as torch.float8_e5m2"),
-        (lambda path: torch.save(networks.MNISTNet((3,)).state_dict() | {"x": torch.zeros(1)}, path), "x (1,)"),
+        (
+            lambda path: torch.save({"fc1.weight": torch.full((10, 784), float("nan"))}, path),
+            "not finite numbers",
+        ),
+        (
+            lambda path: torch.save({"fc1.weight": torch.zeros(10, 784).int()}, path),
+            "holds fc1.weight as torch.int32",
+        ),
+        (
+            lambda path: torch.save({"fc1.weight": torch.zeros(1).expand(10**6, 10**6)}, path),
+            "holds 1,000,000,000,000",
+        ),
+        (
+            lambda path: torch.save(wide(10**6), path),
+            "holds 795,000,010 numbers, and here a model has at most 100,000",
+        ),
+        (
+            lambda path: torch.save({"x": torch.zeros(1).to(torch.float8_e5m2)}, path),
+            "as torch.float8_e5m2",
+        ),
+        (
+            lambda path: torch.save(
+                networks.MNISTNet((3,)).state_dict() | {"x": torch.zeros(1)}, path
+            ),
+            "x (1,)",
+        ),
         (lambda _: None, "there is no model at"),
         (lambda path: path.mkdir(), "there is no model at"),
     ],
@@ -356,7 +462,9 @@ def test_bad_model_files_are_refused_and_run_nothing(make, sentence, tmp_path, m
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "model.pth")
     with pytest.raises(UserError) as refusal:
-        networks.from_state_dict(weights.load_weights(weights.locate(tmp_path / "model.pth").weights))
+        networks.from_state_dict(
+            weights.load_weights(weights.locate(tmp_path / "model.pth").weights)
+        )
     assert sentence in str(refusal.value)
     assert not (tmp_path / "pwned").exists()
 
@@ -379,7 +487,9 @@ def test_bad_model_files_are_refused_and_run_nothing(make, sentence, tmp_path, m
 )
 def test_settings_beside_a_model_that_are_none_are_refused(content, trained, tmp_path):
     shutil.copy(trained / "mnist_model.pth", tmp_path)
-    (tmp_path / "config.json").write_bytes(content.encode() if isinstance(content, str) else content)
+    (tmp_path / "config.json").write_bytes(
+        content.encode() if isinstance(content, str) else content
+    )
     with pytest.raises(UserError, match=r"config\.json are not those of a run"):
         weights.locate(tmp_path)
     assert settings_of(tmp_path).keys() <= {"normalization", "dataset"}
@@ -406,7 +516,9 @@ def test_impossible_settings_are_refused_by_name(trained, tmp_path):
 def test_the_evaluation_refuses_what_it_cannot_evaluate(trained, tmp_path):
     done = call(PYTHON, "evaluate.py", trained, "--split", "val", "--cpu")
     assert_refused(done, "evaluate.py: error: --split val: the run of")
-    torch.save({"fc1.weight": torch.zeros(11, 784), "fc1.bias": torch.zeros(11)}, tmp_path / "other.pth")
+    torch.save(
+        {"fc1.weight": torch.zeros(11, 784), "fc1.bias": torch.zeros(11)}, tmp_path / "other.pth"
+    )
     done = torchrun(2, "evaluate.py", tmp_path / "other.pth", "--cpu", timeout=120)
     assert_all_refused(done, "not those of a digit classifier", "evaluate.py")
     with pytest.raises(UsageError, match="'dev' for argument '--split'"):
@@ -419,7 +531,9 @@ def test_nothing_is_fetched_into_a_folder_that_a_file_from_elsewhere_names(train
     run.mkdir()
     shutil.copy(trained / "mnist_model.pth", run)
     settings = json.loads((trained / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(settings | {"dataset": "kmnist", "data_dir": str(elsewhere)}))
+    (run / "config.json").write_text(
+        json.dumps(settings | {"dataset": "kmnist", "data_dir": str(elsewhere)})
+    )
     nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     done = call(PYTHON, REPOSITORY / "evaluate.py", run, "--cpu", cwd=tmp_path, **nowhere)
     assert_refused(done, "kmnist could not be downloaded into data (")
@@ -428,23 +542,35 @@ def test_nothing_is_fetched_into_a_folder_that_a_file_from_elsewhere_names(train
 
 @pytest.mark.slow
 def test_a_model_that_gives_no_numbers_is_refused(tmp_path):
-    huge = {name: torch.full_like(tensor, 1e38) for name, tensor in networks.MNISTNet().state_dict().items()}
+    huge = {
+        name: torch.full_like(tensor, 1e38)
+        for name, tensor in networks.MNISTNet().state_dict().items()
+    }
     torch.save(huge, tmp_path / "huge.pth")
     done = call(PYTHON, "evaluate.py", tmp_path / "huge.pth", "--dataset", "mnist-5k", "--cpu")
     assert_refused(done, "evaluate.py: error: the loss on the test samples is nan")
     assert {path.name for path in tmp_path.iterdir()} == {"huge.pth"}
     Image.fromarray(numpy.eye(28, dtype="uint8") * 255).save(tmp_path / "digit.png")
     with pytest.raises(UserError, match=r"huge\.pth gives .*digit\.png no finite probabilities"):
-        predict.main(predict.Config(images=(tmp_path / "digit.png",), weights=tmp_path / "huge.pth"))
+        predict.main(
+            predict.Config(images=(tmp_path / "digit.png",), weights=tmp_path / "huge.pth")
+        )
 
 
 @pytest.mark.slow
-def test_what_a_run_held_out_matters_to_an_evaluation_on_other_data_as_little_as_on_the_test_samples(trained, tmp_path):
+def test_what_a_run_held_out_matters_to_an_evaluation_on_other_data_as_little_as_on_the_test_samples(
+    trained, tmp_path
+):
     shutil.copy(trained / "mnist_model.pth", tmp_path)
-    settings = json.loads((trained / "config.json").read_text()) | {"dataset": "mnist", "val_size": 10_000}
+    settings = json.loads((trained / "config.json").read_text()) | {
+        "dataset": "mnist",
+        "val_size": 10_000,
+    }
     (tmp_path / "config.json").write_text(json.dumps(settings))
     for split in ("train", "test"):
-        done = call(PYTHON, "evaluate.py", tmp_path, "--dataset", "mnist-5k", "--split", split, "--cpu")
+        done = call(
+            PYTHON, "evaluate.py", tmp_path, "--dataset", "mnist-5k", "--split", split, "--cpu"
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -466,7 +592,11 @@ def test_paths_in_commands_can_be_pasted(capsys):
 def test_where_the_reader_of_the_output_leaves_the_status_says_so(tmp_path):
     words = [PYTHON, "train.py", *QUICK, "--output-dir", str(tmp_path / "run")]
     done = call("bash", "-c", f"{' '.join(words)} | head -n 1; exit ${{PIPESTATUS[0]}}")
-    assert done.returncode == 1 and "whoever read its output" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 1
+        and "whoever read its output" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
     assert not (tmp_path / "run" / "summary.json").exists()
 
 

@@ -41,13 +41,16 @@ def test_the_core_trains_other_data_and_other_models(monkeypatch, tmp_path):
     assert end.value.code == 0
     assert (network(data.test.images).argmax(1) == data.test.labels).float().mean() > 0.85
     state = newest_checkpoint(tmp_path / "runs/mine")[0]["state"]
-    assert state["updates"] == 5 * -(-len(data.train) // 256) and state["loaders"] == [{"epoch": 5, "batch": 0}]
+    assert state["updates"] == 5 * -(-len(data.train) // 256) and state["loaders"] == [
+        {"epoch": 5, "batch": 0}
+    ]
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
+    "page",
+    ["README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))],
 )
 def test_what_a_page_links_to_is_there(page):
     folder = (REPOSITORY / page).parent

@@ -29,12 +29,21 @@ from mnist_dist.tools import runs, runs_files, runs_tables
 def write_run(folder, accuracies, done=True, seconds=12.5, config=None, **settings):
     """The files that a run with these test accuracies, one an epoch, leaves."""
     chosen = {"dataset": "mnist", "epochs": 3, "output_dir": folder} | settings
-    values = as_json(TrainConfig(**chosen)) | {"wandb_id": folder.name, "num_processes": 1, "data_digest": "d"}
+    values = as_json(TrainConfig(**chosen)) | {
+        "wandb_id": folder.name,
+        "num_processes": 1,
+        "data_digest": "d",
+    }
     values |= {"versions": {"torch": "2.15.0"}} | (config or {})
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(values))
     lines = [
-        {"epoch": number, "test_accuracy": accuracy, "test_total": 10_000, "test_loss": 1 - accuracy}
+        {
+            "epoch": number,
+            "test_accuracy": accuracy,
+            "test_total": 10_000,
+            "test_loss": 1 - accuracy,
+        }
         for number, accuracy in enumerate(accuracies, 1)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -49,7 +58,13 @@ def several(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for seed in range(3):
         write_run(tmp_path / f"runs/mlp-{seed}", [0.9, 0.95, 0.97 + seed / 100], seed=seed)
-    write_run(tmp_path / "runs/cnn", [0.97, 0.98, 0.985], model="cnn", lr=0.01, config={"num_processes": 2})
+    write_run(
+        tmp_path / "runs/cnn",
+        [0.97, 0.98, 0.985],
+        model="cnn",
+        lr=0.01,
+        config={"num_processes": 2},
+    )
     write_run(tmp_path / "runs/begun", [0.8], done=False, val_size=1000)
     return tmp_path / "runs"
 
@@ -72,7 +87,9 @@ def test_a_line_for_each_run_that_says_what_differs(capsys):
     ]
     assert rows["cnn"].endswith("12  cnn, val_size 0, lr 0.01, seed 0, 2 processes")
     assert rows["begun"].split()[1:4] == ["failed", "1/3", "80.00±0.40"]
-    assert "epochs" not in rows["cnn"] and "batch_size" not in rows["cnn"]  # what is the same is not repeated
+    assert (
+        "epochs" not in rows["cnn"] and "batch_size" not in rows["cnn"]
+    )  # what is the same is not repeated
 
 
 @pytest.mark.usefixtures("several")
@@ -87,7 +104,10 @@ def test_a_line_for_each_run_that_says_what_differs(capsys):
         ("--where train_seconds<13 seed<1", "cnn mlp-0"),  # not the one that has no seconds
         ("--where hidden=128", ""),
         ("--where warmup=none seed=2", "mlp-2"),
-        ("--sort train_seconds --reverse --where seed=0", "cnn mlp-0 begun"),  # without a value: last
+        (
+            "--sort train_seconds --reverse --where seed=0",
+            "cnn mlp-0 begun",
+        ),  # without a value: last
     ],
 )
 def test_sorted_and_filtered_by_any_column(capsys, words, expected):
@@ -101,9 +121,17 @@ def test_sorted_and_filtered_by_any_column(capsys, words, expected):
 
 @pytest.mark.usefixtures("several")
 def test_groups_of_seeds_have_mean_and_spread(capsys):
-    mlp, cnn = sorted(json.loads(call_runs(capsys, "--json --group").out), key=lambda group: -group["runs"])
-    assert (mlp["seeds"], mlp["runs"], cnn["runs"]) == ("0 1 2", 3, 1)  # the unfinished one is in none
-    assert mlp["test_accuracy"] == pytest.approx(0.98) and mlp["test_deviation"] == pytest.approx(0.01)
+    mlp, cnn = sorted(
+        json.loads(call_runs(capsys, "--json --group").out), key=lambda group: -group["runs"]
+    )
+    assert (mlp["seeds"], mlp["runs"], cnn["runs"]) == (
+        "0 1 2",
+        3,
+        1,
+    )  # the unfinished one is in none
+    assert mlp["test_accuracy"] == pytest.approx(0.98) and mlp["test_deviation"] == pytest.approx(
+        0.01
+    )
     assert cnn["test_deviation"] is None
     text = call_runs(capsys, "--group").out
     assert "98.00±1.00" in text and "2 groups of seeds" in text
@@ -125,10 +153,17 @@ def test_a_table_fits_80_columns(several):
         for n, folder in enumerate(sorted(several.iterdir()))
     ]
     for row in rows:
-        row |= {"val_accuracy": 0.97, "val_error": 0.01, "label_smoothing": row["lr"], "weight_decay": row["lr"] * 10}
+        row |= {
+            "val_accuracy": 0.97,
+            "val_error": 0.01,
+            "label_smoothing": row["lr"],
+            "weight_decay": row["lr"] * 10,
+        }
     text = runs_tables.table(rows, 80)
     assert max(map(len, text.splitlines())) <= 80
-    assert "label_smoothing 0.01" in text and len(runs_tables.table(rows, None).splitlines()) == 3 + len(rows)
+    assert "label_smoothing 0.01" in text and len(
+        runs_tables.table(rows, None).splitlines()
+    ) == 3 + len(rows)
 
 
 def test_the_state_of_a_run(tmp_path):
@@ -139,7 +174,10 @@ def test_the_state_of_a_run(tmp_path):
         (Stopped("stopped on request"), "stopped", "stopped on request"),
         (UserError("the loss of update 5 is nan"), "failed", "the loss of update 5 is nan"),
     ):
-        with pytest.raises(UserError), Tracker(launch.start(cpu=True), Run(folder, False, "", {}), settings):
+        with (
+            pytest.raises(UserError),
+            Tracker(launch.start(cpu=True), Run(folder, False, "", {}), settings),
+        ):
             assert not (folder / "ended.json").exists()  # it goes on
             raise error
         row, _ = runs_files.read(folder)
@@ -163,7 +201,9 @@ DAMAGED = {
     "a list": {"config.json": "[1]"},
     "another program's": {"config.json": '{"architectures": ["Bert"]}'},
     "bytes": {"config.json": b"\xff\xfe\x00"},
-    "nameless versions": {"config.json": '{"epochs": 1, "seed": 0, "wandb_id": "a", "versions": 3}'},
+    "nameless versions": {
+        "config.json": '{"epochs": 1, "seed": 0, "wandb_id": "a", "versions": 3}'
+    },
     "damaged metrics": {"metrics.jsonl": '{"epoch": 1\n{"epoch": 2}\n'},
     "deep metrics": {"metrics.jsonl": f'{{"epoch": {DEEP}\n'},
     "no accuracy": {"metrics.jsonl": '{"epoch": 1, "test_accuracy": "high", "test_total": 9}\n'},
@@ -191,19 +231,35 @@ def test_what_is_damaged_is_named_and_passed_over(tmp_path, capsys):
     assert [row["run"] for row in json.loads(found.out)] == [str(tmp_path / "good")]
     assert "\x1b" not in found.err
     for name in (*DAMAGED, "no run", "a pipe", "?[31mred?"):
-        (line,) = [line for line in found.err.splitlines() if f"{tmp_path / name} is passed over: " in line]
+        (line,) = [
+            line for line in found.err.splitlines() if f"{tmp_path / name} is passed over: " in line
+        ]
         assert len(line) < 300 + len(str(tmp_path))
     assert len(found.err.splitlines()) == len(DAMAGED) + 3
 
 
 def test_odd_values_do_no_harm(tmp_path, capsys):
-    odd = {"recipe": "\x1b[2J" + "x" * 10_000, "extra": {"a": [1, {"b": None}]}, "lr": 10**400, "seed": None}
+    odd = {
+        "recipe": "\x1b[2J" + "x" * 10_000,
+        "extra": {"a": [1, {"b": None}]},
+        "lr": 10**400,
+        "seed": None,
+    }
     write_run(tmp_path / "odd", [0.9], done=True, config=odd)
     write_run(tmp_path / "plain", [0.9], done=True, config={"extra": "1", "seed": "0"})
     half = write_run(tmp_path / "half", [0.9], done=False)
     with (half / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "test_accu')  # being written
-    for words in ("", "--group", "--csv", "--json", "--group --csv", "--where lr>1", "--sort seed", "--sort lr"):
+    for words in (
+        "",
+        "--group",
+        "--csv",
+        "--json",
+        "--group --csv",
+        "--where lr>1",
+        "--sort seed",
+        "--sort lr",
+    ):
         found = call_runs(capsys, f"{tmp_path} {words}")
         assert not found.err
         if words in ("", "--group"):
@@ -215,12 +271,18 @@ def test_odd_values_do_no_harm(tmp_path, capsys):
     [
         ("nowhere", "there is no folder nowhere"),
         ("empty", "there is no run in empty: train one with `python train.py`"),
-        ("runs --where modle=cnn", "--where modle=cnn is not possible: give a condition on one of run, state, "),
+        (
+            "runs --where modle=cnn",
+            "--where modle=cnn is not possible: give a condition on one of run, state, ",
+        ),
         ("runs --where lr>=O.1", "--where lr>=O.1 is not possible: lr is a number, so give one"),
         ("runs --where model", "--where model is not possible: give a condition such as model=cnn"),
         ("runs --sort accuracy", "--sort accuracy is not possible: give one of run, state, "),
         ("runs --json --csv", "--json with --csv is not possible"),
-        ("runs --plot curves.jpg", "--plot curves.jpg is not possible: give a .png, .pdf or .svg file"),
+        (
+            "runs --plot curves.jpg",
+            "--plot curves.jpg is not possible: give a .png, .pdf or .svg file",
+        ),
     ],
 )
 def test_what_is_refused(several, words, complaint):
@@ -230,18 +292,26 @@ def test_what_is_refused(several, words, complaint):
     assert complaint in str(error.value)
 
 
-@pytest.mark.parametrize(("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+@pytest.mark.parametrize(
+    ("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")]
+)
 def test_curves_are_drawn_as_the_name_says(several, capsys, suffix, magic):
     call_runs(capsys, f"--plot curves.{suffix}")
     content = (several.parent / f"curves.{suffix}").read_bytes()
     assert content.startswith(magic)
     if suffix == "svg":  # text is in comments
-        assert b"lr 0.001, val_size 0 (3 seeds)" in content or b"val_size 0, lr 0.001 (3 seeds)" in content
+        assert (
+            b"lr 0.001, val_size 0 (3 seeds)" in content
+            or b"val_size 0, lr 0.001 (3 seeds)" in content
+        )
 
 
 def test_the_code_s_digest_covers_all_code(tmp_path, monkeypatch):
     (tmp_path / "mnist_dist" / "tools").mkdir(parents=True)
-    files = [tmp_path / name for name in ("train.py", "evaluate.py", "mnist_dist/a.py", "mnist_dist/tools/b.py")]
+    files = [
+        tmp_path / name
+        for name in ("train.py", "evaluate.py", "mnist_dist/a.py", "mnist_dist/tools/b.py")
+    ]
     for file in files:
         file.write_text("1")
     monkeypatch.setattr(origin, "CHECKOUT", tmp_path)
@@ -269,7 +339,9 @@ def test_the_commit_is_that_of_this_checkout_and_of_no_other(tmp_path, monkeypat
 
     def git(*words):
         who = ("-c", "user.name=a", "-c", "user.email=a@b")
-        return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            ["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
 
     git("init", "-q")
     (tmp_path / "file").write_text("1")
@@ -279,7 +351,9 @@ def test_the_commit_is_that_of_this_checkout_and_of_no_other(tmp_path, monkeypat
     assert origin.commit() == git("rev-parse", "HEAD").strip()
     (tmp_path / "file").write_text("2")
     assert origin.commit() == git("rev-parse", "HEAD").strip() + "-dirty"
-    (tmp_path / "site-packages").mkdir()  # as where the package is installed into an environment inside of it
+    (
+        tmp_path / "site-packages"
+    ).mkdir()  # as where the package is installed into an environment inside of it
     monkeypatch.setattr(origin, "CHECKOUT", tmp_path / "site-packages")
     assert origin.commit() is None
 
@@ -295,7 +369,12 @@ def test_who_looks_whether_a_run_is_running_keeps_nobody_from_it(tmp_path):
 
 def test_who_launched_a_run_is_no_setting(tmp_path, capsys):
     for seed in range(2):
-        job = {"launchers": [f"node:{seed}"], "slurm_job": None, "slurm_step": None, "slurm_restarts": 0}
+        job = {
+            "launchers": [f"node:{seed}"],
+            "slurm_job": None,
+            "slurm_step": None,
+            "slurm_restarts": 0,
+        }
         write_run(tmp_path / f"runs/{seed}", [0.9], epochs=1, seed=seed, config={"job": job})
     (group,) = json.loads(call_runs(capsys, f"{tmp_path}/runs --group --json").out)
     assert (group["seeds"], group["runs"]) == ("0 1", 2)

@@ -63,10 +63,14 @@ def assert_same_bits(run: Path, other: Path) -> None:
     for state in states:
         _tracker, loss, _stopwatch, *average = state["custom"]
         state["custom"] = [loss, *average]
-    assert repr(states[0]) == repr(states[1])  # all digits of all numbers that decide how the training goes on
+    assert repr(states[0]) == repr(
+        states[1]
+    )  # all digits of all numbers that decide how the training goes on
     moments = [state["optimizers"][0]["state"] for state in states]
     for number, of_parameter in moments[0].items():
-        assert all(torch.equal(of_parameter[name], moments[1][number][name]) for name in of_parameter)
+        assert all(
+            torch.equal(of_parameter[name], moments[1][number][name]) for name in of_parameter
+        )
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +89,9 @@ def alone(tmp_path_factory):
         pytest.param(8, VARIANTS, (), marks=pytest.mark.slow),
     ],
 )
-def test_bits_are_those_of_one_process_unless_a_fault_is_planted(processes, names, faults, alone, tmp_path):
+def test_bits_are_those_of_one_process_unless_a_fault_is_planted(
+    processes, names, faults, alone, tmp_path
+):
     """Of runs never stopped, begun alone and gone on with by several in mid-epoch, and the reverse."""
     handed_on = tmp_path / "from one" / "mlp"
     shutil.copytree(alone / "mlp", handed_on)
@@ -114,7 +120,17 @@ def test_bf16_has_the_same_bits_on_1_and_3_processes(tmp_path):
 
 @pytest.mark.slow
 def test_an_epoch_of_mnist_has_the_same_bits_on_1_2_and_3_processes(mnist, tmp_path):
-    flags = ["--data-dir", str(mnist), "--epochs", "1", "--virtual-processes", "4", "--cpu", "--wandb", "disabled"]
+    flags = [
+        "--data-dir",
+        str(mnist),
+        "--epochs",
+        "1",
+        "--virtual-processes",
+        "4",
+        "--cpu",
+        "--wandb",
+        "disabled",
+    ]
     for processes in (1, 2, 3):
         done = forked(processes, [([*flags, "--output-dir", tmp_path / str(processes)], None)])
         assert done.returncode == 0, done.stderr
@@ -135,7 +151,9 @@ def test_more_processes_than_virtual_ones_and_other_bits_on_a_resume_are_refused
 @given(st.integers(1, 40), st.integers(1, 40), st.randoms(use_true_random=False))
 def test_who_has_which_share_changes_no_bit_of_the_sum(shares, world, random):
     world = min(world, shares)
-    gradients = [torch.tensor([random.uniform(-1, 1) * 10 ** random.randint(-6, 6)]) for _ in range(shares)]
+    gradients = [
+        torch.tensor([random.uniform(-1, 1) * 10 ** random.randint(-6, 6)]) for _ in range(shares)
+    ]
 
     def summed(world: int) -> torch.Tensor:
         sums = {}
@@ -151,4 +169,6 @@ def test_who_has_which_share_changes_no_bit_of_the_sum(shares, world, random):
         return tree_sum(sums, 0, shares)[0]
 
     assert torch.equal(summed(world), summed(1))
-    assert len(complete_subtrees(range(shares), 0, shares)) == 1  # one process has nothing left to add
+    assert (
+        len(complete_subtrees(range(shares), 0, shares)) == 1
+    )  # one process has nothing left to add

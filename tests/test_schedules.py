@@ -25,22 +25,33 @@ def ours(steps: int, **settings) -> list[float]:
 def test_one_cycle_is_torchs(warmup):
     expected = torchs(
         lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, 0.01, total_steps=101, pct_start=0.3 if warmup is None else warmup, cycle_momentum=False
+            optimizer,
+            0.01,
+            total_steps=101,
+            pct_start=0.3 if warmup is None else warmup,
+            cycle_momentum=False,
         ),
         100,
         0.01,
     )
-    rates = [learning_rate(step, 101, peak=0.01, schedule="one-cycle", warmup=warmup) for step in range(100)]
+    rates = [
+        learning_rate(step, 101, peak=0.01, schedule="one-cycle", warmup=warmup)
+        for step in range(100)
+    ]
     assert rates == pytest.approx(expected, rel=1e-9)
 
 
 def test_cosine_is_torchs():
-    expected = torchs(lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=80), 80, 0.01)
+    expected = torchs(
+        lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=80), 80, 0.01
+    )
     assert ours(80, peak=0.01, schedule="cosine") == pytest.approx(expected, rel=1e-9)
 
 
 def test_warm_up_rises_in_equal_steps_and_then_the_schedule_starts():
-    assert ours(10, peak=1.0, schedule="constant", warmup=0.4) == pytest.approx([0.25, 0.5, 0.75] + 7 * [1.0])
+    assert ours(10, peak=1.0, schedule="constant", warmup=0.4) == pytest.approx(
+        [0.25, 0.5, 0.75] + 7 * [1.0]
+    )
     assert ours(10, peak=1.0, schedule="cosine", warmup=0.2)[:3] == pytest.approx([0.5, 1.0, 1.0])
 
 

@@ -29,7 +29,10 @@ export PATH={Path(PYTHON).parent}:$PATH
 """
 SCRIPTS = sorted(REPOSITORY.glob("slurm/*"))
 FLAGS = "--dataset mnist-5k --wandb disabled".split()
-FAULT_FLAGS = [*FLAGS, *"--epochs 2 --batch-size 6 --checkpoint-every 20 --val-size 100 --affine 1".split()]
+FAULT_FLAGS = [
+    *FLAGS,
+    *"--epochs 2 --batch-size 6 --checkpoint-every 20 --val-size 100 --affine 1".split(),
+]
 ENDLESS = [*FLAGS, *"--epochs 100000 --checkpoint-every 50".split()]
 
 
@@ -83,13 +86,20 @@ class Cluster:
 
     def begun(self, number: str) -> None:
         """Wait until a job has its first checkpoint."""
-        until(lambda: list(self.run(number).glob("checkpoints/step-*")), 90, lambda: self.log(number))
+        until(
+            lambda: list(self.run(number).glob("checkpoints/step-*")), 90, lambda: self.log(number)
+        )
 
     def end(self, number: str, seconds: float = 120) -> dict[str, str]:
         """Wait for a job's end, and return what Slurm then knows of it."""
 
         def ended() -> bool:
-            return self.job(number)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING")
+            return self.job(number)["JobState"] not in (
+                "PENDING",
+                "RUNNING",
+                "COMPLETING",
+                "CONFIGURING",
+            )
 
         until(ended, seconds, lambda: (self.job(number), self.log(number)))
         return self.job(number)
@@ -113,7 +123,9 @@ def nodes(tmp_path_factory):
     for script in SCRIPTS:
         text = script.read_text()
         edited, blocks = re.subn(
-            r"(?s)(# ---- Edit this block -+\n).*(# ---- End of the block -+\n)", rf"\1{BLOCK}\2", text
+            r"(?s)(# ---- Edit this block -+\n).*(# ---- End of the block -+\n)",
+            rf"\1{BLOCK}\2",
+            text,
         )
         assert blocks == (script.suffix == ".sbatch")
         (folder / "slurm" / script.name).write_text(edited)
@@ -127,7 +139,9 @@ def nodes(tmp_path_factory):
 @pytest.fixture
 def cluster(nodes):
     yield nodes
-    nodes.command("scancel", "--user=root")  # what a test that failed left behind would slow the others
+    nodes.command(
+        "scancel", "--user=root"
+    )  # what a test that failed left behind would slow the others
     until(lambda: not nodes.command("squeue", "--noheader"), 60, lambda: nodes.command("squeue"))
 
 
@@ -140,16 +154,22 @@ def whole(tmp_path_factory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, REPOSITORY / "tests" / "slurm_cluster.sh"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "script", [*SCRIPTS, REPOSITORY / "tests" / "slurm_cluster.sh"], ids=lambda path: path.name
+)
 def test_the_shell_is_sound(script):
     subprocess.run(["bash", "-n", script], check=True)
     if not shutil.which("shellcheck"):
         without("the Debian package shellcheck is needed")
-    done = subprocess.run(["shellcheck", "-x", script], cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(
+        ["shellcheck", "-x", script], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("script", [path for path in SCRIPTS if path.suffix == ".sbatch"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "script", [path for path in SCRIPTS if path.suffix == ".sbatch"], ids=lambda path: path.name
+)
 def test_from_another_folder_or_without_the_environment_nothing_runs(script, tmp_path):
     """As shipped, the block included, by bash alone."""
     elsewhere = call("bash", script, cwd=tmp_path)
@@ -158,26 +178,40 @@ def test_from_another_folder_or_without_the_environment_nothing_runs(script, tmp
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm" / "common.sh").write_text("echo it ran; ranks() { :; }; train() { :; }")
     without_it = call("bash", script, cwd=tmp_path)
-    assert (without_it.returncode, without_it.stdout) == (1, "") and ".venv/bin/activate: No such" in without_it.stderr
+    assert (without_it.returncode, without_it.stdout) == (
+        1,
+        "",
+    ) and ".venv/bin/activate: No such" in without_it.stderr
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "activate").touch()
-    assert call("bash", script, cwd=tmp_path, SLURM_ARRAY_TASK_ID="0", SLURM_NTASKS="1").stdout == "it ran\n"
+    assert (
+        call("bash", script, cwd=tmp_path, SLURM_ARRAY_TASK_ID="0", SLURM_NTASKS="1").stdout
+        == "it ran\n"
+    )
 
 
 def test_a_python_without_torch_is_named_once(tmp_path):
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {PYTHON} -I -S "$@"\n')
     python.chmod(0o755)
-    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "1", "SLURM_NTASKS_PER_NODE": "1"}
+    variables = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "1",
+        "SLURM_NTASKS_PER_NODE": "1",
+    }
     done = call("bash", "-c", "source slurm/common.sh; echo it ran", **variables)
-    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(f"{python} has no torch: activate")
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(
+        f"{python} has no torch: activate"
+    )
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
     """A run of one process, in float64."""
     run = tmp_path_factory.mktemp("alone") / "run"
-    done = call(PYTHON, "train.py", *FLAGS, "--epochs", "1", "--dtype", "float64", "--output-dir", run)
+    done = call(
+        PYTHON, "train.py", *FLAGS, "--epochs", "1", "--dtype", "float64", "--output-dir", run
+    )
     assert done.returncode == 0, done.stderr
     return run
 
@@ -212,7 +246,9 @@ def test_verify_compares_the_nodes(cluster):
     answer = json.loads((cluster.folder / "answer.json").read_text())
     assert [process["rank"] for process in answer["processes"]] == [0, 1]
     failed = {check["name"] for check in answer["checks"] if not check["passed"]}
-    assert failed <= {"speed of each process"}, cluster.log(number)  # the nodes share two cores with other tests
+    assert failed <= {"speed of each process"}, cluster.log(
+        number
+    )  # the nodes share two cores with other tests
 
 
 def test_requeued_by_the_administrator_in_mid_epoch_it_goes_on_to_the_same_bits(cluster, whole):
@@ -237,24 +273,39 @@ def test_where_a_node_is_lost_the_job_is_requeued_and_goes_on_to_the_same_bits(c
     for pid in lost:
         os.kill(pid, signal.SIGKILL)
     try:
-        until(lambda: cluster.job(number)["JobState"] == "PENDING", 150, lambda: cluster.log(number))
+        until(
+            lambda: cluster.job(number)["JobState"] == "PENDING", 150, lambda: cluster.log(number)
+        )
         assert "process 0 lost the connection to another" in cluster.log(number)
     finally:
-        subprocess.run([REPOSITORY / "tests" / "slurm_cluster.sh", "node", cluster.state, "n2"], check=True)
+        subprocess.run(
+            [REPOSITORY / "tests" / "slurm_cluster.sh", "node", cluster.state, "n2"], check=True
+        )
     assert cluster.succeeded(number)["Restarts"] == "1"
     assert "going on from update " in cluster.log(number)
     assert result(cluster.run(number)) == result(whole)
 
 
-def test_requeued_with_fewer_nodes_a_script_that_names_no_folder_goes_on_by_itself(cluster, tmp_path):
-    flags = [*FLAGS, *"--epochs 1 --batch-size 8 --checkpoint-every 20 --affine 1 --dtype float64".split()]
+def test_requeued_with_fewer_nodes_a_script_that_names_no_folder_goes_on_by_itself(
+    cluster, tmp_path
+):
+    flags = [
+        *FLAGS,
+        *"--epochs 1 --batch-size 8 --checkpoint-every 20 --affine 1 --dtype float64".split(),
+    ]
     done = call(PYTHON, "train.py", *flags, "--output-dir", tmp_path / "alone")
     assert done.returncode == 0, done.stderr
-    script = f"#!/usr/bin/env bash\n{BLOCK}source slurm/common.sh\nranks train.py {' '.join(flags)}\n"
+    script = (
+        f"#!/usr/bin/env bash\n{BLOCK}source slurm/common.sh\nranks train.py {' '.join(flags)}\n"
+    )
     (cluster.folder / "slurm" / "own.sbatch").write_text(script)
     before = set(cluster.folder.glob("runs/*"))
     number = cluster.submit("own.sbatch", options=["--requeue", "--open-mode=append"])
-    until(lambda: list(cluster.folder.glob("runs/2*/checkpoints/step-*")), 90, lambda: cluster.log(number))
+    until(
+        lambda: list(cluster.folder.glob("runs/2*/checkpoints/step-*")),
+        90,
+        lambda: cluster.log(number),
+    )
     cluster.command("scontrol", "requeuehold", number)
     until(lambda: cluster.job(number)["JobState"] == "PENDING", 60, lambda: cluster.log(number))
     cluster.command("scontrol", "update", f"JobId={number}", "NumNodes=1-1", "NumTasks=1")
@@ -271,7 +322,10 @@ def test_before_the_time_limit_it_stops_and_requeues_itself_and_scancel_ends_it_
     number = cluster.submit("train.sbatch", *ENDLESS, options=["--time=1", "--signal=USR1@10"])
     until(lambda: "going on from update " in cluster.log(number), 150, lambda: cluster.log(number))
     log = cluster.log(number)
-    assert log.count("stopped on request at update ") == 1 and f"job {number}: stopped on request and requeued" in log
+    assert (
+        log.count("stopped on request at update ") == 1
+        and f"job {number}: stopped on request and requeued" in log
+    )
     assert "TIME LIMIT" not in log  # it left by itself
     before = max(place.name for place in cluster.run(number).glob("checkpoints/step-*"))
     cluster.command("scancel", number)
@@ -284,7 +338,9 @@ def test_before_the_time_limit_it_stops_and_requeues_itself_and_scancel_ends_it_
     assert not (cluster.run(number) / "summary.json").exists()
 
 
-def test_stopped_twice_in_a_row_without_progress_it_is_not_requeued_and_its_status_says_stopped(cluster):
+def test_stopped_twice_in_a_row_without_progress_it_is_not_requeued_and_its_status_says_stopped(
+    cluster,
+):
     number = cluster.submit("train.sbatch", *ENDLESS)
 
     def ranks() -> int:
@@ -297,13 +353,17 @@ def test_stopped_twice_in_a_row_without_progress_it_is_not_requeued_and_its_stat
         until(lambda: ranks() == 0, 60, lambda: cluster.log(number))
     job = cluster.end(number)
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "75:0"), cluster.log(number)
-    assert "stopped twice in a row without a new checkpoint, so it is not requeued" in cluster.log(number)
+    assert "stopped twice in a row without a new checkpoint, so it is not requeued" in cluster.log(
+        number
+    )
 
 
 def test_a_failed_job_says_so_in_its_state_and_is_not_requeued(cluster):
     number = cluster.submit("train.sbatch", *FLAGS, "--lr", "nan")
     job = cluster.end(number)
-    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "2:0", "0"), cluster.log(number)
+    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "2:0", "0"), (
+        cluster.log(number)
+    )
     assert cluster.log(number).count("train.py: error: --lr nan is not possible") == 2  # one a node
     assert not list(cluster.run(number).glob("*.json"))
 
@@ -312,7 +372,11 @@ def test_an_array_trains_a_model_per_seed_and_a_task_that_stops_takes_no_other_w
     flags = [*FLAGS, "--epochs", "40"]
     number = cluster.submit("array.sbatch", *flags, options=["--nodes=1", "--array=0-3"])
     running = ("squeue", "--noheader", "--states=RUNNING", "--job", number)
-    until(lambda: len(cluster.command(*running).splitlines()) == 4, 30, lambda: cluster.command(*running))
+    until(
+        lambda: len(cluster.command(*running).splitlines()) == 4,
+        30,
+        lambda: cluster.command(*running),
+    )
     # One task bears the number of the whole array.
     (own,) = [task for task in range(4) if cluster.job(f"{number}_{task}")["JobId"] == number]
     cluster.begun(f"{number}_{own}")
@@ -327,18 +391,28 @@ def test_an_array_trains_a_model_per_seed_and_a_task_that_stops_takes_no_other_w
 
 
 def test_a_folder_that_all_tasks_of_an_array_would_share_is_refused(cluster):
-    number = cluster.submit("array.sbatch", *FLAGS, "--output-dir", "mine", options=["--nodes=1", "--array=0-0"])
+    number = cluster.submit(
+        "array.sbatch", *FLAGS, "--output-dir", "mine", options=["--nodes=1", "--array=0-0"]
+    )
     job = cluster.end(f"{number}_0")
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "2:0")
-    assert "--output-dir mine would be shared by all tasks of the array" in cluster.log(f"{number}_0")
+    assert "--output-dir mine would be shared by all tasks of the array" in cluster.log(
+        f"{number}_0"
+    )
 
 
-def test_the_tasks_of_an_array_make_the_trials_of_one_study_and_where_one_is_killed_the_others_make_up_for_it(cluster):
+def test_the_tasks_of_an_array_make_the_trials_of_one_study_and_where_one_is_killed_the_others_make_up_for_it(
+    cluster,
+):
     flags = "--dataset mnist-5k --val-size 1000 --epochs 5 --search lr --trials 12".split()
     number = cluster.submit("tune.sbatch", *flags, options=["--nodes=1", "--array=0-1"])
     journal = cluster.folder / "runs" / "tune" / "journal.jsonl"
     epochs = '"op_code":7'  # an accuracy reported
-    until(lambda: journal.exists() and journal.read_text().count(epochs) > 10, 90, lambda: cluster.log(f"{number}_0"))
+    until(
+        lambda: journal.exists() and journal.read_text().count(epochs) > 10,
+        90,
+        lambda: cluster.log(f"{number}_0"),
+    )
     cluster.command("scancel", "--signal=KILL", f"{number}_1")
     cluster.end(f"{number}_1")
     cluster.succeeded(f"{number}_0")

@@ -104,7 +104,9 @@ def test_a_progress_bar_that_cannot_be_shown_ends_no_epoch(number, monkeypatch):
 def test_output_that_is_lost_at_the_end_is_a_failure(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", LastingStream(Broken(errno.ENOSPC), loses_all=False))
     assert leaving.status_of_output() == 1
-    assert capsys.readouterr().err == "error: the end of the output is lost: No space left on device\n"
+    assert (
+        capsys.readouterr().err == "error: the end of the output is lost: No space left on device\n"
+    )
     monkeypatch.setattr(sys, "stdout", LastingStream(Broken(errno.EIO), loses_all=False))
     assert leaving.status_of_output() == 0
 
@@ -138,7 +140,9 @@ def begin(*words: str | Path, ignored: bool = False, **streams_of: int) -> subpr
 
 
 def test_a_training_whose_terminal_is_closed_leaves_with_a_checkpoint(tmp_path):
-    running = begin(tmp_path / "run", "--epochs", "100000", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    running = begin(
+        tmp_path / "run", "--epochs", "100000", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     wait_for_checkpoint(tmp_path / "run", running)
     running.send_signal(signal.SIGHUP)
     _, errors = running.communicate(timeout=60)

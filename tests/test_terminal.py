@@ -21,7 +21,9 @@ def on_a_terminal(*command, cwd) -> tuple[int, str]:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     environment = clean_environment(PYTHONPATH=str(REPOSITORY), TERM="xterm-256color")
     del environment["COLUMNS"]
-    running = subprocess.Popen(list(map(str, command)), cwd=cwd, env=environment, stdout=theirs, stderr=theirs)
+    running = subprocess.Popen(
+        list(map(str, command)), cwd=cwd, env=environment, stdout=theirs, stderr=theirs
+    )
     os.close(theirs)
     written = b""
     while True:
@@ -45,7 +47,14 @@ def test_a_command_is_quoted_for_the_shell_of_the_system(monkeypatch):
 
 @pytest.mark.slow
 def test_nothing_wraps_in_a_normal_run_on_two_processes(tmp_path):
-    launch = (PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", REPOSITORY / "train.py")
+    launch = (
+        PYTHON,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        REPOSITORY / "train.py",
+    )
     flags = "--dataset mnist-5k --cpu --wandb disabled --epochs 2 --val-size 500".split()
     status, screen = on_a_terminal(*launch, *flags, cwd=tmp_path)
     assert status == 0, screen

@@ -54,7 +54,12 @@ def read_offline_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]
             config[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
         if record.HasField("history"):
             items = record.history.item
-            history.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items})
+            history.append(
+                {
+                    item.key or ".".join(item.nested_key): json.loads(item.value_json)
+                    for item in items
+                }
+            )
         if record.HasField("artifact"):
             artifacts.append(record.artifact.type)
     return config, history, artifacts
@@ -64,7 +69,9 @@ def read_offline_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]
 def offline(tmp_path_factory):
     """A finished run with W&B offline, by two processes."""
     run = tmp_path_factory.mktemp("offline") / "my run"
-    done = torchrun(2, "train.py", *FLAGS, run, "--wandb-model", "--val-size", "100", "--wandb", "offline")
+    done = torchrun(
+        2, "train.py", *FLAGS, run, "--wandb-model", "--val-size", "100", "--wandb", "offline"
+    )
     assert done.returncode == 0, done.stderr
     return run, done
 
@@ -88,8 +95,17 @@ def test_the_offline_run_holds_the_curves_and_what_belongs_to_the_end(offline):
     run, _ = offline
     _, history, artifacts = read_offline_run(run)
     curve = [row for row in history if "train/loss" in row]
-    assert [row["_step"] for row in curve] == [50, 61, 111, 122, 172, 183]  # every 50 updates, and at epoch ends
-    first_epoch = (50 * 64 * curve[0]["train/loss"] + (3900 - 50 * 64) * curve[1]["train/loss"]) / 3900
+    assert [row["_step"] for row in curve] == [
+        50,
+        61,
+        111,
+        122,
+        172,
+        183,
+    ]  # every 50 updates, and at epoch ends
+    first_epoch = (
+        50 * 64 * curve[0]["train/loss"] + (3900 - 50 * 64) * curve[1]["train/loss"]
+    ) / 3900
     assert first_epoch == pytest.approx(read_lines(run / "metrics.jsonl")[0]["train_loss"])
     assert all(row["train/learning_rate"] == 0.001 for row in curve)
     end = history[-1]
@@ -108,15 +124,28 @@ def test_the_end_says_how_to_send_it(offline):
 @pytest.mark.slow
 def test_a_run_that_was_killed_and_stopped_is_one_run_with_one_history(tmp_path):
     """Killed, resumed and asked to stop, resumed: one offline part, equal to that of a run that was never stopped."""
-    flags = [*FLAGS[:-1], "--epochs", "20", "--checkpoint-every", "11", "--wandb", "offline", "--output-dir"]
+    flags = [
+        *FLAGS[:-1],
+        "--epochs",
+        "20",
+        "--checkpoint-every",
+        "11",
+        "--wandb",
+        "offline",
+        "--output-dir",
+    ]
     done = train_py(*flags, tmp_path / "whole")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
     for harm, more in ((signal.SIGKILL, []), (signal.SIGTERM, ["--resume"])):
         command = [PYTHON, "train.py", *map(str, [*flags, run, *more])]
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=clean_environment(), stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=clean_environment(), stderr=subprocess.DEVNULL
+        )
         before = (run / "metrics.jsonl").stat().st_size if more else 0
-        while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > before):
+        while not (
+            (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > before
+        ):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(harm)
@@ -129,7 +158,10 @@ def test_a_run_that_was_killed_and_stopped_is_one_run_with_one_history(tmp_path)
     def timeless(folder: Path) -> list[dict[str, Any]]:
         changing = ("_timestamp", "_runtime", "samples_per_second")
         rows = read_offline_run(folder)[1]
-        return [{key: row[key] for key in row if not key.endswith(changing) and "." not in key} for row in rows]
+        return [
+            {key: row[key] for key in row if not key.endswith(changing) and "." not in key}
+            for row in rows
+        ]
 
     assert timeless(run) == timeless(tmp_path / "whole")
     steps = [row["_step"] for row in timeless(run)]
@@ -138,7 +170,9 @@ def test_a_run_that_was_killed_and_stopped_is_one_run_with_one_history(tmp_path)
     assert part.name.endswith(json.loads((run / "config.json").read_text())["wandb_id"])
 
 
-def driver_alone(flags: list, *, timeouts: dict[str, float], **environment: str) -> subprocess.Popen:
+def driver_alone(
+    flags: list, *, timeouts: dict[str, float], **environment: str
+) -> subprocess.Popen:
     """The watched script in one process, with shorter patience for W&B."""
     spec = {"runs": [{"flags": [str(flag) for flag in flags]}], "timeouts": timeouts}
     return subprocess.Popen(
@@ -174,7 +208,11 @@ def test_its_service_killed_or_stopped_in_mid_run_costs_a_warning(harm, warning,
     while not (metrics.exists() and metrics.stat().st_size):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    (service,) = (child for child in psutil.Process(process.pid).children() if child.name().startswith("wandb-core"))
+    (service,) = (
+        child
+        for child in psutil.Process(process.pid).children()
+        if child.name().startswith("wandb-core")
+    )
     harm(service)
     assert_only_a_warning(process, run, warning)
     assert len(read_lines(run / "metrics.jsonl")) == 40
@@ -184,9 +222,15 @@ def test_its_service_killed_or_stopped_in_mid_run_costs_a_warning(harm, warning,
 @pytest.mark.parametrize(
     ("environment", "warning"),
     [
-        ({"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": NOWHERE}, "goes offline for this run"),  # no network
+        (
+            {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": NOWHERE},
+            "goes offline for this run",
+        ),  # no network
         ({"WANDB_API_KEY": "short"}, "goes offline for this run (WANDB_API_KEY invalid"),
-        ({"WANDB_MODE": "no", "WANDB_BASE_URL": "no"}, "offline for this run (it cannot read WANDB_MODE='no', WANDB_B"),
+        (
+            {"WANDB_MODE": "no", "WANDB_BASE_URL": "no"},
+            "offline for this run (it cannot read WANDB_MODE='no', WANDB_B",
+        ),
     ],
 )
 def test_no_network_a_bad_key_or_a_bad_mode_cost_a_warning(environment, warning, tmp_path):
@@ -196,7 +240,9 @@ def test_no_network_a_bad_key_or_a_bad_mode_cost_a_warning(environment, warning,
     assert process.returncode == 0, errors
     assert (tmp_path / "run" / "summary.json").exists()
     lines = errors.splitlines()
-    assert 1 <= len(lines) <= 2 and all(line.startswith("warning: Weights & Biases") for line in lines), errors
+    assert 1 <= len(lines) <= 2 and all(
+        line.startswith("warning: Weights & Biases") for line in lines
+    ), errors
     assert warning in errors
     assert len(read_offline_run(tmp_path / "run")[1]) > 0
 
@@ -208,7 +254,10 @@ def test_no_network_a_bad_key_or_a_bad_mode_cost_a_warning(environment, warning,
         ("no JSON at all", None),
         ('{"text": "of another version"}', None),
         ('{"level": "INFO", "msg": "sent"}\n{"level": "ERROR", "msg": "api: 500"}', None),
-        ('{"level": "INFO", "msg": "sent"}\n{"level": "ERROR", "msg": "artifact refused\\nmore"}', "artifact refused"),
+        (
+            '{"level": "INFO", "msg": "sent"}\n{"level": "ERROR", "msg": "artifact refused\\nmore"}',
+            "artifact refused",
+        ),
     ],
 )
 def test_what_its_own_log_says_of_what_it_could_not_send(lines, found, tmp_path):

@@ -48,7 +48,9 @@ def test_an_epoch_is_that_of_a_hand_written_loop(options, tmp_path):
     batches = reference.order(len(train), seed=3, epoch=0).split(config.batch_size)
     loss_sum, rate = 0.0, 0.0
     for number, index in enumerate(batches):
-        rate = learning_rate(number, len(batches), peak=config.lr, schedule=config.schedule, warmup=config.warmup)
+        rate = learning_rate(
+            number, len(batches), peak=config.lr, schedule=config.schedule, warmup=config.warmup
+        )
         optimizer.param_groups[0]["lr"] = rate
         images, labels = train.images[index], train.labels[index]
         loss = F.cross_entropy(model(images), labels, label_smoothing=config.label_smoothing)
@@ -59,12 +61,18 @@ def test_an_epoch_is_that_of_a_hand_written_loop(options, tmp_path):
         optimizer.step()
         loss_sum += loss.item() * len(index)
         now = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        average = now if number == 0 else {k: config.ema * average[k] + (1 - config.ema) * now[k] for k in now}
+        average = (
+            now
+            if number == 0
+            else {k: config.ema * average[k] + (1 - config.ema) * now[k] for k in now}
+        )
 
     for name, tensor in weights_of(tmp_path / "run").items():
         torch.testing.assert_close(tensor, average[name], atol=1e-9, rtol=0)
     (line,) = read_lines(tmp_path / "run" / "metrics.jsonl")
-    assert line["train_loss"] == pytest.approx(loss_sum / 4000, abs=1e-9)  # a true mean over samples
+    assert line["train_loss"] == pytest.approx(
+        loss_sum / 4000, abs=1e-9
+    )  # a true mean over samples
     assert line["learning_rate"] == pytest.approx(rate, rel=1e-12)
 
 
@@ -115,14 +123,20 @@ def test_without_decay_the_optimizer_is_adam_bit_for_bit():
     torch.manual_seed(0)
     ours, theirs = MNISTNet(), MNISTNet()
     theirs.load_state_dict(ours.state_dict())
-    optimizers = adam(ours, TrainConfig()), torch.optim.Adam(theirs.parameters(), lr=0.001, fused=True)
+    optimizers = (
+        adam(ours, TrainConfig()),
+        torch.optim.Adam(theirs.parameters(), lr=0.001, fused=True),
+    )
     for _ in range(10):
         images, labels = torch.randn(32, 1, 28, 28), torch.randint(10, (32,))
         for model, optimizer in zip((ours, theirs), optimizers, strict=True):
             optimizer.zero_grad()
             F.cross_entropy(model(images), labels).backward()
             optimizer.step()
-    assert all(torch.equal(one, two) for one, two in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(ours.parameters(), theirs.parameters(), strict=True)
+    )
 
 
 def test_what_a_run_does_not_use_is_not_imported_to_start_it():
@@ -134,11 +148,17 @@ def test_what_a_run_does_not_use_is_not_imported_to_start_it():
 
 @pytest.mark.parametrize(
     ("processes", "few"),
-    [(2, True), pytest.param(4, True, marks=pytest.mark.slow), pytest.param(5, False, marks=pytest.mark.slow)],
+    [
+        (2, True),
+        pytest.param(4, True, marks=pytest.mark.slow),
+        pytest.param(5, False, marks=pytest.mark.slow),
+    ],
 )
 def test_few_processes_send_small_gradients_to_each_other_and_get_the_same_bits(processes, few):
     done = torchrun(processes, REPOSITORY / "tests" / "exchange.py")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["same_bits"] and found["right"]
-    assert found["calls"] == ({"all_sums": 6, "all_reduce": 3} if few else {"all_sums": 3, "all_reduce": 6})
+    assert found["calls"] == (
+        {"all_sums": 6, "all_reduce": 3} if few else {"all_sums": 3, "all_reduce": 6}
+    )

@@ -50,7 +50,9 @@ def digits():
 
 def search(folder: Path, *flags: str, trials: int = 2) -> list[optuna.trial.FrozenTrial]:
     """Search in this process; later flags win. The study's trials."""
-    tune.main(parse(tune.Config, [*QUICK, *flags, "--output-dir", str(folder), "--trials", str(trials)]))
+    tune.main(
+        parse(tune.Config, [*QUICK, *flags, "--output-dir", str(folder), "--trials", str(trials)])
+    )
     return trials_of(folder)
 
 
@@ -63,7 +65,17 @@ def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
 def start(folder: Path, *flags: str, trials: int = 2) -> subprocess.Popen:
     """Start a search in a process of its own."""
     return subprocess.Popen(
-        [PYTHON, "-m", "mnist_dist", "tune", *flags, "--output-dir", folder, "--trials", str(trials)],
+        [
+            PYTHON,
+            "-m",
+            "mnist_dist",
+            "tune",
+            *flags,
+            "--output-dir",
+            folder,
+            "--trials",
+            str(trials),
+        ],
         cwd=REPOSITORY,
         env=clean_environment(PYTHONPATH=str(REPOSITORY)),
         stdout=subprocess.PIPE,
@@ -84,7 +96,9 @@ def until(processes: Sequence[subprocess.Popen], condition: Callable[[], bool]) 
 def training(folder: Path) -> subprocess.Popen:
     """A search in a process of its own, in the middle of its first trial."""
     process, journal = start(folder, *ENDLESS), folder / study_locks.JOURNAL
-    until([process], lambda: journal.exists() and journal.read_text().count('"op_code":7') >= 3)  # three epochs
+    until(
+        [process], lambda: journal.exists() and journal.read_text().count('"op_code":7') >= 3
+    )  # three epochs
     return process
 
 
@@ -98,7 +112,10 @@ def test_two_processes_share_a_study_and_each_trial_is_made_once(tmp_path):
     locks = study_locks.Locks(tmp_path)
     with locks.claiming():  # until both are there
         both = [start(tmp_path, *QUICK, "--batch-size", "20", trials=6) for _ in range(2)]
-        until(both, lambda: locks.journal.exists() and locks.journal.read_text().count('"op_code":0') == 2)
+        until(
+            both,
+            lambda: locks.journal.exists() and locks.journal.read_text().count('"op_code":0') == 2,
+        )
     said = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert [errors for _, errors in said] == ["", ""]
@@ -112,7 +129,9 @@ def test_two_processes_share_a_study_and_each_trial_is_made_once(tmp_path):
     assert len(ends) == 1, "both end with the same report"
 
 
-def test_the_settings_given_are_tried_again_where_their_trial_was_lost_though_others_are_enough(tmp_path, monkeypatch):
+def test_the_settings_given_are_tried_again_where_their_trial_was_lost_though_others_are_enough(
+    tmp_path, monkeypatch
+):
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -124,7 +143,10 @@ def test_the_settings_given_are_tried_again_where_their_trial_was_lost_though_ot
     other = others.ask({name: search_space.SPACE[name] for name in ("lr", "weight-decay")})
     other.set_user_attr("train_seconds", 1.0)
     others.tell(other, 0.5)
-    with monkeypatch.context() as patch, pytest.raises(Stopped):  # at the worst instant: announced, and not yet begun
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Stopped),
+    ):  # at the worst instant: announced, and not yet begun
         patch.setattr(optuna.Study, "ask", interrupted)
         search(tmp_path, trials=1)
     assert states(trials_of(tmp_path)) == ["FAIL", "COMPLETE", "WAITING"]
@@ -138,7 +160,9 @@ def test_killed_in_mid_trial_and_started_again_the_study_goes_on(tmp_path):
     killed = training(tmp_path)
     killed.kill()
     killed.communicate()
-    (tmp_path / study_locks.JOURNAL).open("a").write('{"op_code":6,"worker_id":"x","tri')  # a line half written
+    (tmp_path / study_locks.JOURNAL).open("a").write(
+        '{"op_code":6,"worker_id":"x","tri'
+    )  # a line half written
     before = trials_of(tmp_path)
     assert states(before) == ["RUNNING"] and before[0].params == {"lr": 0.001, "weight-decay": 0.0}
     # The settings must be those of before, so the same endless trials, made short.
@@ -175,8 +199,15 @@ def test_killed_again_and_again_at_random_instants_it_ends_with_all_trials(tmp_p
     assert last.returncode == 0 and errors == "", errors
     trials = trials_of(tmp_path)
     assert sum(trial.state in study.DONE for trial in trials) == 30
-    assert not [trial for trial in trials if trial.state in (TrialState.RUNNING, TrialState.WAITING)]
-    assert len([trial for trial in trials if "first" in trial.user_attrs and trial.state in study.DONE]) == 1
+    assert not [
+        trial for trial in trials if trial.state in (TrialState.RUNNING, TrialState.WAITING)
+    ]
+    assert (
+        len(
+            [trial for trial in trials if "first" in trial.user_attrs and trial.state in study.DONE]
+        )
+        == 1
+    )
     assert "mnist-5k: 30 trials" in output
 
 
@@ -184,19 +215,25 @@ def test_a_later_call_does_what_is_left_and_one_process_repeats_itself(tmp_path,
     once = search(tmp_path / "a", trials=4)
     search(tmp_path / "b", trials=2)
     twice = search(tmp_path / "b", trials=4)
-    assert [(trial.params, trial.values) for trial in once] == [(trial.params, trial.values) for trial in twice]
+    assert [(trial.params, trial.values) for trial in once] == [
+        (trial.params, trial.values) for trial in twice
+    ]
     assert len({trial.params["lr"] for trial in once}) == 4
     other = search(tmp_path / "c", "--seed", "1", trials=2)
     assert other[1].params != once[1].params
     capsys.readouterr()
     journal = (tmp_path / "b" / study_locks.JOURNAL).read_text()
     again = search(tmp_path / "b", trials=4)
-    assert len(again) == 4 and capsys.readouterr().out.startswith("mnist-5k: 4 trials, 0 of them pruned; pictures in ")
+    assert len(again) == 4 and capsys.readouterr().out.startswith(
+        "mnist-5k: 4 trials, 0 of them pruned; pictures in "
+    )
     grown = (tmp_path / "b" / study_locks.JOURNAL).read_text().removeprefix(journal)
     assert grown.count("\n") == 1, "nothing but that it was opened"
 
 
-def test_the_command_printed_trains_with_the_settings_of_the_best_trial(tmp_path, capsys, monkeypatch):
+def test_the_command_printed_trains_with_the_settings_of_the_best_trial(
+    tmp_path, capsys, monkeypatch
+):
     """And the trial was what train.py does."""
     flags = "--search lr hidden batch-size schedule label-smoothing affine --epochs 2 --ema 0.9 --seed 3".split()
     trials = search(tmp_path / "study", *flags, trials=3)
@@ -204,15 +241,21 @@ def test_the_command_printed_trains_with_the_settings_of_the_best_trial(tmp_path
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2] == "Train with them on all training samples:"
     assert (
-        f"the settings given (trial 0): {100 * trials[0].value:.2f}% ({2000 * trials[0].value:.0f}/2000)" in lines[-4]
+        f"the settings given (trial 0): {100 * trials[0].value:.2f}% ({2000 * trials[0].value:.0f}/2000)"
+        in lines[-4]
     )
-    assert f"(trial {best.number}): {100 * best.value:.2f}% ({2000 * best.value:.0f}/2000)" in lines[-3]
+    assert (
+        f"(trial {best.number}): {100 * best.value:.2f}% ({2000 * best.value:.0f}/2000)"
+        in lines[-3]
+    )
     program, script, *words = shlex.split(lines[-1])
     config = parse(TrainConfig, words)
     assert (program, script) == ("python", "train.py")
     expected = {name.replace("-", "_"): value for name, value in best.params.items()}
     expected["hidden"] = tuple(map(int, expected["hidden"].split()))
-    assert config == TrainConfig(dataset="mnist-5k", epochs=2, ema=0.9, seed=3, cpu=True, **expected)
+    assert config == TrainConfig(
+        dataset="mnist-5k", epochs=2, ema=0.9, seed=3, cpu=True, **expected
+    )
     run = tmp_path / "run"
     more = ["--val-size", "2000", "--wandb", "disabled", "--output-dir", str(run)]
     monkeypatch.setattr(sys, "argv", [script, *words, *more])
@@ -246,7 +289,9 @@ def test_trials_below_the_median_are_pruned(tmp_path):
     trials = search(tmp_path, "--epochs", "2", "--lr", "0.0001", trials=12)
     assert trials[0].state == TrialState.COMPLETE
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
-    assert pruned and all(trial.user_attrs["reason"] == "below the median after epoch 1" for trial in pruned)
+    assert pruned and all(
+        trial.user_attrs["reason"] == "below the median after epoch 1" for trial in pruned
+    )
     assert all(len(trial.intermediate_values) == 1 for trial in pruned)
 
 
@@ -281,9 +326,13 @@ def test_trials_are_compared_where_they_had_come_as_far(tmp_path, monkeypatch):
     trials = search(tmp_path, "--search", "epochs", "--epochs", "4", trials=20)
     most = max(trial.params["epochs"] for trial in trials)
     longest = [trial for trial in trials if trial.params["epochs"] == most]
-    assert longest[-1].number >= 5 and set(states(longest)) == {"COMPLETE"}, "the first five are not pruned at all"
+    assert longest[-1].number >= 5 and set(states(longest)) == {"COMPLETE"}, (
+        "the first five are not pruned at all"
+    )
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
-    assert pruned and all(2 * len(trial.intermediate_values) >= trial.params["epochs"] for trial in pruned)
+    assert pruned and all(
+        2 * len(trial.intermediate_values) >= trial.params["epochs"] for trial in pruned
+    )
 
 
 def test_the_settings_given_are_not_pruned_where_others_were_faster(tmp_path, monkeypatch):
@@ -292,11 +341,15 @@ def test_the_settings_given_are_not_pruned_where_others_were_faster(tmp_path, mo
     assert states(trials) == ["COMPLETE", "PRUNED"]
 
 
-def test_a_trial_whose_numbers_break_is_pruned_with_its_reason_and_the_study_goes_on(tmp_path, monkeypatch, capsys):
+def test_a_trial_whose_numbers_break_is_pruned_with_its_reason_and_the_study_goes_on(
+    tmp_path, monkeypatch, capsys
+):
     build, built = search_trial.networks.build, []
 
     def second_is_broken(*args):
-        if torch.get_default_device().type == "meta":  # the check of the settings only looks at shapes
+        if (
+            torch.get_default_device().type == "meta"
+        ):  # the check of the settings only looks at shapes
             return build(*args)
         built.append(build(*args))
         if len(built) == 2:
@@ -354,7 +407,10 @@ def test_wrong_flags_are_refused_by_name(words, complaint):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("--lr 0.5", "--lr 0.5 is not possible: give a number from 0.0001 to 0.03, which are searched"),
+        (
+            "--lr 0.5",
+            "--lr 0.5 is not possible: give a number from 0.0001 to 0.03, which are searched",
+        ),
         ("--search hidden --hidden 3 2", "--hidden 3 2 is not possible: give one of 128, 256"),
         ("--val-size 4000", "--val-size 4000 leaves nothing to train on"),
         ("--val-size 3000 --search batch-size", "--val-size 3000 leaves 1000 samples to train on"),
@@ -379,7 +435,9 @@ def test_another_study_in_the_folder_is_refused_and_left_as_it_is(tmp_path):
         with pytest.raises(UserError, match=complaint):
             search(tmp_path, *words.split(), trials=3)
     assert trials_of(tmp_path) == before
-    assert len(search(tmp_path, "--data-dir", str(tmp_path), trials=2)) == 2  # where the data are is no setting
+    assert (
+        len(search(tmp_path, "--data-dir", str(tmp_path), trials=2)) == 2
+    )  # where the data are is no setting
 
 
 @pytest.mark.slow
@@ -396,9 +454,16 @@ def test_a_study_goes_on_with_its_own_teachers_alone(tmp_path):
 def test_a_damaged_journal_is_refused(tmp_path):
     search(tmp_path, trials=1)
     lines = (tmp_path / study_locks.JOURNAL).read_bytes().splitlines(keepends=True)
-    for damage in (b"\x00" * 50 + b"\n", b"{}\n", b'{"op_code":99,"worker_id":"x"}\n', b"no JSON\n"):
+    for damage in (
+        b"\x00" * 50 + b"\n",
+        b"{}\n",
+        b'{"op_code":99,"worker_id":"x"}\n',
+        b"no JSON\n",
+    ):
         for place in (5, len(lines)):
-            (tmp_path / study_locks.JOURNAL).write_bytes(b"".join([*lines[:place], damage, *lines[place:]]))
+            (tmp_path / study_locks.JOURNAL).write_bytes(
+                b"".join([*lines[:place], damage, *lines[place:]])
+            )
             with pytest.raises(UserError, match=r"the study in .* is damaged") as refusal:
                 search(tmp_path, trials=2)
             assert "\n" not in str(refusal.value)
@@ -409,7 +474,12 @@ def test_a_journal_that_is_not_one_or_has_lost_its_beginning_is_refused_and_lose
     journal = tmp_path / study_locks.JOURNAL
     lines = journal.read_bytes().splitlines(keepends=True)
     assert b'"fixed"' in lines[1]
-    for content in (b"my diary", b"my diary\n", b"".join(lines[1:]), b"".join([lines[0], *lines[2:]])):
+    for content in (
+        b"my diary",
+        b"my diary\n",
+        b"".join(lines[1:]),
+        b"".join([lines[0], *lines[2:]]),
+    ):
         journal.write_bytes(content)
         with pytest.raises(UserError, match=r"the study in .* is damaged"):
             search(tmp_path, trials=3)
@@ -417,9 +487,17 @@ def test_a_journal_that_is_not_one_or_has_lost_its_beginning_is_refused_and_lose
 
 
 def test_several_processes_of_a_launcher_are_refused(tmp_path, monkeypatch):
-    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_PORT": 1, "MASTER_ADDR": "x"}.items():
+    for name, value in {
+        "RANK": 0,
+        "WORLD_SIZE": 2,
+        "LOCAL_RANK": 0,
+        "MASTER_PORT": 1,
+        "MASTER_ADDR": "x",
+    }.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(tune.launch, "start", lambda **_: pytest.fail("it would wait for the other"))
+    monkeypatch.setattr(
+        tune.launch, "start", lambda **_: pytest.fail("it would wait for the other")
+    )
     with pytest.raises(UserError, match="start the same command several times, without a launcher"):
         search(tmp_path / "study")
     assert not (tmp_path / "study").exists()
@@ -427,9 +505,14 @@ def test_several_processes_of_a_launcher_are_refused(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_command_ends_with_one_sentence():
-    for folder, sentence in {"/dev/null/study": "'/dev/null/study': Not a directory", "LICENSE": "File exists"}.items():
+    for folder, sentence in {
+        "/dev/null/study": "'/dev/null/study': Not a directory",
+        "LICENSE": "File exists",
+    }.items():
         done = call(PYTHON, "-m", "mnist_dist", "tune", *QUICK, "--output-dir", folder)
-        assert done.returncode == 1 and sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert done.returncode == 1 and sentence in done.stderr and done.stderr.count("\n") == 1, (
+            done.stderr
+        )
 
 
 @pytest.mark.parametrize(
@@ -452,21 +535,32 @@ def test_what_the_sweep_starts_is_accepted_by_train_py(tmp_path):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
     sweep = yaml.safe_load((REPOSITORY / "sweep.yaml").read_text())
-    assert sweep["metric"] == {"name": "val_accuracy", "goal": "maximize"} and sweep["program"] == "train.py"
+    assert (
+        sweep["metric"] == {"name": "val_accuracy", "goal": "maximize"}
+        and sweep["program"] == "train.py"
+    )
     fake = tmp_path / "python"
     fake.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
     fake.chmod(0o755)
     knobs = sweep["parameters"]
     assert {name.replace("_", "-") for name in knobs} == set(search_space.SPACE)
-    choices = {name: knob.get("values") or [knob["min"], knob["max"]] for name, knob in knobs.items()}
-    for number in range(max(map(len, choices.values()))):  # so that each value is drawn once at least
+    choices = {
+        name: knob.get("values") or [knob["min"], knob["max"]] for name, knob in knobs.items()
+    }
+    for number in range(
+        max(map(len, choices.values()))
+    ):  # so that each value is drawn once at least
         drawn = {name: values[number % len(values)] for name, values in choices.items()}
-        args = create_sweep_command_args({"args": {name: {"value": value} for name, value in drawn.items()}})["args"]
+        args = create_sweep_command_args(
+            {"args": {name: {"value": value} for name, value in drawn.items()}}
+        )["args"]
         command: list[str] = []
         for word in create_sweep_command(list(sweep["command"])):
             command += {"${env}": ["/usr/bin/env"], "${args}": args}.get(word, [word])
         environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True
+        )
         script, *words = json.loads(done.stdout)
         config = parse(TrainConfig, words)
         assert script == "train.py" and config.val_size > 0
@@ -493,7 +587,10 @@ def test_the_sweep_searches_what_tune_searches():
     [
         ("", set(search_space.SPACE)),
         ("--epochs 1", set(search_space.SPACE) - {"epochs"}),
-        ("--epochs=5 --batch_size 64", set(search_space.SPACE) - {"epochs", "batch-size"}),  # as by default
+        (
+            "--epochs=5 --batch_size 64",
+            set(search_space.SPACE) - {"epochs", "batch-size"},
+        ),  # as by default
         ("--epochs 4 --search epochs lr", {"epochs", "lr"}),
     ],
 )
@@ -503,7 +600,9 @@ def test_what_has_a_flag_of_its_own_is_not_searched(words, searched):
 
 def test_if_all_has_flags_of_its_own_there_is_nothing_to_search():
     words = "--lr 1e-3 --hidden 8 --batch-size 64 --epochs 5 --schedule cosine --weight-decay 0 --label-smoothing 0"
-    with pytest.raises(UsageError, match="--search nothing is not possible: give some of lr, hidden, "):
+    with pytest.raises(
+        UsageError, match="--search nothing is not possible: give some of lr, hidden, "
+    ):
         parse(tune.Config, [*words.split(), *"--affine 0 --elastic 0".split()])
 
 

@@ -38,13 +38,19 @@ RUNS = {
     "layers, evaluated": f"{LAYERS} --evaluate-every 4",
     "layers, bf16": f"{LAYERS} --mixed-precision bf16",
 }
-CLOSE_RUNS = [name for name, flags in RUNS.items() if "--exact" in flags and "--virtual" not in flags]
+CLOSE_RUNS = [
+    name for name, flags in RUNS.items() if "--exact" in flags and "--virtual" not in flags
+]
 SAME_RUNS = [name for name, flags in RUNS.items() if "--virtual" in flags]
-FAULTY = {fault: "--exact" if "scheduler" in fault or "samples" in fault else LAYERS for fault in OF_BITS}
+FAULTY = {
+    fault: "--exact" if "scheduler" in fault or "samples" in fault else LAYERS for fault in OF_BITS
+}
 RESUMED = {"resumed": "--exact", "resumed layers": LAYERS}
 
 slow = pytest.mark.slow
-several = pytest.mark.parametrize("processes", [pytest.param(2, marks=slow), 3, pytest.param(7, marks=slow)])
+several = pytest.mark.parametrize(
+    "processes", [pytest.param(2, marks=slow), 3, pytest.param(7, marks=slow)]
+)
 
 
 class Results:
@@ -69,7 +75,9 @@ class Results:
     def project(self, name: str, processes: int) -> Path:
         return self.folder / f"{name} stopped on {processes}"
 
-    def run(self, name: str, processes: int, flags: str, fault: str | None = None, **project: Path) -> list[Any]:
+    def run(
+        self, name: str, processes: int, flags: str, fault: str | None = None, **project: Path
+    ) -> list[Any]:
         """One run of the script, as user_driver.py takes it."""
         words = [str(self.file(name, processes)), *flags.split()]
         for folder in project.values():
@@ -84,7 +92,10 @@ class Results:
         back: list[Any] = []
         if processes > 1:
             for name, flags in RESUMED.items():
-                here, there = self.project(name, processes), self.project(f"{name} for {processes}", 1)
+                here, there = (
+                    self.project(name, processes),
+                    self.project(f"{name} for {processes}", 1),
+                )
                 resume = f"{flags} --checkpoint-every 3 --resume"
                 first.append(self.run("", processes, f"{flags} {STOPPED}", project=here))
                 on_one.append(self.run(f"{name} from {processes}", 1, resume, project=here))
@@ -189,9 +200,15 @@ def test_killed_in_mid_epoch_it_goes_on_with_another_number_of_processes(way, pr
 def test_checkpoints_are_numbered_on_and_the_newest_two_are_kept(processes, results):
     """4 were written before the stop, and 3 after it."""
     results.get("plain", processes)
-    folders = [results.project("resumed", processes), results.project(f"resumed layers for {processes}", 1)]
+    folders = [
+        results.project("resumed", processes),
+        results.project(f"resumed layers for {processes}", 1),
+    ]
     for folder in folders:
-        assert {place.name for place in (folder / "checkpoints").iterdir()} == {"checkpoint_5", "checkpoint_6"}
+        assert {place.name for place in (folder / "checkpoints").iterdir()} == {
+            "checkpoint_5",
+            "checkpoint_6",
+        }
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(7, marks=slow)])

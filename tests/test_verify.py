@@ -26,41 +26,100 @@ OPTIONS = (
 ).split()
 
 FAULTS = {  # the line that fails, what it finds, and what it says is to be done
-    "loader_sharded_twice": ("samples", "10 batches of 20", "do not pass the loader to accelerator.prepare"),
-    "order_depends_on_processes": ("samples", "not those 61 of one process", "the same --seed and --batch-size"),
-    "processes_with_different_seeds": ("samples", "not those 61 of one process", "the same --seed and --batch-size"),
-    "processes_weighed_equally": ("gradient", "first at update 1", "weigh a process's loss by its samples"),
-    "clipped_before_the_reduction": ("gradient", "", "--clip-norm alone made it wrong: limit the norm of the mean"),
+    "loader_sharded_twice": (
+        "samples",
+        "10 batches of 20",
+        "do not pass the loader to accelerator.prepare",
+    ),
+    "order_depends_on_processes": (
+        "samples",
+        "not those 61 of one process",
+        "the same --seed and --batch-size",
+    ),
+    "processes_with_different_seeds": (
+        "samples",
+        "not those 61 of one process",
+        "the same --seed and --batch-size",
+    ),
+    "processes_weighed_equally": (
+        "gradient",
+        "first at update 1",
+        "weigh a process's loss by its samples",
+    ),
+    "clipped_before_the_reduction": (
+        "gradient",
+        "",
+        "--clip-norm alone made it wrong: limit the norm of the mean",
+    ),
     "label_smoothing_ignored": ("gradient", "", "--label-smoothing alone made it wrong"),
     "dropout_drawn_by_every_process": (
         "gradient",
         "",
         "--dropout and --affine and --elastic alone made it wrong: draw",
     ),
-    "large_gradients_rounded": ("gradient", "", "as bfloat16 is: exchange it in the weights' own dtype"),
+    "large_gradients_rounded": (
+        "gradient",
+        "",
+        "as bfloat16 is: exchange it in the weights' own dtype",
+    ),
     "gradient_is_no_number": ("gradient", "process 1 on ", "it is no number at that update"),
-    "weights_decay_twice": ("update", "first at update 1", "one step of AdamW an update, and nothing besides"),
-    "schedule_stepped_by_every_process": ("schedule", "first at update 2", "once an update, not once a process"),
-    "average_stands_still": ("moving average", "process 1 on ", "every process must move its average"),
-    "padding_counted": ("evaluation", "were not counted exactly once", "count by sample, without padding"),
+    "weights_decay_twice": (
+        "update",
+        "first at update 1",
+        "one step of AdamW an update, and nothing besides",
+    ),
+    "schedule_stepped_by_every_process": (
+        "schedule",
+        "first at update 2",
+        "once an update, not once a process",
+    ),
+    "average_stands_still": (
+        "moving average",
+        "process 1 on ",
+        "every process must move its average",
+    ),
+    "padding_counted": (
+        "evaluation",
+        "were not counted exactly once",
+        "count by sample, without padding",
+    ),
     "other_first_weights": ("initial weights", "process 1 on ", "the same first weights"),
     "other_labels": ("data", "process 1 on vm: other train labels", "not what is made of them"),
     "other_normalisation": ("data", "other train pixels", "not what is made of them"),
-    "checkpoint_reads_other_weights": ("checkpoint", "weights of fc1.bias", "the file system keep it"),
-    "checkpoint_without_optimizer": ("checkpoint", "Adam's first moments", "optimizer and moving average"),
+    "checkpoint_reads_other_weights": (
+        "checkpoint",
+        "weights of fc1.bias",
+        "the file system keep it",
+    ),
+    "checkpoint_without_optimizer": (
+        "checkpoint",
+        "Adam's first moments",
+        "optimizer and moving average",
+    ),
     "optimizer_lost_at_resume": (
         "resume",
         "process 1 on vm: the update is another, so the optimizer's state",
         "given back to",
     ),
-    "resume_skips_a_batch": ("resume", "other ones from its 1.", "every part of the state must be saved"),
-    "mixed_precision_breaks": ("mixed precision", "losses in bf16 are not finite", "--mixed-precision no"),
+    "resume_skips_a_batch": (
+        "resume",
+        "other ones from its 1.",
+        "every part of the state must be saved",
+    ),
+    "mixed_precision_breaks": (
+        "mixed precision",
+        "losses in bf16 are not finite",
+        "--mixed-precision no",
+    ),
     "slow_process": ("speed of each process", "process 2 on ", "all wait for it"),
     "slow_link": ("links", "to 2 on ", "network interface"),
     "another_kind_of_processor": ("same bits", "process 2 on ", "one kind of CPU or GPU"),
 }
 SLOW = {"speed of each process", "links", "same bits"}  # lines that warn
-WARNED, ALL_WARNED = ("slow_process", "slow_link", "another_kind_of_processor"), "slow_and_of_another_kind"
+WARNED, ALL_WARNED = (
+    ("slow_process", "slow_link", "another_kind_of_processor"),
+    "slow_and_of_another_kind",
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +130,13 @@ def answers(tmp_path_factory):
     three = {None: flags, ALL_WARNED: [*flags, "--", *OPTIONS]}
     two = {fault: [*flags, "--", *OPTIONS] for fault in FAULTS if fault not in WARNED}
     for world, asked in {3: three, 2: two}.items():
-        runs = [{"flags": it, "fault": fault, "verify": str(folder / f"{fault}.json")} for fault, it in asked.items()]
-        done = call(PYTHON, DRIVER, json.dumps({"runs": runs, "updates": 10, "forked": world}), timeout=500)
+        runs = [
+            {"flags": it, "fault": fault, "verify": str(folder / f"{fault}.json")}
+            for fault, it in asked.items()
+        ]
+        done = call(
+            PYTHON, DRIVER, json.dumps({"runs": runs, "updates": 10, "forked": world}), timeout=500
+        )
         assert done.returncode == 0, done.stdout + done.stderr
     assert not (folder / "runs").exists()  # nothing is left behind
     found = {fault: json.loads((folder / f"{fault}.json").read_text()) for fault in (*three, *two)}
@@ -90,8 +154,13 @@ def test_a_fault_fails_the_line_that_names_it_and_no_other_gives_advice(answers,
         assert checks[line]["slow"] and not failed
     else:
         assert failed[0] == line
-    assert found.replace("vm", platform.node()) in checks[line]["detail"] and advice in checks[line]["advice"]
-    assert all(checks[name]["advice"].startswith(f"because of {line}, above") for name in failed[1:])
+    assert (
+        found.replace("vm", platform.node()) in checks[line]["detail"]
+        and advice in checks[line]["advice"]
+    )
+    assert all(
+        checks[name]["advice"].startswith(f"because of {line}, above") for name in failed[1:]
+    )
 
 
 @pytest.mark.slow
@@ -99,23 +168,34 @@ def test_the_answer_for_machines_has_processes_and_measurements(answers):
     answer = answers[None]
     assert answer["passed"] and answer["version"] == 2
     assert [process["rank"] for process in answer["processes"]] == [0, 1, 2]
-    assert {(process["device"], process["backend"]) for process in answer["processes"]} == {("cpu", "gloo")}
+    assert {(process["device"], process["backend"]) for process in answer["processes"]} == {
+        ("cpu", "gloo")
+    }
     measured = answer["measurements"]
     assert measured["efficiency"] == pytest.approx(
         measured["samples_per_second"] / measured["samples_per_second_alone"] / 3
     )
-    assert 1e-6 < measured["all_reduce_seconds"] < 1 and 1e6 < measured["all_reduce_bytes_per_second"] < 1e12
-    names = (
-        "processes,versions,code,data,shared folder,initial weights,samples,gradient,update,schedule,moving average,"
+    assert (
+        1e-6 < measured["all_reduce_seconds"] < 1
+        and 1e6 < measured["all_reduce_bytes_per_second"] < 1e12
     )
-    names += "evaluation,test count,checkpoint,resume,stop,mixed precision,same bits,links,speed of each process"
+    names = "processes,versions,code,data,shared folder,initial weights,samples,gradient,update,schedule,"
+    names += "moving average,evaluation,test count,checkpoint,resume,stop,mixed precision,same bits,links,speed of each process"
     assert [check["name"] for check in answer["checks"]] == names.split(",")
 
 
 ALONE = {  # what befalls one process: the line that was being made, and what it says
-    "last_process_has_a_bug": ("gradient", "process 1: ZeroDivisionError: planted", "did not fail on all"),
+    "last_process_has_a_bug": (
+        "gradient",
+        "process 1: ZeroDivisionError: planted",
+        "did not fail on all",
+    ),
     "last_process_is_killed": ("gradient", "process 1 has died or is frozen", "its own last words"),
-    "last_process_hangs": ("gradient", "process 1 hangs: 1 your settings, in update 5", "--deadline"),
+    "last_process_hangs": (
+        "gradient",
+        "process 1 hangs: 1 your settings, in update 5",
+        "--deadline",
+    ),
     "stop_seen_by_one_process": (
         "stop",
         "not done after 30 s: all wait: 0 stopped, in update ",
@@ -132,7 +212,9 @@ def ends(tmp_path_factory):
     def end(fault):
         flags = f"--dataset mnist-5k --cpu --output-dir {folder}/{fault} --deadline 30 -- --hidden 16".split()
         run = {"flags": flags, "fault": fault, "verify": str(folder / "answer.json")}
-        return torchrun(2, REPOSITORY / "tests" / "driver.py", json.dumps({"runs": [run], "updates": 10}))
+        return torchrun(
+            2, REPOSITORY / "tests" / "driver.py", json.dumps({"runs": [run], "updates": 10})
+        )
 
     with ThreadPoolExecutor() as pool:
         found = dict(zip(ALONE, pool.map(end, ALONE), strict=True))
@@ -146,32 +228,54 @@ def ends(tmp_path_factory):
 def test_a_process_that_fails_alone_ends_the_table_with_its_name(ends, fault):
     (line, found, advice), done = ALONE[fault], ends[fault]
     assert done.returncode != 0
-    assert done.stdout.count("FAIL  ") == 1 and f"FAIL  {line} " in done.stdout, done.stdout + done.stderr
+    assert done.stdout.count("FAIL  ") == 1 and f"FAIL  {line} " in done.stdout, (
+        done.stdout + done.stderr
+    )
     assert found in done.stdout and advice in done.stdout, done.stdout
     assert f"this set-up is not right: {line} failed" in done.stderr
 
 
 def test_a_person_reads_a_table_and_the_status_says_the_same(tmp_path):
     flags = f"--cpu --dataset mnist-5k --output-dir {tmp_path}/runs".split()
-    done = call(PYTHON, "-m", "mnist_dist", "verify", *flags, "--", *"--hidden 16 --ema 0.9".split())
+    done = call(
+        PYTHON, "-m", "mnist_dist", "verify", *flags, "--", *"--hidden 16 --ema 0.9".split()
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert sum(line.startswith(("PASS  ", "WARN  ")) for line in lines) == 18 and "FAIL" not in done.stdout
+    assert (
+        sum(line.startswith(("PASS  ", "WARN  ")) for line in lines) == 18
+        and "FAIL" not in done.stdout
+    )
     assert lines[-1].startswith("this set-up trains right (") and done.stderr == ""
     assert not (tmp_path / "runs").exists()
-    done = call(PYTHON, "-m", "mnist_dist", "verify", *"--cpu --dataset mnist-5k --processes 4".split())
+    done = call(
+        PYTHON, "-m", "mnist_dist", "verify", *"--cpu --dataset mnist-5k --processes 4".split()
+    )
     assert done.returncode == 1
-    assert "FAIL  processes" in done.stdout and "4 processes were meant and 1 are connected" in done.stdout
+    assert (
+        "FAIL  processes" in done.stdout
+        and "4 processes were meant and 1 are connected" in done.stdout
+    )
     assert done.stderr == "mnist_dist: error: this set-up is not right: processes failed\n"
     done = call(PYTHON, "-m", "mnist_dist", "verify", "--", "--hidden", "0")
-    assert done.returncode == 2 and done.stderr.startswith("mnist_dist: error: --hidden 0 is not possible")
+    assert done.returncode == 2 and done.stderr.startswith(
+        "mnist_dist: error: --hidden 0 is not possible"
+    )
 
 
 @pytest.mark.slow
 def test_independent_processes_are_caught(tmp_path):
-    launched = call(*ACCELERATE[:4], *"--cpu --num_processes 2 -m mnist_dist verify --dataset mnist-5k".split())
+    launched = call(
+        *ACCELERATE[:4], *"--cpu --num_processes 2 -m mnist_dist verify --dataset mnist-5k".split()
+    )
     started_by_srun = call(
-        PYTHON, "-m", "mnist_dist", "verify", "--json", tmp_path / "a.json", SLURM_STEP_NUM_TASKS="2"
+        PYTHON,
+        "-m",
+        "mnist_dist",
+        "verify",
+        "--json",
+        tmp_path / "a.json",
+        SLURM_STEP_NUM_TASKS="2",
     )
     for done in (launched, started_by_srun):
         assert done.returncode == 1 and "FAIL  start" in done.stdout, done.stdout + done.stderr
@@ -221,20 +325,35 @@ def test_a_process_with_other_data_is_caught(places):
             header = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (size, 28, 28))
             (raw / f"{name}-images-idx3-ubyte").write_bytes(header + images[:size].tobytes())
             header = bytes([0, 0, 8, 1]) + size.to_bytes(4, "big")
-            (raw / f"{name}-labels-idx1-ubyte").write_bytes(header + labels.astype(np.uint8).tobytes())
+            (raw / f"{name}-labels-idx1-ubyte").write_bytes(
+                header + labels.astype(np.uint8).tobytes()
+            )
     done = verify_in(places, "--dataset", "kmnist", "--output-dir", str(places))
     assert done.returncode != 0, done.stdout + done.stderr
-    assert done.stdout.count("FAIL") == 1 and "FAIL  data" in done.stdout and "process 1 on" in done.stdout
+    assert (
+        done.stdout.count("FAIL") == 1
+        and "FAIL  data" in done.stdout
+        and "process 1 on" in done.stdout
+    )
 
 
 @pytest.mark.slow
 def test_auto_that_means_other_data_on_another_node_is_caught(places, mnist):
     (places / "0" / "data").symlink_to(mnist)
-    proxy = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}  # the other cannot download it
-    program = f"cd {places}/$RANK && LOCAL_RANK=0 PYTHONPATH=. exec {PYTHON} -m mnist_dist verify --cpu"
+    proxy = {
+        "https_proxy": "http://127.0.0.1:9",
+        "http_proxy": "http://127.0.0.1:9",
+    }  # the other cannot download it
+    program = (
+        f"cd {places}/$RANK && LOCAL_RANK=0 PYTHONPATH=. exec {PYTHON} -m mnist_dist verify --cpu"
+    )
     done = torchrun(2, "--no-python", "bash", "-c", program, **proxy)
     assert done.returncode != 0 and done.stdout.count("FAIL") == 1, done.stdout + done.stderr
-    assert "FAIL  data" in done.stdout and "process 1 on" in done.stdout and "mnist-5k with digest" in done.stdout
+    assert (
+        "FAIL  data" in done.stdout
+        and "process 1 on" in done.stdout
+        and "mnist-5k with digest" in done.stdout
+    )
     assert "--dataset auto means mnist and mnist-5k on different nodes" in done.stdout
 
 
@@ -264,13 +383,19 @@ def test_a_process_with_other_versions_is_named():
 
 
 def test_processes_with_other_numbers_of_threads_are_listed():
-    check = check_processes([HERE, replace(HERE, rank=1, gpu="GPU-1", threads=4)], 0, "so many processes")
+    check = check_processes(
+        [HERE, replace(HERE, rank=1, gpu="GPU-1", threads=4)], 0, "so many processes"
+    )
     assert check.passed and "1 thread(s) on process 0, 4 thread(s) on process 1" in check.detail
 
 
 @pytest.mark.parametrize(("together", "slower"), [(900.0, True), (1100.0, False)])
 def test_it_says_so_if_several_processes_are_slower_than_one(together, slower):
-    speeds = {"samples_per_second": together, "samples_per_second_alone": 1000.0, "efficiency": together / 2000}
+    speeds = {
+        "samples_per_second": together,
+        "samples_per_second_alone": 1000.0,
+        "efficiency": together / 2000,
+    }
     said = throughput(speeds | {"all_reduce_seconds": 1e-4, "all_reduce_bytes_per_second": 1e9}, 2)
     assert ("2 processes are slower than one with batches of 61" in said) is slower
 
@@ -316,7 +441,10 @@ def test_the_documented_loop_of_accelerate_is_caught_by_how_much(tmp_path):
     program.write_text(DOCUMENTED)
     done = verify_program(program, "--json", tmp_path / "answer.json")
     assert done.returncode == 1 and "FAIL  weights" in done.stdout, done.stdout + done.stderr
-    line = re.search(r"on 2 processes they differ from those on 1 by (\S+) at most \(of \S+, model.pth", done.stdout)
+    line = re.search(
+        r"on 2 processes they differ from those on 1 by (\S+) at most \(of \S+, model.pth",
+        done.stdout,
+    )
     assert line and 1e-3 < float(line[1]) < 1
     assert not json.loads((tmp_path / "answer.json").read_text())["passed"]
 
@@ -324,7 +452,9 @@ def test_the_documented_loop_of_accelerate_is_caught_by_how_much(tmp_path):
 @pytest.mark.slow
 def test_an_example_and_train_py_are_programs_that_pass():
     example = verify_program(REPOSITORY / "examples" / "pictures.py", "--", "--epochs", "1")
-    assert example.returncode == 0 and "PASS  metrics" in example.stdout, example.stdout + example.stderr
+    assert example.returncode == 0 and "PASS  metrics" in example.stdout, (
+        example.stdout + example.stderr
+    )
     training = "--dataset mnist-5k --epochs 1 --wandb disabled".split()
     done = verify_program(REPOSITORY / "train.py", "--processes", "3", "--", *training)
     assert done.returncode == 0 and "PASS  counts" in done.stdout, done.stdout + done.stderr
@@ -335,8 +465,16 @@ def test_an_example_and_train_py_are_programs_that_pass():
     [
         ({}, {}, "no .pth or .safetensors file"),
         ({"a": torch.ones(2)}, {"a": torch.ones(2)}, "torch.float32, in which nothing can be told"),
-        ({"a": torch.ones(2).double()}, {"module.a": torch.ones(2).double()}, "other names or shapes: a, module.a"),
-        ({"a": torch.ones(2).double()}, {"a": torch.full((2,), torch.nan).double()}, "by inf at most"),
+        (
+            {"a": torch.ones(2).double()},
+            {"module.a": torch.ones(2).double()},
+            "other names or shapes: a, module.a",
+        ),
+        (
+            {"a": torch.ones(2).double()},
+            {"a": torch.full((2,), torch.nan).double()},
+            "by inf at most",
+        ),
         ({"a": torch.ones(2).double()}, {"a": torch.ones(2).double() + 1e-13}, ""),
     ],
 )
@@ -372,12 +510,21 @@ def command_line(process: psutil.Process) -> list[str]:
 
 def test_figures_are_compared_but_for_times():
     one = [{"epoch": 1, "loss": 0.5, "seen": 300}]
-    assert all(passed for _, passed, *_ in program_results.compare_figures(one, [{**one[0], "loss": 0.5 + 1e-14}], 2))
+    assert all(
+        passed
+        for _, passed, *_ in program_results.compare_figures(
+            one, [{**one[0], "loss": 0.5 + 1e-14}], 2
+        )
+    )
     names = [
-        name for name, passed, *_ in program_results.compare_figures(one, [{**one[0], "seen": 301}], 2) if not passed
+        name
+        for name, passed, *_ in program_results.compare_figures(one, [{**one[0], "seen": 301}], 2)
+        if not passed
     ]
     assert names == ["counts"]
     names = [
-        name for name, passed, *_ in program_results.compare_figures(one, [{**one[0], "loss": 0.51}], 2) if not passed
+        name
+        for name, passed, *_ in program_results.compare_figures(one, [{**one[0], "loss": 0.51}], 2)
+        if not passed
     ]
     assert names == ["metrics"]

@@ -101,7 +101,9 @@ def assert_complete(server: Server, folder: Path, steps: list[int]) -> None:
     assert [row["_step"] for row in rows] in (steps, [*steps, steps[-1] + 1])
     assert [row["_step"] for row in rows if "train/loss" in row] == steps
     by_epoch = [row for row in rows if "epoch" in row]
-    assert [{key: row[key] for key in line} for row, line in zip(by_epoch, lines, strict=True)] == lines
+    assert [
+        {key: row[key] for key in line} for row, line in zip(by_epoch, lines, strict=True)
+    ] == lines
     assert [row["_step"] for row in by_epoch] == [line["global_step"] for line in lines]
     config = json.loads((folder / "config.json").read_text())
     changing = {"command", "date", "resume", "job"} if rows[-1]["_step"] > steps[-1] else set()
@@ -121,7 +123,10 @@ def assert_end(server: Server, run: Run, folder: Path) -> None:
     assert confusion["columns"] == ["Actual", "Predicted", "nPredictions"]
     right = sum(count for actual, predicted, count in confusion["data"] if actual == predicted)
     lines = read_lines(folder / "metrics.jsonl")
-    assert (right, sum(count for *_, count in confusion["data"])) == (lines[-1]["test_correct"], 1000)
+    assert (right, sum(count for *_, count in confusion["data"])) == (
+        lines[-1]["test_correct"],
+        1000,
+    )
     number = json.loads((folder / "config.json").read_text())["wandb_id"]
     mine = {of["artifactCollectionName"]: of for of in server.artifacts if of["runName"] == number}
     mistakes = mine[f"run-{number}-mistakes"]["files"]
@@ -141,7 +146,10 @@ def test_what_arrives_of_a_run_by_two_processes_equals_its_folder(tmp_path):
         spec = {"runs": [run_of(folder, 3, "--val-size", "100")]}
         done = torchrun(2, "tests/driver.py", json.dumps(spec), **server.environment)
         assert done.returncode == 0, done.stderr
-        assert f"Weights & Biases: {server.address}/me/mnist-dist/runs/" in done.stdout and not done.stderr
+        assert (
+            f"Weights & Biases: {server.address}/me/mnist-dist/runs/" in done.stdout
+            and not done.stderr
+        )
         assert len(server.runs) == 1 and arrived(server, folder).name == "my run"
         assert_complete(server, folder, [50, 61, 111, 122, 172, 183])
 
@@ -169,7 +177,13 @@ LOST = {  # that which comes in its middle and stays, and the requests that meet
 }
 
 EPOCHS = dict.fromkeys(UNABLE, 2) | dict.fromkeys(LOST, 8) | {"comes back": 20}
-TIMEOUTS = {"START_WAIT": 1, "START_TIMEOUT": 15, "FINISH_TIMEOUT": 8, "ANSWER_TIMEOUT": 1, "RETRY_WAIT": 1}
+TIMEOUTS = {
+    "START_WAIT": 1,
+    "START_TIMEOUT": 15,
+    "FINISH_TIMEOUT": 8,
+    "ANSWER_TIMEOUT": 1,
+    "RETRY_WAIT": 1,
+}
 
 
 ROWS = ("--log-every", "21")  # three rows an epoch of 63 updates
@@ -194,7 +208,9 @@ def failing(tmp_path_factory) -> Iterator[dict[str, tuple[Server, Path, Training
         for number, (name, epochs) in enumerate(EPOCHS.items()):
             server = stack.enter_context(Server())
             server.fault = UNABLE.get(name)
-            timeouts = {key: TIMEOUTS[key] for key in TIMEOUTS if key != "FINISH_TIMEOUT" or name in LOST}
+            timeouts = {
+                key: TIMEOUTS[key] for key in TIMEOUTS if key != "FINISH_TIMEOUT" or name in LOST
+            }
             slow = None if name in UNABLE else "slow_process"
             run = run_of(root / name, epochs, *ROWS, "--seed", str(number), fault=slow)
             runs[name] = server, root / name, Training(server, run, **timeouts)
@@ -248,7 +264,9 @@ def test_the_command_printed_sends_all_of_a_run_that_could_not_begin(failing):
     paths, folders = [], [failing[name][1] for name in UNABLE]
     for name, folder in zip(UNABLE, folders, strict=True):
         lines = [line for _, line in failing[name][2].lines]
-        command = shlex.split(lines[lines.index("Weights & Biases has this run offline; send it with:") + 1])
+        command = shlex.split(
+            lines[lines.index("Weights & Biases has this run offline; send it with:") + 1]
+        )
         (part,) = (folder / "wandb").glob("*run-*-*")
         assert command == ["wandb", "sync", str(part)]
         paths.append(command[-1])
@@ -281,14 +299,20 @@ def test_what_could_not_be_sent_is_said_with_the_way_to_send_it(name, failing):
 def test_that_way_sends_what_is_missing_and_no_row_twice(failing):
     """The first is tried once in vain before: its new part, which is offline, must not be sent by itself either."""
     numbers = {name: list(failing).index(name) for name in LOST}
-    again = [run_of(failing[name][1], 8, *ROWS, "--seed", str(numbers[name]), "--resume") for name in LOST]
+    again = [
+        run_of(failing[name][1], 8, *ROWS, "--seed", str(numbers[name]), "--resume")
+        for name in LOST
+    ]
     with Server() as server:
         for name in LOST:
             server.runs.update(failing[name][0].runs)
         assert count(failing["hang"][0]) > 0, "else there is nothing to double"
         server.fault = 401
         in_vain = Training(server, again[0]).end()
-        assert "and a part of it online; to send what it lacks" in in_vain.text and "wandb sync" not in in_vain.text
+        assert (
+            "and a part of it online; to send what it lacks" in in_vain.text
+            and "wandb sync" not in in_vain.text
+        )
         server.fault = None
         training = Training(server, *again).end()
         assert not training.warnings, training.text

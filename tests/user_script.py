@@ -45,7 +45,9 @@ def settings(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--in-order", action="store_true")
     parser.add_argument("--project-dir", type=Path)
     parser.add_argument("--checkpoint-every", type=int, default=0)
-    parser.add_argument("--stop-after", type=int, default=0, help="updates after which it is killed")
+    parser.add_argument(
+        "--stop-after", type=int, default=0, help="updates after which it is killed"
+    )
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--evaluate-every", type=int, default=0, help="updates")
     parser.add_argument("--skip", type=int, default=0, help="batches of the first epoch")
@@ -58,7 +60,9 @@ class Pictures(Dataset):
     def __init__(self, dtype: torch.dtype, *, distorted: bool) -> None:
         generator = torch.Generator().manual_seed(1)
         self.labels = torch.arange(SAMPLES) % 4
-        self.pictures = torch.rand(SAMPLES, 3, 8, 8, generator=generator, dtype=torch.float64).to(dtype)
+        self.pictures = torch.rand(SAMPLES, 3, 8, 8, generator=generator, dtype=torch.float64).to(
+            dtype
+        )
         self.pictures[:, 0, :4] += self.labels[:, None, None].to(dtype) / 2
         self.distorted = distorted
 
@@ -81,7 +85,9 @@ class Texts(Dataset):
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(2)
         lengths = torch.randint(2, 11, (SAMPLES,), generator=generator).tolist()
-        self.texts = [torch.randint(VOCABULARY, (length,), generator=generator) for length in lengths]
+        self.texts = [
+            torch.randint(VOCABULARY, (length,), generator=generator) for length in lengths
+        ]
 
     def __len__(self) -> int:
         return SAMPLES
@@ -94,8 +100,14 @@ def pad(samples: list[tuple[Tensor, int]]) -> dict[str, Tensor]:
     """A dict of a batch of texts, padded to the longest."""
     texts = [text for text, _ in samples]
     inputs = nn.utils.rnn.pad_sequence([text[:-1] for text in texts], batch_first=True)
-    targets = nn.utils.rnn.pad_sequence([text[1:] for text in texts], batch_first=True, padding_value=NONE)
-    return {"inputs": inputs, "targets": targets, "numbers": torch.tensor([number for _, number in samples])}
+    targets = nn.utils.rnn.pad_sequence(
+        [text[1:] for text in texts], batch_first=True, padding_value=NONE
+    )
+    return {
+        "inputs": inputs,
+        "targets": targets,
+        "numbers": torch.tensor([number for _, number in samples]),
+    }
 
 
 class Reader(nn.Module):
@@ -118,7 +130,9 @@ def network(chosen: argparse.Namespace) -> nn.Module:
         return Reader()
     norm: nn.Module = nn.BatchNorm2d(4) if chosen.normed else nn.GroupNorm(2, 4)
     dropout = [nn.Dropout(0.2)] if chosen.normed else []
-    return nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Flatten(), *dropout, nn.Linear(4 * 36, 4))
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Flatten(), *dropout, nn.Linear(4 * 36, 4)
+    )
 
 
 class Metrics:
@@ -147,7 +161,9 @@ def make_accelerator(chosen: argparse.Namespace) -> Accelerator:
         )
     if not chosen.exact:
         return Accelerator(**options)
-    return ExactAccelerator(virtual_processes=chosen.virtual_processes, ddp=chosen.ddp, seed=3, **options)
+    return ExactAccelerator(
+        virtual_processes=chosen.virtual_processes, ddp=chosen.ddp, seed=3, **options
+    )
 
 
 def train(chosen: argparse.Namespace) -> None:
@@ -155,15 +171,23 @@ def train(chosen: argparse.Namespace) -> None:
     accelerator = make_accelerator(chosen)
     dtype = getattr(torch, chosen.dtype)
     # Accelerate's batch size is that of a process.
-    batch_size = chosen.batch_size if chosen.exact else chosen.batch_size // accelerator.num_processes
+    batch_size = (
+        chosen.batch_size if chosen.exact else chosen.batch_size // accelerator.num_processes
+    )
     texts = chosen.task == "texts"
     train_set: Dataset = Texts() if texts else Pictures(dtype, distorted=True)
     test_set: Dataset = Texts() if texts else Pictures(dtype, distorted=False)
     collate = {"collate_fn": pad} if texts else {}
     train_loader = DataLoader(
-        train_set, batch_size=batch_size, shuffle=not chosen.in_order, num_workers=chosen.num_workers, **collate
+        train_set,
+        batch_size=batch_size,
+        shuffle=not chosen.in_order,
+        num_workers=chosen.num_workers,
+        **collate,
     )
-    test_loader = DataLoader(test_set, batch_size=batch_size, num_workers=chosen.num_workers, **collate)
+    test_loader = DataLoader(
+        test_set, batch_size=batch_size, num_workers=chosen.num_workers, **collate
+    )
 
     set_seed(4)
     model = network(chosen).to(dtype)
@@ -186,7 +210,9 @@ def train(chosen: argparse.Namespace) -> None:
         for batch in batches:
             with accelerator.accumulate(model):
                 if texts:
-                    loss = F.cross_entropy(model(batch["inputs"]), batch["targets"], ignore_index=NONE)
+                    loss = F.cross_entropy(
+                        model(batch["inputs"]), batch["targets"], ignore_index=NONE
+                    )
                     tokens = {"terms": (batch["targets"] != NONE).sum()} if chosen.exact else {}
                     accelerator.backward(loss, **tokens)
                     numbers = batch["numbers"]
@@ -223,7 +249,9 @@ def train(chosen: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def evaluate(accelerator: Accelerator, model: nn.Module, loader: DataLoader, texts: bool) -> dict[int, Any]:
+def evaluate(
+    accelerator: Accelerator, model: nn.Module, loader: DataLoader, texts: bool
+) -> dict[int, Any]:
     """What the network says of every sample, by its number, in the order in which the samples come."""
     model.eval()
     found = {}
@@ -235,7 +263,9 @@ def evaluate(accelerator: Accelerator, model: nn.Module, loader: DataLoader, tex
             guesses, numbers = answers["guess"], answers["number"]
         else:
             pictures, _, numbers = batch
-            guesses, numbers = accelerator.gather_for_metrics((model(pictures).argmax(dim=1), numbers))
+            guesses, numbers = accelerator.gather_for_metrics(
+                (model(pictures).argmax(dim=1), numbers)
+            )
         for number, guess in zip(numbers.tolist(), guesses.tolist(), strict=True):
             assert number not in found, f"sample {number} was counted twice"
             found[number] = guess

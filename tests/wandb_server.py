@@ -19,14 +19,21 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-HISTORY, EVENTS, SUMMARY, OUTPUT = "wandb-history.jsonl", "wandb-events.jsonl", "wandb-summary.json", "output.log"
+HISTORY, EVENTS, SUMMARY, OUTPUT = (
+    "wandb-history.jsonl",
+    "wandb-events.jsonl",
+    "wandb-summary.json",
+    "output.log",
+)
 
 
 @dataclass
 class Run:
     """What arrived of one run."""
 
-    lines: dict[str, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))  # of streamed files, by number
+    lines: dict[str, dict[int, str]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )  # of streamed files, by number
     files: dict[str, bytes] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     name: str | None = None
@@ -51,7 +58,10 @@ class Run:
     def state(self) -> dict[str, Any]:
         """What a client that goes on with it has to know."""
         count = {name: len(self.lines[name]) for name in (HISTORY, EVENTS, OUTPUT)}
-        tail = {name: json.dumps([self.lines[name][count[name] - 1]] if count[name] else []) for name in count}
+        tail = {
+            name: json.dumps([self.lines[name][count[name] - 1]] if count[name] else [])
+            for name in count
+        }
         return {
             "historyLineCount": count[HISTORY],
             "eventsLineCount": count[EVENTS],
@@ -89,7 +99,9 @@ class Server:
     def start(self) -> None:
         """Listen."""
         self.connections: list[socket.socket] = []
-        self.http = ThreadingHTTPServer(("127.0.0.1", self.port), type("Connection", (Handler,), {"owner": self}))
+        self.http = ThreadingHTTPServer(
+            ("127.0.0.1", self.port), type("Connection", (Handler,), {"owner": self})
+        )
         self.port = self.http.server_port
         threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -123,7 +135,9 @@ class Server:
         """The answer to a request."""
         if what.startswith("/storage/"):
             _, _, owner, name = what.split("/", 3)
-            (self.begun[owner]["files"] if owner in self.begun else self.runs[owner].files)[name] = body
+            (self.begun[owner]["files"] if owner in self.begun else self.runs[owner].files)[
+                name
+            ] = body
         elif what.endswith("/file_stream"):
             self.runs[what.split("/")[-2]].take(json.loads(body))
         elif not what.startswith("/"):
@@ -136,13 +150,21 @@ class Server:
 
         def upload(owner: str, name: str) -> dict[str, Any]:
             place = f"{self.address}/storage/{owner}/{name}"
-            return {"id": name, "name": name, "uploadUrl": place, "uploadHeaders": [], "artifact": {"id": owner}}
+            return {
+                "id": name,
+                "name": name,
+                "uploadUrl": place,
+                "uploadHeaders": [],
+                "artifact": {"id": owner},
+            }
 
         entity = {"id": "entity", "name": "me"}
         project = {"id": "project", "name": asked.get("project"), "entity": entity}
         match operation:
             case "Viewer":
-                return {"viewer": {"id": "me", "entity": "me", "username": "me", "teams": {"edges": []}}}
+                return {
+                    "viewer": {"id": "me", "entity": "me", "username": "me", "teams": {"edges": []}}
+                }
             case "ServerFeaturesQuery":
                 return {"serverInfo": {"features": []}}
             case "RunResumeStatus":
@@ -153,33 +175,52 @@ class Server:
                 run = self.runs[asked["name"]]
                 run.name = asked.get("displayName") or run.name
                 run.config = json.loads(asked.get("config") or "null") or run.config
-                bucket = {"id": asked["name"], "name": asked["name"], "project": project} | run.state()
+                bucket = {
+                    "id": asked["name"],
+                    "name": asked["name"],
+                    "project": project,
+                } | run.state()
                 return {"upsertBucket": {"bucket": bucket, "inserted": not run.lines}}
             case "CreateRunFiles":
                 files = [upload(asked["run"], name) for name in asked["files"]]
-                return {"createRunFiles": {"runID": asked["run"], "uploadHeaders": [], "files": files}}
+                return {
+                    "createRunFiles": {"runID": asked["run"], "uploadHeaders": [], "files": files}
+                }
             case "CreateArtifact":
                 same = [
                     artifact["id"]
                     for artifact in self.artifacts
-                    if all(artifact[key] == asked[key] for key in ("artifactCollectionName", "digest"))
+                    if all(
+                        artifact[key] == asked[key] for key in ("artifactCollectionName", "digest")
+                    )
                 ]
                 number = same[0] if same else f"artifact-{len(self.begun)}"
                 if not same:
                     self.begun[number] = asked | {"id": number, "files": {}}
                 state = "COMMITTED" if same else "PENDING"
-                artifact = {"id": number, "state": state, "artifactSequence": {"latestArtifact": None}}
+                artifact = {
+                    "id": number,
+                    "state": state,
+                    "artifactSequence": {"latestArtifact": None},
+                }
                 return {"createArtifact": {"artifact": artifact}}
             case "CreateArtifactManifest":
                 manifest = {"id": "manifest", "file": upload(asked["artifactID"], asked["name"])}
                 return {"createArtifactManifest": {"artifactManifest": manifest}}
             case "CreateArtifactFiles":
-                nodes = [{"node": upload(file["artifactID"], file["name"])} for file in asked["artifactFiles"]]
+                nodes = [
+                    {"node": upload(file["artifactID"], file["name"])}
+                    for file in asked["artifactFiles"]
+                ]
                 return {"createArtifactFiles": {"files": {"edges": nodes}}}
             case "CommitArtifact":
                 artifact = self.begun[asked["artifactID"]]
                 self.artifacts.append(artifact)
-                return {"commitArtifact": {"artifact": {"id": artifact["id"], "digest": artifact["digest"]}}}
+                return {
+                    "commitArtifact": {
+                        "artifact": {"id": artifact["id"], "digest": artifact["digest"]}
+                    }
+                }
         return {"project": None, "entity": None}
 
 
@@ -207,7 +248,9 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         with self.owner.lock:
-            answer = json.dumps({"errors": [{"message": "planted"}]} if fault else self.owner.post(what, body)).encode()
+            answer = json.dumps(
+                {"errors": [{"message": "planted"}]} if fault else self.owner.post(what, body)
+            ).encode()
         self.send_response(fault or 200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(answer)))

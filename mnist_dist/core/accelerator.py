@@ -76,7 +76,9 @@ class ExactAccelerator(Accelerator):
         ddp: bool | None = None,
         **options: Any,
     ) -> None:
-        refusals.refuse_divided_models(inspect.signature(Accelerator).bind(*arguments, **options).arguments)
+        refusals.refuse_divided_models(
+            inspect.signature(Accelerator).bind(*arguments, **options).arguments
+        )
         super().__init__(*arguments, **options)
         world = self.num_processes
         if 0 < virtual_processes < world:
@@ -104,9 +106,13 @@ class ExactAccelerator(Accelerator):
         self._gradients = UpdateGradients(self.sharing, self.device, ddp=self.ddp)
         self._guard = ForwardGuard(self.device)
         self._bare_models: list[nn.Module] = []
-        self._parameters: dict[int, nn.Parameter] = {}  # of all models and optimizers, by their identities
+        self._parameters: dict[
+            int, nn.Parameter
+        ] = {}  # of all models and optimizers, by their identities
         self._backward_done: MicroBatch | None = None  # the last one that `backward` was called for
-        self._counted: MicroBatch | None = None  # the last one after which an optimizer made its step
+        self._counted: MicroBatch | None = (
+            None  # the last one after which an optimizer made its step
+        )
 
     # ------------------------------------------------------------------------------------------------------- prepare
 
@@ -124,7 +130,10 @@ class ExactAccelerator(Accelerator):
         return prepared
 
     def prepare_data_loader(
-        self, data_loader: DataLoader, device_placement: bool | None = None, slice_fn_for_dispatch: Any = None
+        self,
+        data_loader: DataLoader,
+        device_placement: bool | None = None,
+        slice_fn_for_dispatch: Any = None,
     ) -> ExactDataLoader:
         """Make a loader of global batches, of which each process gets its rows.
 
@@ -149,7 +158,10 @@ class ExactAccelerator(Accelerator):
         """
         refusals.refuse_layers_that_reach_beyond_a_share(model)
         wrap = self.ddp and not evaluation_mode
-        same_everywhere("the weights, not drawn from the same seed,", digest([*model.parameters(), *model.buffers()]))
+        same_everywhere(
+            "the weights, not drawn from the same seed,",
+            digest([*model.parameters(), *model.buffers()]),
+        )
         prepared = super().prepare_model(model, device_placement, evaluation_mode=not wrap)
         wrapper = ddp_of(prepared)
         if wrapper is not None:
@@ -172,9 +184,15 @@ class ExactAccelerator(Accelerator):
     def prepare_scheduler(self, scheduler: LRScheduler) -> ExactScheduler:
         """Let a scheduler move on once an update."""
         if not isinstance(scheduler, ExactScheduler):
-            of_its_own = [each for each in self._optimizers if each.optimizer is getattr(scheduler, "optimizer", None)]
+            of_its_own = [
+                each
+                for each in self._optimizers
+                if each.optimizer is getattr(scheduler, "optimizer", None)
+            ]
             optimizers = of_its_own or self._optimizers
-            scheduler = ExactScheduler(scheduler, optimizers, step_with_optimizer=self.step_scheduler_with_optimizer)
+            scheduler = ExactScheduler(
+                scheduler, optimizers, step_with_optimizer=self.step_scheduler_with_optimizer
+            )
         if scheduler not in self._schedulers:
             self._schedulers.append(scheduler)
         return scheduler
@@ -182,8 +200,13 @@ class ExactAccelerator(Accelerator):
     @property
     def bare_models(self) -> list[nn.Module]:
         """The prepared models without wrappers, in the order in which they were prepared."""
-        if len(self._bare_models) != len(self._models):  # looked for once: Accelerate looks for packages to do so
-            self._bare_models = [extract_model_from_parallel(model, keep_torch_compile=False) for model in self._models]
+        if len(self._bare_models) != len(
+            self._models
+        ):  # looked for once: Accelerate looks for packages to do so
+            self._bare_models = [
+                extract_model_from_parallel(model, keep_torch_compile=False)
+                for model in self._models
+            ]
         return self._bare_models
 
     def _check_parameters(self) -> None:
@@ -243,7 +266,13 @@ class ExactAccelerator(Accelerator):
             buffers.begin(opens_share=micro_batch.piece == 0, empty=len(micro_batch) == 0)
             if micro_batch.opens_batch:
                 buffers.shares_with_samples += min(micro_batch.shares, micro_batch.size)
-        place = micro_batch.loader, micro_batch.epoch, micro_batch.batch, micro_batch.share, micro_batch.piece
+        place = (
+            micro_batch.loader,
+            micro_batch.epoch,
+            micro_batch.batch,
+            micro_batch.share,
+            micro_batch.piece,
+        )
         seed_generators(seed_of("share", self.seed, *place), self.device)
 
     def end_epoch(self, loader: ExactDataLoader, epoch: int) -> None:
@@ -276,11 +305,15 @@ class ExactAccelerator(Accelerator):
         yield
 
     @contextmanager
-    def join_uneven_inputs(self, joinables: Any, even_batches: bool | None = None) -> Iterator[None]:
+    def join_uneven_inputs(
+        self, joinables: Any, even_batches: bool | None = None
+    ) -> Iterator[None]:
         """Accelerate's context for processes with more batches than others, of which there are none here."""
         yield
 
-    def skip_first_batches(self, dataloader: ExactDataLoader, num_batches: int = 0) -> ExactDataLoader:
+    def skip_first_batches(
+        self, dataloader: ExactDataLoader, num_batches: int = 0
+    ) -> ExactDataLoader:
         """Begin the next iteration behind so many batches; after `load_state` the loader itself knows where to begin.
 
         Args:
@@ -294,7 +327,9 @@ class ExactAccelerator(Accelerator):
 
     # -------------------------------------------------------------------------------------------------------- gradients
 
-    def backward(self, loss: Tensor, terms: int | float | Tensor | None = None, **kwargs: Any) -> None:
+    def backward(
+        self, loss: Tensor, terms: int | float | Tensor | None = None, **kwargs: Any
+    ) -> None:
         """Compute the gradients of a loss; after an update's last micro-batch they are those of the whole update.
 
         Args:
@@ -334,7 +369,9 @@ class ExactAccelerator(Accelerator):
                 "samples the loss is of: iterate over what accelerator.prepare made of your DataLoader"
             )
         if loss.ndim:
-            raise UserError(f"the loss has the shape {tuple(loss.shape)}: give the mean over its rows, a scalar")
+            raise UserError(
+                f"the loss has the shape {tuple(loss.shape)}: give the mean over its rows, a scalar"
+            )
         again = self._backward_done is micro_batch
         if again and self.sharing.fixed and not micro_batch.closes_update:
             raise UserError(
@@ -350,7 +387,9 @@ class ExactAccelerator(Accelerator):
         Also those that no optimizer has: clipping counts their gradients, and an optimizer may be given them later.
         """
         if not self._parameters:
-            self._parameters = {id(each): each for model in self.bare_models for each in model.parameters()}
+            self._parameters = {
+                id(each): each for model in self.bare_models for each in model.parameters()
+            }
         for optimizer in self._optimizers:
             for group in optimizer.optimizer.param_groups:
                 for parameter in group["params"]:
@@ -403,7 +442,9 @@ class ExactAccelerator(Accelerator):
         """
         for mean_loss in self.mean_losses:
             mean_loss.collect()
-        norm = self.weight_norm().reshape(1)  # in the weights' dtype, for there are devices without float64
+        norm = self.weight_norm().reshape(
+            1
+        )  # in the weights' dtype, for there are devices without float64
         self.judge_weights(self.gather(norm).cpu().tolist())
 
     def judge_weights(self, norms: list[float]) -> None:
@@ -423,7 +464,9 @@ class ExactAccelerator(Accelerator):
     def gone_wrong(self, what: str, advice: str = "") -> UserError:
         """The error for a training that has gone wrong, with what it can be gone on from."""
         numbers = "look for such numbers in the data, or try a lower learning rate or clipping"
-        return UserError(f"{what}; the last good checkpoint is {self.last_checkpoint or 'none'}: {advice or numbers}")
+        return UserError(
+            f"{what}; the last good checkpoint is {self.last_checkpoint or 'none'}: {advice or numbers}"
+        )
 
     # ---------------------------------------------------------------------------------------------- metrics and state
 
@@ -445,7 +488,9 @@ class ExactAccelerator(Accelerator):
         """
         if self._micro_batch is None:
             return super().gather_for_metrics(input_data, use_gather_object)
-        return gather_rows(input_data, self._micro_batch, self.sharing, self.device, as_objects=use_gather_object)
+        return gather_rows(
+            input_data, self._micro_batch, self.sharing, self.device, as_objects=use_gather_object
+        )
 
     def save_state(self, output_dir: str | os.PathLike[str] | None = None, **_: Any) -> str:
         """Write all that the training needs to go on, on any number of processes; every process calls this.

@@ -28,7 +28,10 @@ def all_or_none() -> Iterator[None]:
         failure = explain(error), getattr(error, "status", 1)
     except Exception as error:
         bug = error
-        failure = f"another process failed with {type(error).__name__}: its own message says where", 1
+        failure = (
+            f"another process failed with {type(error).__name__}: its own message says where",
+            1,
+        )
     for other in gather_object([failure]):
         if other is not None:
             raise bug or UserError(*other)

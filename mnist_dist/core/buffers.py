@@ -61,7 +61,9 @@ class BufferMean:
         """
         if self.before_update:
             shares = max(self.shares_with_samples, 1)
-            for buffer, before, change in zip(self.floating, self.before_update, changes, strict=False):
+            for buffer, before, change in zip(
+                self.floating, self.before_update, changes, strict=False
+            ):
                 buffer.detach().copy_(before + change / shares)
         self.before_update = []
         self.shares_with_samples = 0

@@ -36,7 +36,11 @@ class Checkpoints:
     """
 
     def __init__(
-        self, accelerator: "ExactAccelerator", run: Path, fixed: dict[str, Any] | None = None, every: int = 0
+        self,
+        accelerator: "ExactAccelerator",
+        run: Path,
+        fixed: dict[str, Any] | None = None,
+        every: int = 0,
     ) -> None:
         self.accelerator = accelerator
         self.run = run
@@ -73,7 +77,9 @@ class Checkpoints:
             Stopped: on every process, if one was asked to stop.
             UserError: on every process, if the checkpoint cannot be written.
         """
-        self.stopping = self.request.agreed() or self.stopping  # also if nobody asks after the updates
+        self.stopping = (
+            self.request.agreed() or self.stopping
+        )  # also if nobody asks after the updates
         call_hooks("checkpoint", self.accelerator)
         payload = {"fixed": self.fixed, "state": state.collect(self.accelerator)}
         updates = self.accelerator.updates
@@ -87,7 +93,11 @@ class Checkpoints:
             if self.accelerator.is_main_process:
                 warn(f"the run's last checkpoint is missing ({error})")
         if self.stopping and not last:
-            raise Stopped(f"stopped on request at update {updates}, saved in {self.run / FOLDER}", STOPPED, self.run)
+            raise Stopped(
+                f"stopped on request at update {updates}, saved in {self.run / FOLDER}",
+                STOPPED,
+                self.run,
+            )
 
     def resume(self) -> bool:
         """Go back to where the newest intact checkpoint was taken.
@@ -105,7 +115,9 @@ class Checkpoints:
                 for warning in warnings:
                     warn(warning)
                 if warnings and payload is None:
-                    raise UserError(f"{self.run} holds a run but no intact checkpoint: choose another, or delete it")
+                    raise UserError(
+                        f"{self.run} holds a run but no intact checkpoint: choose another, or delete it"
+                    )
         (payload,) = broadcast_object_list([payload])
         if payload is None:
             announce(f"no checkpoint in {self.run / FOLDER}: starting from scratch")

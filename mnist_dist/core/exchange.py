@@ -78,7 +78,9 @@ class GradientSum:
             return
         key = share, share + 1
         earlier = self.sums.get(key)
-        self.sums[key] = gradients if earlier is None else list(torch._foreach_add(earlier, gradients))
+        self.sums[key] = (
+            gradients if earlier is None else list(torch._foreach_add(earlier, gradients))
+        )
         if complete:
             self.add_up(range(self.sharing.mine.start, share + 1))
 
@@ -86,7 +88,9 @@ class GradientSum:
         """Put complete shares together as far as the tree allows, to hold few gradients at a time."""
         subtrees = complete_subtrees(held, 0, self.sharing.shares)
         added = {stretch: tree_sum(self.sums, *stretch) for stretch in subtrees}
-        incomplete = {stretch: sums for stretch, sums in self.sums.items() if stretch[0] >= held.stop}
+        incomplete = {
+            stretch: sums for stretch, sums in self.sums.items() if stretch[0] >= held.stop
+        }
         self.sums = added | incomplete
 
     def total(self) -> list[Tensor]:
@@ -142,7 +146,10 @@ class PeerExchange:
     def __init__(self, like: list[Tensor], sharing: Sharing) -> None:
         self.like = like
         self.sharing = sharing
-        stretches = [complete_subtrees(sharing.shares_of(rank), 0, sharing.shares) for rank in range(sharing.world)]
+        stretches = [
+            complete_subtrees(sharing.shares_of(rank), 0, sharing.shares)
+            for rank in range(sharing.world)
+        ]
         self.stretches_of_others = {
             rank: found for rank, found in enumerate(stretches) if rank != sharing.rank and found
         }
@@ -197,7 +204,10 @@ class PeerExchange:
     def room_for_others(self, rows: Tensor) -> dict[int, Tensor]:
         """For each other process memory for its rows."""
         length = rows.shape[1]
-        return {rank: rows.new_empty(len(stretches), length) for rank, stretches in self.stretches_of_others.items()}
+        return {
+            rank: rows.new_empty(len(stretches), length)
+            for rank, stretches in self.stretches_of_others.items()
+        }
 
 
 def flatten(gradients: list[Tensor]) -> Tensor:
@@ -216,4 +226,6 @@ def alike(part: Tensor, tensor: Tensor) -> Tensor:
     part = part.to(tensor.dtype)
     if part.is_cpu and tensor.is_contiguous():
         return part
-    return torch.empty_like(tensor).copy_(part)  # on GPUs the alignment of memory, too, may decide bits
+    return torch.empty_like(tensor).copy_(
+        part
+    )  # on GPUs the alignment of memory, too, may decide bits

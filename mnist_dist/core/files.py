@@ -23,7 +23,10 @@ FORMAT = 8  # raised when a checkpoint of before can no longer be read
 
 # What a file system answers that does not offer to flush a folder or a file, as some network mounts do.
 NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
-PAUSES = (0.1, 0.5)  # seconds after a rename that was refused: a scanner or an indexer may have held the file
+PAUSES = (
+    0.1,
+    0.5,
+)  # seconds after a rename that was refused: a scanner or an indexer may have held the file
 WARNED: set[str] = set()  # what this process has been warned of
 
 
@@ -80,7 +83,9 @@ def as_bytes(payload: dict[str, Any]) -> bytes:
     torch.save(payload, buffer)
     foreign = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(buffer.getvalue()))
     if foreign:
-        raise UserError(f"no checkpoint can be read back that holds {', '.join(foreign)}: give plain values")
+        raise UserError(
+            f"no checkpoint can be read back that holds {', '.join(foreign)}: give plain values"
+        )
     return buffer.getvalue()
 
 
@@ -94,7 +99,9 @@ def refuse_other_files(place: Path) -> None:
         raise UserError(f"{place} is a file: name a folder for the checkpoint")
     others = {path.name for path in place.glob("*")} - {STATE, MANIFEST}
     if others:
-        raise UserError(f"{place} holds other files ({min(others)}): name a new folder for the checkpoint")
+        raise UserError(
+            f"{place} holds other files ({min(others)}): name a new folder for the checkpoint"
+        )
 
 
 def flush(path: Path) -> None:
@@ -145,7 +152,10 @@ def move(source: Path, target: Path) -> None:
             reason = error.strerror
         time.sleep(pause)
     copy(source, target)
-    warn_once("rename", f"the file system does not rename {source} ({reason}): it was copied into place instead")
+    warn_once(
+        "rename",
+        f"the file system does not rename {source} ({reason}): it was copied into place instead",
+    )
     if source.is_dir():
         remove([source])
     else:

@@ -24,7 +24,12 @@ def positions_of_processes(micro_batch: MicroBatch, sharing: Sharing) -> list[ra
 
 
 def gather_rows(
-    data: Any, micro_batch: MicroBatch, sharing: Sharing, device: torch.device, *, as_objects: bool = False
+    data: Any,
+    micro_batch: MicroBatch,
+    sharing: Sharing,
+    device: torch.device,
+    *,
+    as_objects: bool = False,
 ) -> Any:
     """The rows of all processes, in the order of the global batch.
 
@@ -46,7 +51,9 @@ def gather_rows(
         if problem:
             raise UserError(problem)
         return data
-    forms = [] if as_objects else [(tuple(tensor.shape[1:]), str(tensor.dtype)) for tensor in tensors]
+    forms = (
+        [] if as_objects else [(tuple(tensor.shape[1:]), str(tensor.dtype)) for tensor in tensors]
+    )
     agree(problem, forms, device, sharing.world)
     positions = positions_of_processes(micro_batch, sharing)
     if as_objects:
@@ -69,7 +76,9 @@ def wrong_rows(data: Any, tensors: list[Tensor], rows: int, as_objects: bool) ->
     )
 
 
-def agree(problem: str, forms: list[tuple[tuple[int, ...], str]], device: torch.device, world: int) -> None:
+def agree(
+    problem: str, forms: list[tuple[tuple[int, ...], str]], device: torch.device, world: int
+) -> None:
     """See that all processes have rows of the same form, for which one number each is enough if all is well.
 
     Raises:

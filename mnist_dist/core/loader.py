@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate, get_worker_info
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    TensorDataset,
+    default_collate,
+    get_worker_info,
+)
 
 from .agreement import same_everywhere
 from .collating import as_it_is, without_rows
@@ -218,12 +225,17 @@ class TensorReader:
         self.tensors = tensors
         self.batches = batches
 
-    def epoch(self, epoch: int, first: int, batches_per_update: int) -> Iterator[tuple[MicroBatch, list[Tensor]]]:
+    def epoch(
+        self, epoch: int, first: int, batches_per_update: int
+    ) -> Iterator[tuple[MicroBatch, list[Tensor]]]:
         """Each micro-batch of an epoch with its rows; the arguments are those of `MicroBatchSampler.epoch`."""
         device = self.tensors[0].device
         for micro_batches in self.batches.epoch(epoch, first, batches_per_update, device):
             for micro_batch in micro_batches:
-                yield micro_batch, [tensor.index_select(0, micro_batch.index) for tensor in self.tensors]
+                yield (
+                    micro_batch,
+                    [tensor.index_select(0, micro_batch.index) for tensor in self.tensors],
+                )
 
     def fingerprint(self) -> list[str]:
         """A digest of a thousand rows of each tensor."""
@@ -240,7 +252,9 @@ class WorkerReader:
         accelerator: the processes.
     """
 
-    def __init__(self, loader: DataLoader, batches: MicroBatchSampler, accelerator: "ExactAccelerator") -> None:
+    def __init__(
+        self, loader: DataLoader, batches: MicroBatchSampler, accelerator: "ExactAccelerator"
+    ) -> None:
         self.batches = batches
         self.accelerator = accelerator
         self.dataset = loader.dataset
@@ -258,10 +272,14 @@ class WorkerReader:
             multiprocessing_context=loader.multiprocessing_context,
             prefetch_factor=loader.prefetch_factor,
             persistent_workers=loader.persistent_workers,
-            generator=torch.Generator().manual_seed(0),  # otherwise it would draw from the global one
+            generator=torch.Generator().manual_seed(
+                0
+            ),  # otherwise it would draw from the global one
         )
 
-    def epoch(self, epoch: int, first: int, batches_per_update: int) -> Iterator[tuple[MicroBatch, Any]]:
+    def epoch(
+        self, epoch: int, first: int, batches_per_update: int
+    ) -> Iterator[tuple[MicroBatch, Any]]:
         """Each micro-batch of an epoch with its rows; the arguments are those of `MicroBatchSampler.epoch`."""
         self.plan.choose(epoch, first, batches_per_update)
         move = self.accelerator.device_placement
@@ -313,20 +331,26 @@ class Fetch(Dataset):
         may_draw: whether `collate` may draw random numbers, which belong to a share.
     """
 
-    def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Any], *, may_draw: bool) -> None:
+    def __init__(
+        self, dataset: Dataset, collate: Callable[[list[Any]], Any], *, may_draw: bool
+    ) -> None:
         self.dataset = dataset
         self.collate = collate
         self.may_draw = may_draw
         self.checked = may_draw
 
-    def __getitem__(self, micro_batches: list[MicroBatch]) -> tuple[list[MicroBatch], list[Any], str]:
+    def __getitem__(
+        self, micro_batches: list[MicroBatch]
+    ) -> tuple[list[MicroBatch], list[Any], str]:
         """The micro-batches, the rows of each, and what is wrong with them, if anything is."""
         in_a_worker = get_worker_info() is not None
         kept = None if in_a_worker else GeneratorStates()
         try:
             rows = [self.rows(micro_batch) for micro_batch in micro_batches]
             return micro_batches, rows, ""
-        except UserError as error:  # as text: a worker's exceptions arrive with its stack in their message
+        except (
+            UserError
+        ) as error:  # as text: a worker's exceptions arrive with its stack in their message
             return [], [], str(error)
         finally:
             if kept:

@@ -45,7 +45,9 @@ class MeanLoss:
             return
         update = self.accelerator.updates + 1  # of which this loss is a part
         size = micro_batch.size if terms is None else None
-        self.waiting.append(Waiting(value, count, micro_batch.share, micro_batch.opens_batch, size, update))
+        self.waiting.append(
+            Waiting(value, count, micro_batch.share, micro_batch.opens_batch, size, update)
+        )
 
     def compute(self) -> float:
         """The mean over all samples since the last `reset`; every process must ask.
@@ -105,7 +107,10 @@ class MeanLoss:
         """
         if all(item.size is not None for item in opened):
             return sum(item.size or 0 for item in opened)
-        terms = [torch.as_tensor(item.terms, dtype=torch.float64, device=item.loss.device) for item in waiting]
+        terms = [
+            torch.as_tensor(item.terms, dtype=torch.float64, device=item.loss.device)
+            for item in waiting
+        ]
         sums, _ = self.sum_over_shares(waiting, len(opened), terms)
         return sum(sums)
 
@@ -135,7 +140,9 @@ class MeanLoss:
                 kept.append(number)
         mine = stacked.index_select(0, torch.tensor(kept).to(stacked.device))
         table.view(-1).index_copy_(0, torch.tensor(places).to(stacked.device), mine)
-        table[-1, sharing.mine.start : sharing.mine.stop] = self.accelerator.weight_norm().to(table.dtype)
+        table[-1, sharing.mine.start : sharing.mine.stop] = self.accelerator.weight_norm().to(
+            table.dtype
+        )
         # Each place has a number from one process and zeros from the others, so no sum here is rounded.
         full = self.accelerator.reduce(table, "sum").cpu().double()
         return full[:-1].sum(dim=1).tolist(), full[-1].tolist()

@@ -43,7 +43,11 @@ class MicroBatchSampler:
         return len(self.orders)
 
     def epoch(
-        self, epoch: int, first: int = 0, batches_per_update: int = 1, device: torch.device | str = "cpu"
+        self,
+        epoch: int,
+        first: int = 0,
+        batches_per_update: int = 1,
+        device: torch.device | str = "cpu",
     ) -> Iterator[list[MicroBatch]]:
         """This process's micro-batches of each global batch of an epoch.
 

@@ -29,7 +29,11 @@ class ExactOptimizer(AcceleratedOptimizer):
     _is_accelerate_prepared = True
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, accelerator: "ExactAccelerator", *, device_placement: bool
+        self,
+        optimizer: torch.optim.Optimizer,
+        accelerator: "ExactAccelerator",
+        *,
+        device_placement: bool,
     ) -> None:
         super().__init__(optimizer, device_placement=device_placement, scaler=accelerator.scaler)
         self.accelerator = accelerator
@@ -74,8 +78,12 @@ class ExactScheduler(AcceleratedScheduler):
 
     _is_accelerate_prepared = True
 
-    def __init__(self, scheduler: LRScheduler, optimizers: list[ExactOptimizer], *, step_with_optimizer: bool) -> None:
-        super().__init__(scheduler, optimizers, step_with_optimizer=step_with_optimizer, split_batches=True)
+    def __init__(
+        self, scheduler: LRScheduler, optimizers: list[ExactOptimizer], *, step_with_optimizer: bool
+    ) -> None:
+        super().__init__(
+            scheduler, optimizers, step_with_optimizer=step_with_optimizer, split_batches=True
+        )
 
     def step(self, *args: Any, **kwargs: Any) -> None:
         """Move on if the optimizer has just made a step."""

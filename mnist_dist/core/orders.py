@@ -7,7 +7,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+)
 
 from .agreement import same_everywhere
 from .digests import digest
@@ -142,7 +148,9 @@ def orders_of(loader: DataLoader, sharing: Sharing, *, seed: int, number: int) -
         return EqualBatches(sampler, loader.batch_size, drop_last=loader.drop_last)
     batch_sampler: Any = loader.batch_sampler
     drawing = loader.sampler if usual else batch_sampler
-    return DrawnBatches(lambda: list(batch_sampler), drawing, lambda: len(batch_sampler), seed=seed, loader=number)
+    return DrawnBatches(
+        lambda: list(batch_sampler), drawing, lambda: len(batch_sampler), seed=seed, loader=number
+    )
 
 
 def visits_each_sample_once(loader: DataLoader) -> bool:
@@ -161,7 +169,11 @@ def refuse_shared_samples(loader: DataLoader) -> None:
     Raises:
         UserError: says why, and what to give instead.
     """
-    samplers = [loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)]
+    samplers = [
+        loader.sampler,
+        loader.batch_sampler,
+        getattr(loader.batch_sampler, "sampler", None),
+    ]
     if any(isinstance(sampler, DistributedSampler) for sampler in samplers):
         raise UserError(
             "the loader has a DistributedSampler, and prepare would share its part out again (accelerate #3520): "

@@ -31,8 +31,14 @@ def refuse_divided_models(options: dict[str, Any]) -> None:
     Raises:
         UserError: names what was asked for.
     """
-    asked = [kind for kind, names in DIVIDED.items() if any(options.get(name) is not None for name in names)]
-    asked += [kind for name, kind in SWITCHES.items() if os.environ.get(name, "").lower() in ("1", "true")]
+    asked = [
+        kind
+        for kind, names in DIVIDED.items()
+        if any(options.get(name) is not None for name in names)
+    ]
+    asked += [
+        kind for name, kind in SWITCHES.items() if os.environ.get(name, "").lower() in ("1", "true")
+    ]
     if asked:
         raise UserError(
             f"{asked[0]} divides a model over processes, and ExactAccelerator needs all of it on each: leave it out, "
@@ -69,14 +75,23 @@ def refuse_layers_that_depend_on_sharing(model: nn.Module) -> None:
         if not layer.training:
             continue
         kind = f"{type(layer).__name__} {name}"
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) or getattr(layer, "track_running_stats", False):
-            raise UserError(f"{kind} computes over {so}: use GroupNorm or LayerNorm, or virtual_processes")
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) or getattr(
+            layer, "track_running_stats", False
+        ):
+            raise UserError(
+                f"{kind} computes over {so}: use GroupNorm or LayerNorm, or virtual_processes"
+            )
         if draws(layer):
             raise UserError(
                 f"{kind} draws for {so}: set it to 0 and use a mask from micro_batch.rand, or use virtual_processes"
             )
-        if getattr(layer, "scale_grad_by_freq", False) or getattr(layer, "max_norm", None) is not None:
-            raise UserError(f"{kind} counts or scales by {so}: leave out scale_grad_by_freq and max_norm")
+        if (
+            getattr(layer, "scale_grad_by_freq", False)
+            or getattr(layer, "max_norm", None) is not None
+        ):
+            raise UserError(
+                f"{kind} counts or scales by {so}: leave out scale_grad_by_freq and max_norm"
+            )
 
 
 def draws(layer: nn.Module) -> bool:

@@ -109,17 +109,27 @@ def save(accelerator: "ExactAccelerator", output_dir: str | os.PathLike[str] | N
     automatic = project.automatic_checkpoint_naming
     if automatic:
         if not accelerator.project_dir:
-            raise UserError("automatic_checkpoint_naming needs a project_dir: give one to ExactAccelerator")
-        output_dir = Path(accelerator.project_dir) / "checkpoints" / f"checkpoint_{accelerator.save_iteration}"
+            raise UserError(
+                "automatic_checkpoint_naming needs a project_dir: give one to ExactAccelerator"
+            )
+        output_dir = (
+            Path(accelerator.project_dir)
+            / "checkpoints"
+            / f"checkpoint_{accelerator.save_iteration}"
+        )
     if output_dir is None:
-        raise UserError("save_state was given no folder: name one, or use automatic_checkpoint_naming")
+        raise UserError(
+            "save_state was given no folder: name one, or use automatic_checkpoint_naming"
+        )
     place = Path(output_dir)
     call_hooks("checkpoint", accelerator)
     payload = collect(accelerator)
     with all_or_none():
         if accelerator.is_main_process:
             if automatic and place.exists():
-                raise UserError(f"{place} exists already: load_state first, or choose another project_dir")
+                raise UserError(
+                    f"{place} exists already: load_state first, or choose another project_dir"
+                )
             files.write_folder(place, payload, {"updates": accelerator.updates})
             if automatic and project.total_limit is not None:
                 files.remove(numbered(place.parent)[: -project.total_limit])
@@ -134,7 +144,11 @@ def load(accelerator: "ExactAccelerator", input_dir: str | os.PathLike[str] | No
     payload = place = None
     with all_or_none():
         if accelerator.is_main_process:
-            place = Path(input_dir).expanduser() if input_dir is not None else newest_by_number(accelerator)
+            place = (
+                Path(input_dir).expanduser()
+                if input_dir is not None
+                else newest_by_number(accelerator)
+            )
             payload = files.read_folder(place)
     payload, place = broadcast_object_list([payload, place])
     with all_or_none():
@@ -157,7 +171,11 @@ def number_of(place: Path) -> int:
 
 def numbered(folder: Path) -> list[Path]:
     """The automatically named checkpoints in a folder, the oldest first."""
-    found = [place for place in folder.glob("checkpoint_*") if re.fullmatch(r"checkpoint_\d+", place.name)]
+    found = [
+        place
+        for place in folder.glob("checkpoint_*")
+        if re.fullmatch(r"checkpoint_\d+", place.name)
+    ]
     return sorted(found, key=number_of)
 
 
@@ -167,8 +185,13 @@ def newest_by_number(accelerator: "ExactAccelerator") -> Path:
     Raises:
         UserError: there is none, or names are not automatic.
     """
-    if not accelerator.project_configuration.automatic_checkpoint_naming or not accelerator.project_dir:
-        raise UserError("load_state was given no folder: name one, or use automatic_checkpoint_naming")
+    if (
+        not accelerator.project_configuration.automatic_checkpoint_naming
+        or not accelerator.project_dir
+    ):
+        raise UserError(
+            "load_state was given no folder: name one, or use automatic_checkpoint_naming"
+        )
     folder = Path(accelerator.project_dir) / "checkpoints"
     found = numbered(folder)
     if not found:

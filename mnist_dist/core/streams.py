@@ -59,7 +59,9 @@ class StreamReader:
         accelerator: the processes.
     """
 
-    def __init__(self, loader: DataLoader, batches: MicroBatchSampler, accelerator: "ExactAccelerator") -> None:
+    def __init__(
+        self, loader: DataLoader, batches: MicroBatchSampler, accelerator: "ExactAccelerator"
+    ) -> None:
         self.batches = batches
         self.accelerator = accelerator
         self.collate: Callable[[list[Any]], Any] = loader.collate_fn
@@ -83,7 +85,9 @@ class StreamReader:
         """What must be the same on every process; what they read is not compared."""
         return f"a stream read by {self.workers} workers"
 
-    def epoch(self, epoch: int, first: int, batches_per_update: int) -> Iterator[tuple[MicroBatch, Any]]:
+    def epoch(
+        self, epoch: int, first: int, batches_per_update: int
+    ) -> Iterator[tuple[MicroBatch, Any]]:
         """Each micro-batch of an epoch with its rows.
 
         Args:
@@ -92,7 +96,9 @@ class StreamReader:
             batches_per_update: global batches that the gradients of an update are accumulated over.
         """
         start = 0
-        group: list[tuple[int, int, list[Any]]] = []  # batch number, start and samples, of one update
+        group: list[
+            tuple[int, int, list[Any]]
+        ] = []  # batch number, start and samples, of one update
         for number, samples, is_last in self.with_end(epoch):
             group.append((number, start, samples))
             start += len(samples)

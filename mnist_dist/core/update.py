@@ -31,7 +31,9 @@ class UpdateGradients:
         self.ddp = ddp
         self.buffers: BufferMean | None = None
         self.sums: dict[tuple[int, ...], GradientSum] = {}
-        self.kept: list[Tensor | None] | None = None  # gradients of earlier updates that nobody has forgotten yet
+        self.kept: list[Tensor | None] | None = (
+            None  # gradients of earlier updates that nobody has forgotten yet
+        )
         self.terms: Tensor | None = None  # counted in this update, under DDP
         self.counts_terms: bool | None = None  # in the update in progress, if it has begun
         self.wrappers: list[DistributedDataParallel] = []
@@ -92,7 +94,9 @@ class UpdateGradients:
                 parameter.grad = kept if parameter.grad is None else kept + parameter.grad
         self.kept = None
 
-    def add_to_sum(self, micro_batch: MicroBatch, parameters: list[nn.Parameter], terms: Terms) -> None:
+    def add_to_sum(
+        self, micro_batch: MicroBatch, parameters: list[nn.Parameter], terms: Terms
+    ) -> None:
         """Add this micro-batch's gradients to those of the update, and let them be the sum after its last one."""
         found = take_gradients(parameters, keep=is_of_something(micro_batch, terms))
         changes = []
@@ -100,7 +104,9 @@ class UpdateGradients:
             changes = self.buffers.changes(closes_share=micro_batch.piece == micro_batch.pieces - 1)
         counted = [] if terms is None else [self.as_number(terms, parameters)]
         gradient_sum = self.sum_for(parameters, changes, counted)
-        gradient_sum.add(micro_batch.share, found + changes + counted, complete=micro_batch.completes_share)
+        gradient_sum.add(
+            micro_batch.share, found + changes + counted, complete=micro_batch.completes_share
+        )
         if not micro_batch.closes_update:
             return
         total = gradient_sum.total()
@@ -118,14 +124,18 @@ class UpdateGradients:
         precise = any(parameter.dtype == torch.float64 for parameter in parameters)
         return scalar(terms, torch.float64 if precise else torch.float32, self.device)
 
-    def sum_for(self, parameters: list[nn.Parameter], changes: list[Tensor], counted: list[Tensor]) -> GradientSum:
+    def sum_for(
+        self, parameters: list[nn.Parameter], changes: list[Tensor], counted: list[Tensor]
+    ) -> GradientSum:
         """The sum of gradients for these parameters, made once: there are others if layers are frozen or thawed."""
         key = len(changes), len(counted), *map(id, parameters)
         if key not in self.sums:
             self.sums[key] = GradientSum([*parameters, *changes, *counted], self.sharing)
         return self.sums[key]
 
-    def after_ddp(self, micro_batch: MicroBatch, parameters: list[nn.Parameter], terms: Terms) -> None:
+    def after_ddp(
+        self, micro_batch: MicroBatch, parameters: list[nn.Parameter], terms: Terms
+    ) -> None:
         """`DistributedDataParallel` has summed the gradients if this was the update's last micro-batch."""
         if terms is not None:
             so_far = self.as_number(terms, parameters)
@@ -134,7 +144,9 @@ class UpdateGradients:
             return
         for parameter in parameters:
             if id(parameter) not in self.summed_by_ddp:  # it was frozen when its model was prepared
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = (
+                    torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                )
                 dist.all_reduce(parameter.grad)
         if self.terms is not None:
             dist.all_reduce(self.terms)
@@ -195,7 +207,9 @@ def divide(gradients: list[Tensor], terms: Tensor) -> None:
 def sum_gradients(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """A communication hook for `DistributedDataParallel` that sums over processes, where DDP's own averages."""
     buffer = bucket.buffer()
-    if buffer.is_cpu:  # gloo would call back from a thread of its own, which may outlive the interpreter
+    if (
+        buffer.is_cpu
+    ):  # gloo would call back from a thread of its own, which may outlive the interpreter
         dist.all_reduce(buffer)
         done: torch.futures.Future[Tensor] = torch.futures.Future()
         done.set_result(buffer)

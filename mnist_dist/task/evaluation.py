@@ -71,7 +71,9 @@ class Evaluation:
     def confusion(self) -> Tensor:
         """(classes, classes) int64: samples of the row's class that were taken for the column's."""
         classes = self.logits.shape[1]
-        return torch.bincount(self.labels * classes + self.predictions, minlength=classes**2).view(classes, classes)
+        return torch.bincount(self.labels * classes + self.predictions, minlength=classes**2).view(
+            classes, classes
+        )
 
     @property
     def class_accuracy(self) -> list[float | None]:
@@ -91,13 +93,18 @@ class Evaluation:
         for number in range(bins):
             inside = place == number
             if count := int(inside.sum()):
-                found.append(Bin(count, float(confidence[inside].mean()), float(right[inside].mean())))
+                found.append(
+                    Bin(count, float(confidence[inside].mean()), float(right[inside].mean()))
+                )
         return found
 
     @property
     def calibration_error(self) -> float:
         """Expected calibration error (Guo et al. 2017): the mean gap of confidence and accuracy, in [0, 1]."""
-        return sum(bin.count * abs(bin.confidence - bin.accuracy) for bin in self.reliability()) / self.total
+        return (
+            sum(bin.count * abs(bin.confidence - bin.accuracy) for bin in self.reliability())
+            / self.total
+        )
 
     def mistakes(self) -> Tensor:
         """(m,) int64, the numbers of the misclassified samples, the most confident mistake first."""
@@ -113,7 +120,9 @@ class Evaluation:
         """
         loss = self.loss
         if not math.isfinite(loss):
-            raise UserError(f"the loss on the {split} samples is {loss}: train it with a lower --lr or a --clip-norm")
+            raise UserError(
+                f"the loss on the {split} samples is {loss}: train it with a lower --lr or a --clip-norm"
+            )
         return {
             f"{split}_loss": loss,
             f"{split}_accuracy": self.accuracy,
@@ -127,7 +136,9 @@ def mean(results: Sequence[Evaluation]) -> Evaluation:
     if len(results) == 1:
         return results[0]
     probabilities = torch.stack([result.probabilities for result in results]).mean(dim=0)
-    return Evaluation(probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log(), results[0].labels)
+    return Evaluation(
+        probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log(), results[0].labels
+    )
 
 
 def evaluation_loader(split: Split, batch_size: int = BATCH) -> DataLoader:

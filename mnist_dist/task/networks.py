@@ -77,16 +77,24 @@ class ConvNet(MNISTNet):
         hidden: sizes of the fully connected layers after them.
     """
 
-    def __init__(self, channels: Sequence[int] = (16, 32), hidden: Sequence[int] = (128, 64)) -> None:
+    def __init__(
+        self, channels: Sequence[int] = (16, 32), hidden: Sequence[int] = (128, 64)
+    ) -> None:
         super().__init__(hidden, inputs=channels[-1] * side_after(len(channels)) ** 2)
         self.convolutions = len(channels)
         maps = []
         for number, (inputs, outputs) in enumerate(itertools.pairwise([IMAGE[0], *channels]), 1):
-            setattr(self, f"conv{number}", nn.Conv2d(inputs, outputs, 3, padding=0 if number <= 3 else 1))
+            setattr(
+                self,
+                f"conv{number}",
+                nn.Conv2d(inputs, outputs, 3, padding=0 if number <= 3 else 1),
+            )
             setattr(self, f"norm{number}", nn.LayerNorm(outputs))
             maps.append((side_after(number), side_after(number), outputs))
         self.outputs = maps + self.outputs
-        self.to(memory_format=torch.channels_last)  # 1.6 times as fast on CPUs, and what tensor cores want
+        self.to(
+            memory_format=torch.channels_last
+        )  # 1.6 times as fast on CPUs, and what tensor cores want
 
     def forward(self, images: Tensor, *masks: Tensor) -> Tensor:
         """Logits (N, 10) of images (N, 1, 28, 28), normalised, in the dtype of the weights."""
@@ -100,7 +108,9 @@ class ConvNet(MNISTNet):
         return super().forward(x, *masks[self.convolutions :])
 
 
-def build(name: str, hidden: Sequence[int] = (128, 64), channels: Sequence[int] = (16, 32)) -> MNISTNet:
+def build(
+    name: str, hidden: Sequence[int] = (128, 64), channels: Sequence[int] = (16, 32)
+) -> MNISTNet:
     """The network of that name, "mlp" or "cnn", with fresh weights from torch's global generator."""
     return MNISTNet(hidden) if name == "mlp" else ConvNet(channels, hidden)
 
@@ -120,15 +130,23 @@ def from_state_dict(weights: Mapping[str, Tensor]) -> MNISTNet:
 
     def outputs(kind: str) -> list[int]:
         layers = [re.fullmatch(rf"{kind}(\d+)\.weight", key) for key in shapes]
-        numbers = sorted(int(layer[1]) for layer in layers if layer)  # files may keep names in another order
-        return [shapes[f"{kind}{number}.weight"][0] for number in numbers if shapes[f"{kind}{number}.weight"]]
+        numbers = sorted(
+            int(layer[1]) for layer in layers if layer
+        )  # files may keep names in another order
+        return [
+            shapes[f"{kind}{number}.weight"][0]
+            for number in numbers
+            if shapes[f"{kind}{number}.weight"]
+        ]
 
     channels, hidden = outputs("conv"), outputs("fc")[:-1]
     with torch.device("meta"):  # shapes without memory: they may be absurd
         model = ConvNet(channels[:8], hidden) if channels else MNISTNet(hidden)
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     if shapes != expected:
-        unlike = sorted(key for key in shapes.keys() | expected.keys() if shapes.get(key) != expected.get(key))
+        unlike = sorted(
+            key for key in shapes.keys() | expected.keys() if shapes.get(key) != expected.get(key)
+        )
         found = ", ".join(f"{key} {shapes.get(key, 'missing')}" for key in unlike[:3])
         raise UserError(
             f"the weights are not those of a digit classifier from {math.prod(IMAGE)} pixels to {CLASSES} classes: "

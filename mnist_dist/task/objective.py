@@ -18,7 +18,9 @@ Loss = Callable[[nn.Module, Tensor, Tensor, Rand], Tensor]
 
 def adam(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (AdamW, Loshchilov and Hutter 2019); without decay it is Adam, bit for bit."""
-    return torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    return torch.optim.AdamW(
+        model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+    )
 
 
 def schedule(optimizer: torch.optim.Optimizer, settings: Settings, updates: int) -> LambdaLR:
@@ -26,7 +28,9 @@ def schedule(optimizer: torch.optim.Optimizer, settings: Settings, updates: int)
 
     def share_of_peak(update: int) -> float:
         # The scheduler asks once more, after the last update.
-        return learning_rate(min(update, updates - 1), updates, schedule=settings.schedule, warmup=settings.warmup)
+        return learning_rate(
+            min(update, updates - 1), updates, schedule=settings.schedule, warmup=settings.warmup
+        )
 
     return LambdaLR(optimizer, share_of_peak)
 
@@ -58,7 +62,9 @@ def loss_of(network: MNISTNet, settings: Settings, teachers: Sequence[nn.Module]
     return loss
 
 
-def divergence(logits: Tensor, images: Tensor, teachers: Sequence[nn.Module], temperature: float) -> Tensor:
+def divergence(
+    logits: Tensor, images: Tensor, teachers: Sequence[nn.Module], temperature: float
+) -> Tensor:
     """How far predictions are from the mean of the teachers' for the same images (Hinton et al. 2015).
 
     Args:
@@ -70,8 +76,12 @@ def divergence(logits: Tensor, images: Tensor, teachers: Sequence[nn.Module], te
         T^2 times the Kullback-Leibler divergence (nats), the mean over the samples; its gradient is as large at any T.
     """
     with torch.no_grad():
-        taught = torch.stack([F.softmax(teacher(images) / temperature, dim=1) for teacher in teachers]).mean(dim=0)
-    return temperature**2 * F.kl_div(F.log_softmax(logits / temperature, dim=1), taught, reduction="batchmean")
+        taught = torch.stack(
+            [F.softmax(teacher(images) / temperature, dim=1) for teacher in teachers]
+        ).mean(dim=0)
+    return temperature**2 * F.kl_div(
+        F.log_softmax(logits / temperature, dim=1), taught, reduction="batchmean"
+    )
 
 
 def average(model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) -> AveragedModel:

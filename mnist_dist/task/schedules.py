@@ -3,7 +3,9 @@
 import math
 
 
-def learning_rate(step: int, total: int, *, peak: float = 1.0, schedule: str, warmup: float | None = None) -> float:
+def learning_rate(
+    step: int, total: int, *, peak: float = 1.0, schedule: str, warmup: float | None = None
+) -> float:
     """The rate of one update.
 
     - constant: `peak`.
@@ -21,7 +23,9 @@ def learning_rate(step: int, total: int, *, peak: float = 1.0, schedule: str, wa
         warmup: share of the updates in which the rate rises, in [0, 1); None: 0.3 for one-cycle, else 0.
     """
     if schedule == "one-cycle":
-        top = (0.3 if warmup is None else warmup) * total - 1  # the update at which the rate peaks, maybe fractional
+        top = (
+            0.3 if warmup is None else warmup
+        ) * total - 1  # the update at which the rate peaks, maybe fractional
         low, lowest = peak / 25, peak / 25 / 1e4
         if step <= top:
             return between(low, peak, step / top if top > 0 else 1.0)

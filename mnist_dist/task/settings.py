@@ -26,7 +26,9 @@ GROUPS = {  # of the flags in --help, the usual ones first
 def require_strengths(affine: float, elastic: float) -> None:
     """Refuse strengths of distortions that nobody could mean."""
     require(0 <= affine <= MAX_AFFINE, "--affine", affine, f"a strength from 0 to {MAX_AFFINE}")
-    require(0 <= elastic <= MAX_ELASTIC, "--elastic", elastic, f"a strength from 0 to {MAX_ELASTIC}")
+    require(
+        0 <= elastic <= MAX_ELASTIC, "--elastic", elastic, f"a strength from 0 to {MAX_ELASTIC}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,12 @@ class DataConfig:
         Raises:
             UsageError: names the flag, its value and what to give instead.
         """
-        require(not self.data_dir.exists() or self.data_dir.is_dir(), "--data-dir", self.data_dir, "a folder")
+        require(
+            not self.data_dir.exists() or self.data_dir.is_dir(),
+            "--data-dir",
+            self.data_dir,
+            "a folder",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +92,9 @@ class Settings(DataConfig):
     """Largest norm of an update's gradient; 0: no limit."""
     ema: float = 0.0
     """Decay of a moving average of the weights, which then is the model, usually 0.99 to 0.9999; 0: none."""
-    teacher: tuple[Path, ...] = field(default=(), metadata=MAY_CHANGE)  # it is their weights that may not
+    teacher: tuple[Path, ...] = field(
+        default=(), metadata=MAY_CHANGE
+    )  # it is their weights that may not
     """Runs' folders or .pth files of trained models, whose mean prediction is learned beside the labels."""
     temperature: float = 4.0
     """By which logits are divided before predictions are compared with the teachers'; the higher, the softer."""
@@ -96,7 +105,9 @@ class Settings(DataConfig):
     seeds see benchmarks/accuracy.py."""
     virtual_processes: int = 0
     """Shares of a batch, for the same bits on 1 to so many processes, a thread each; 0: a share for each process."""
-    mixed_precision: Annotated[Literal["no", "fp16", "bf16"] | None, unset("what Accelerate was launched with")] = None
+    mixed_precision: Annotated[
+        Literal["no", "fp16", "bf16"] | None, unset("what Accelerate was launched with")
+    ] = None
     """Half precision where it is enough, for speed on GPUs."""
     dtype: Literal["float32", "float64"] = "float32"
     """Arithmetic; float64 shows that the number of processes changes nothing but rounding."""
@@ -127,21 +138,63 @@ class Settings(DataConfig):
                 network = networks.build(self.model, self.hidden, self.channels)
             small = networks.parameter_count(network) <= MAX_PARAMETERS
         require(small, "--hidden", hidden, f"sizes that make at most {MAX_PARAMETERS:,} parameters")
-        require(1 <= self.epochs <= 1_000_000, "--epochs", self.epochs, "a number from 1 to 1,000,000")
+        require(
+            1 <= self.epochs <= 1_000_000, "--epochs", self.epochs, "a number from 1 to 1,000,000"
+        )
         require(self.batch_size >= 1, "--batch-size", self.batch_size, "at least 1 sample")
         require(0 < self.lr <= 1000, "--lr", self.lr, "a rate above 0 and at most 1000")
-        require(self.warmup is None or 0 <= self.warmup < 1, "--warmup", self.warmup, "a share from 0 to below 1")
-        require(0 <= self.weight_decay <= 1000, "--weight-decay", self.weight_decay, "a number from 0 to 1000")
-        require(0 <= self.label_smoothing < 1, "--label-smoothing", self.label_smoothing, "a share from 0 to below 1")
+        require(
+            self.warmup is None or 0 <= self.warmup < 1,
+            "--warmup",
+            self.warmup,
+            "a share from 0 to below 1",
+        )
+        require(
+            0 <= self.weight_decay <= 1000,
+            "--weight-decay",
+            self.weight_decay,
+            "a number from 0 to 1000",
+        )
+        require(
+            0 <= self.label_smoothing < 1,
+            "--label-smoothing",
+            self.label_smoothing,
+            "a share from 0 to below 1",
+        )
         require(0 <= self.dropout < 1, "--dropout", self.dropout, "a share from 0 to below 1")
         droppable = bool(network.outputs)
-        require(droppable or not self.dropout, "--dropout", self.dropout, "0 to a network without hidden layers")
+        require(
+            droppable or not self.dropout,
+            "--dropout",
+            self.dropout,
+            "0 to a network without hidden layers",
+        )
         require_strengths(self.affine, self.elastic)
-        require(0 < self.temperature <= 1000, "--temperature", self.temperature, "a number above 0 and at most 1000")
-        require(0 < self.teacher_share <= 1, "--teacher-share", self.teacher_share, "a share above 0 and at most 1")
-        require(0 <= self.clip_norm < math.inf, "--clip-norm", self.clip_norm, "a norm above 0, or 0 for no limit")
+        require(
+            0 < self.temperature <= 1000,
+            "--temperature",
+            self.temperature,
+            "a number above 0 and at most 1000",
+        )
+        require(
+            0 < self.teacher_share <= 1,
+            "--teacher-share",
+            self.teacher_share,
+            "a share above 0 and at most 1",
+        )
+        require(
+            0 <= self.clip_norm < math.inf,
+            "--clip-norm",
+            self.clip_norm,
+            "a norm above 0, or 0 for no limit",
+        )
         shares = self.virtual_processes
-        require(0 <= shares <= MAX_SHARES, "--virtual-processes", shares, f"a number from 1 to {MAX_SHARES}, or 0")
+        require(
+            0 <= shares <= MAX_SHARES,
+            "--virtual-processes",
+            shares,
+            f"a number from 1 to {MAX_SHARES}, or 0",
+        )
         require(0 <= self.ema < 1, "--ema", self.ema, "a decay from 0 to below 1")
         require(0 <= self.seed < 2**32, "--seed", self.seed, "a number from 0 to 4,294,967,295")
 

@@ -38,11 +38,15 @@ def rate(settings: Settings, update: int, updates: int) -> float:
         if update <= peak:
             return low + (settings.lr - low) * half_cosine(update / peak if peak > 0 else 1)
         peak = max(peak, 0)
-        return settings.lr + (end - settings.lr) * half_cosine((update - peak) / max(updates - 1 - peak, 1))
+        return settings.lr + (end - settings.lr) * half_cosine(
+            (update - peak) / max(updates - 1 - peak, 1)
+        )
     rising = round((warmup or 0) * updates)
     if update < rising:
         return settings.lr * (update + 1) / rising
-    falling = half_cosine((update - rising) / (updates - rising)) if settings.schedule == "cosine" else 0
+    falling = (
+        half_cosine((update - rising) / (updates - rising)) if settings.schedule == "cosine" else 0
+    )
     return settings.lr * (1 - falling)
 
 
@@ -57,7 +61,9 @@ def initial(settings: Settings) -> dict[str, Tensor]:
     channels = settings.channels if settings.model == "cnn" else ()
     side = (0, 13, 5, *[3] * 6)[len(channels)]
     sizes = [side * side * channels[-1] if channels else 784, *settings.hidden, 10]
-    layers: dict[str, nn.Module] = {f"fc{n}": nn.Linear(*pair) for n, pair in enumerate(itertools.pairwise(sizes), 1)}
+    layers: dict[str, nn.Module] = {
+        f"fc{n}": nn.Linear(*pair) for n, pair in enumerate(itertools.pairwise(sizes), 1)
+    }
     for n, (before, after) in enumerate(itertools.pairwise([1, *channels]), 1):
         layers |= {f"conv{n}": nn.Conv2d(before, after, 3), f"norm{n}": nn.LayerNorm(after)}
     return {
@@ -74,7 +80,9 @@ def logits(weights: dict[str, Tensor], images: Tensor, dropped: Sequence[Tensor]
         kernel = weights[f"conv{n}.weight"]
         x = F.conv2d(x, kernel, weights[f"conv{n}.bias"], padding=0 if n <= 3 else 1)
         x = (F.max_pool2d(x, 2) if n <= 2 else x).permute(0, 2, 3, 1)
-        x = F.layer_norm(x, kernel.shape[:1], weights[f"norm{n}.weight"], weights[f"norm{n}.bias"]).relu()
+        x = F.layer_norm(
+            x, kernel.shape[:1], weights[f"norm{n}.weight"], weights[f"norm{n}.bias"]
+        ).relu()
         x = (x * next(factors, 1)).permute(0, 3, 1, 2)
     x, last = x.flatten(1), sum(name.startswith("fc") for name in weights) // 2
     for n in range(1, last):
@@ -82,7 +90,9 @@ def logits(weights: dict[str, Tensor], images: Tensor, dropped: Sequence[Tensor]
     return F.linear(x, weights[f"fc{last}.weight"], weights[f"fc{last}.bias"])
 
 
-def distorted(images: Tensor, affine: float, elastic: float, uniform: Tensor, normal: Tensor) -> Tensor:
+def distorted(
+    images: Tensor, affine: float, elastic: float, uniform: Tensor, normal: Tensor
+) -> Tensor:
     """Images (n, 1, 28, 28), each rotated, sheared, scaled, shifted and bent by its random numbers.
 
     Args:
@@ -102,7 +112,10 @@ def distorted(images: Tensor, affine: float, elastic: float, uniform: Tensor, no
     theta = torch.cat([turn, amount[:, 4:, None] * 2 * 2 / 28], dim=2)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     # Each of 7 x 7 knots moves the pixels around it, less with their distance.
-    pixels, knots = torch.arange(28, dtype=torch.float64), torch.arange(7, dtype=torch.float64) * 4 + 1.5
+    pixels, knots = (
+        torch.arange(28, dtype=torch.float64),
+        torch.arange(7, dtype=torch.float64) * 4 + 1.5,
+    )
     near = torch.exp(-((pixels - knots[:, None]) ** 2) / 32)
     near = (near / near.square().sum(dim=0).sqrt()).to(images)
     bend = elastic * (2 / 28) * normal.to(images.dtype).view(-1, 2, 7, 7)
@@ -131,7 +144,9 @@ class Reference:
     def __post_init__(self) -> None:
         device = self.images.device
         self.weights = {name: tensor.to(device) for name, tensor in initial(self.settings).items()}
-        self.moments = [{name: torch.zeros_like(w) for name, w in self.weights.items()} for _ in BETAS]
+        self.moments = [
+            {name: torch.zeros_like(w) for name, w in self.weights.items()} for _ in BETAS
+        ]
         self.averaged: dict[str, Tensor] = {}
         self.updates, self.loss = 0, 0.0
 
@@ -147,7 +162,9 @@ class Reference:
 
         def draw(purpose: str, *shape: int, normal: bool = False) -> Tensor:
             source = generator(purpose, has.seed, epoch, number, device=device)
-            return (torch.randn if normal else torch.rand)(len(index), *shape, generator=source, device=device)
+            return (torch.randn if normal else torch.rand)(
+                len(index), *shape, generator=source, device=device
+            )
 
         images = self.images[index]
         if has.affine or has.elastic:
@@ -168,12 +185,17 @@ class Reference:
         weights = {name: tensor.clone().requires_grad_() for name, tensor in self.weights.items()}
         surprise = -logits(weights, images, dropped).log_softmax(dim=1)
         right = surprise.gather(1, self.labels[index, None]).squeeze(1)
-        loss = ((1 - has.label_smoothing) * right + has.label_smoothing * surprise.mean(dim=1)).mean()
+        loss = (
+            (1 - has.label_smoothing) * right + has.label_smoothing * surprise.mean(dim=1)
+        ).mean()
         self.loss = loss.item() * len(index) + (self.loss if number else 0.0)
         found = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
         if has.clip_norm:
             norm = float(sum(tensor.square().sum() for tensor in found.values())) ** 0.5
-            found = {name: tensor * min(1, has.clip_norm / (norm + 1e-6)) for name, tensor in found.items()}
+            found = {
+                name: tensor * min(1, has.clip_norm / (norm + 1e-6))
+                for name, tensor in found.items()
+            }
         return found
 
     def update(self, gradient: dict[str, Tensor], rate: float) -> None:
@@ -185,7 +207,9 @@ class Reference:
             square.mul_(BETAS[1]).add_(slope.square(), alpha=1 - BETAS[1])
             step = mean / (1 - BETAS[0] ** self.updates)
             step = step / ((square / (1 - BETAS[1] ** self.updates)).sqrt() + EPSILON)
-            self.weights[name] = self.weights[name] * (1 - rate * self.settings.weight_decay) - rate * step
+            self.weights[name] = (
+                self.weights[name] * (1 - rate * self.settings.weight_decay) - rate * step
+            )
 
     def follow(self) -> None:
         """Move the average after the weights."""
@@ -197,5 +221,7 @@ class Reference:
     def evaluate(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
         """The mean loss (nats) of the trained model over samples, and how many it has right."""
         with torch.no_grad():
-            found = torch.cat([logits(self.averaged or self.weights, part) for part in images.split(1000)])
+            found = torch.cat(
+                [logits(self.averaged or self.weights, part) for part in images.split(1000)]
+            )
         return F.cross_entropy(found, labels).item(), int((found.argmax(dim=1) == labels).sum())

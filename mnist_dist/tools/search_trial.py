@@ -46,7 +46,9 @@ def train_trial(
     """
     dtype = getattr(torch, config.dtype)
     # Anew for each trial, for the scaler of mixed precision has a state.
-    accelerator = launch.start(config.cpu, config.mixed_precision, dtype, tf32=config.tf32, seed=config.seed)
+    accelerator = launch.start(
+        config.cpu, config.mixed_precision, dtype, tf32=config.tf32, seed=config.seed
+    )
     set_seed(config.seed)
     network = networks.build(config.model, config.hidden, config.channels)
     network = network.to(accelerator.device, dtype)
