@@ -179,8 +179,9 @@ def test_the_answer_for_machines_has_processes_and_measurements(answers):
         1e-6 < measured["all_reduce_seconds"] < 1
         and 1e6 < measured["all_reduce_bytes_per_second"] < 1e12
     )
-    names = "processes,versions,code,data,shared folder,initial weights,samples,gradient,update,schedule,"
-    names += "moving average,evaluation,test count,checkpoint,resume,stop,mixed precision,same bits,links,speed of each process"
+    names = "processes,versions,code,data,shared folder,initial weights,samples,gradient,update,"
+    names += "schedule,moving average,evaluation,test count,checkpoint,resume,stop,mixed precision,"
+    names += "same bits,links,speed of each process"
     assert [check["name"] for check in answer["checks"]] == names.split(",")
 
 
