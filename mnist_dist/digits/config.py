@@ -22,7 +22,7 @@ class TrainConfig(RunFlags, Settings):
 
     GROUPS: ClassVar[dict[str, str]] = GROUPS | {
         "run": "output-dir resume checkpoint-every cpu mixed-precision dtype tf32 compile "
-        "log-every plots wandb wandb-project wandb-model help"
+        "log-every no-plots wandb wandb-project wandb-model help"
     }
     RECIPES: ClassVar[dict[str, dict[str, Any]]] = RECIPES
 
