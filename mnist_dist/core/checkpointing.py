@@ -1,5 +1,6 @@
 """The checkpoints of a run: written when it is time or somebody asks the run to stop, and gone on from."""
 
+import errno
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,7 @@ from accelerate.utils import broadcast_object_list
 
 from . import files, state
 from .agreement import all_or_none, announce
-from .errors import STOPPED, Stopped, UserError
+from .errors import STOPPED, Stopped, UserError, explain
 from .hooks import call_hooks
 from .output import warn
 from .stopping import StopRequest
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 FOLDER = "checkpoints"
 NAMES = f"step-{10 * '[0-9]'}"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 KEPT = 2  # checkpoints of a run, the newest
 READABLE = 40  # characters of a value that is no digest
 SHOWN = 12  # characters of a digest
@@ -77,27 +79,34 @@ class Checkpoints:
             Stopped: on every process, if one was asked to stop.
             UserError: on every process, if the checkpoint cannot be written.
         """
-        self.stopping = (
-            self.request.agreed() or self.stopping
-        )  # also if nobody asks after the updates
+        # Ask here, too, for nobody may have asked after the updates.
+        self.stopping = self.request.agreed() or self.stopping
         call_hooks("checkpoint", self.accelerator)
         payload = {"fixed": self.fixed, "state": state.collect(self.accelerator)}
         updates = self.accelerator.updates
-        try:
-            with all_or_none():
-                if self.accelerator.is_main_process:
-                    self.accelerator.last_checkpoint = write_checkpoint(self.run, payload, updates)
-        except UserError as error:
-            if not last:
-                raise
+        with all_or_none():
             if self.accelerator.is_main_process:
-                warn(f"the run's last checkpoint is missing ({error})")
+                self.write(payload, updates, last=last)
         if self.stopping and not last:
             raise Stopped(
                 f"stopped on request at update {updates}, saved in {self.run / FOLDER}",
                 STOPPED,
                 self.run,
             )
+
+    def write(self, payload: dict[str, Any], updates: int, *, last: bool) -> None:
+        """Write a checkpoint, on the process that writes.
+
+        Raises:
+            OSError: it cannot be written. Of the run's last one there is only a warning, unless the
+                disk is full, and the trained weights cannot be written either.
+        """
+        try:
+            self.accelerator.last_checkpoint = write_checkpoint(self.run, payload, updates)
+        except OSError as error:
+            if not last or error.errno in NO_SPACE:
+                raise
+            warn(f"the run's last checkpoint is missing ({explain(error)})")
 
     def resume(self) -> bool:
         """Go back to where the newest intact checkpoint was taken.
