@@ -223,17 +223,12 @@ def draw(path: Path, rows: Sequence[Row], curves: Mapping[str, list[Row]]) -> No
         if len(members) > 1:
             label += f" ({len(members)} seeds)"
         group_curves = [curves[row["run"]] for row in members]
-        groups.append((unformatted(label), group_curves))
+        groups.append((label, group_curves))
     common = [name for name in ("dataset", "model") if name not in names]
     heading = described(drawn[0], common)
-    plots.compared(path, groups, unformatted(heading))
+    plots.compared(path, groups, heading)
 
 
 def tells_groups_apart(name: str) -> bool:
     """Return whether runs that differ in a column are drawn apart."""
     return name not in ("seed", "num_processes") and not is_version(name)
-
-
-def unformatted(text: str) -> str:
-    """Return text that matplotlib shows as it is: between two `$` it would look for a formula."""
-    return text.replace("$", r"\$")
