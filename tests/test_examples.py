@@ -182,7 +182,17 @@ def tolerance_of(variant: str) -> float:
     return 1e-9 if variant in NEAR else 0.0
 
 
+# In short, for the default set.
+@pytest.mark.parametrize("variant", ["pictures", "bits-characters"])
+def test_two_processes_end_with_the_weights_of_one(variant, data, tmp_path):
+    for processes in (1, 2):
+        plan = planned(variant, data, processes, tmp_path / str(processes), "--epochs", "1")
+        start(processes, [plan])
+    assert_same(tmp_path / "2", tmp_path / "1", tolerance_of(variant))
+
+
 # Promise 1.
+@pytest.mark.slow
 @several
 @pytest.mark.parametrize("variant", NEAR)
 def test_weights_and_figures_are_those_of_one_process(processes, variant, runs):
@@ -192,6 +202,7 @@ def test_weights_and_figures_are_those_of_one_process(processes, variant, runs):
     assert_same(runs / str(processes) / variant, runs / "1" / variant)
 
 
+@pytest.mark.slow
 @several
 @pytest.mark.parametrize("variant", [*BITS, "bits-resnet18"])
 def test_with_virtual_processes_they_are_so_to_the_bit(processes, variant, runs):
@@ -206,6 +217,7 @@ def test_eight_processes_have_the_same_bits(runs, data, tmp_path):
         assert_same(tmp_path / variant, runs / "1" / variant, tolerance=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "variant"), TRAPS)
 def test_a_planted_fault_shows(fault, variant, runs):
     wrong, right = runs / "3" / f"{variant}-{fault}", runs / "1" / variant
@@ -217,6 +229,7 @@ def test_a_planted_fault_shows(fault, variant, runs):
     )  # nothing else went wrong
 
 
+@pytest.mark.slow
 def test_dropout_and_random_transforms_do_something(data, runs, tmp_path):
     plain = planned("bits-pictures", data, 1, tmp_path / "plain", "--plain")
     without = planned("bits-characters", data, 1, tmp_path / "without", "--dropout", "0")
@@ -235,6 +248,7 @@ def batches_seen(run: Path) -> dict[tuple[int, int], list[int]]:
     return {place: sorted(samples) for place, samples in batches.items()}
 
 
+@pytest.mark.slow
 @several
 @pytest.mark.parametrize("variant", NEAR + BITS)
 def test_every_training_sample_once_an_epoch_in_the_batches_of_one_process(
@@ -247,6 +261,7 @@ def test_every_training_sample_once_an_epoch_in_the_batches_of_one_process(
         assert samples == list(range(len(samples))) and len(samples) > 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_every_held_out_picture_is_counted_once(processes, runs, data):
     paths = sorted((data / "pictures").glob("class */*"))
@@ -270,6 +285,7 @@ def test_every_held_out_picture_is_counted_once(processes, runs, data):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_every_held_out_character_is_counted_once(processes, runs, data):
     """By the model asked about one line at a time, from the text itself, without padding."""
@@ -302,6 +318,7 @@ def test_every_held_out_character_is_counted_once(processes, runs, data):
     )
 
 
+@pytest.mark.slow
 def test_padding_counted_comes_to_no_result(runs):
     said = json.loads((runs / "3" / "padded.json").read_text())
     assert len(said) == 3 and all("one row for each sample" in sentence for sentence in said)
@@ -309,6 +326,7 @@ def test_padding_counted_comes_to_no_result(runs):
 
 
 # Promise 3.
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("variant", NEAR)
 def test_stopped_in_mid_epoch_and_resumed_it_ends_with_the_same_bits(processes, variant, runs):
@@ -319,6 +337,7 @@ def test_stopped_in_mid_epoch_and_resumed_it_ends_with_the_same_bits(processes, 
     assert 0 < left < updates[0] and left % each  # it had been stopped, and within an epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", NEAR + BITS)
 def test_three_processes_stop_two_go_on_and_stop_and_one_ends_it(variant, runs):
     handed_on, whole = runs / f"{variant}-handed-on", runs / "1" / variant
@@ -398,6 +417,7 @@ def test_what_needs_virtual_processes_is_refused_with_the_way_out(flags, words, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "layer"),
     [("bits-characters", "Dropout dropout"), ("bits-resnet18", "BatchNorm2d bn1")],
@@ -408,6 +428,7 @@ def test_the_core_refuses_it_too(variant, layer, runs):
     assert not (runs / "1" / f"{variant}-unchecked" / "model.pth").exists()
 
 
+@pytest.mark.slow
 def test_a_picture_that_one_process_cannot_read_is_named(tmp_path):
     """Cut off in the middle, among others: only the process that reads it can say so, and all leave."""
     random = np.random.default_rng(0)

@@ -165,6 +165,7 @@ def test_a_copy_that_a_crash_has_cut_short_is_not_read(tmp_path):
     assert payload == {"updates": 1} and len(warnings) == 1
 
 
+@pytest.mark.slow
 def test_a_training_where_neither_is_offered_ends_well(spare, tmp_path):
     done = spare("fsync rename", tmp_path / "run")
     assert done.returncode == 0, done.stderr
@@ -227,6 +228,7 @@ def test_a_link_that_leads_somewhere_is_followed(tmp_path, monkeypatch):
     assert first != second and len(list((tmp_path / "scratch").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_training_whose_folder_or_data_is_a_link_to_nowhere_ends_at_once(lost):
     run, data = lost("run"), lost("data")
     torchrun_words = "-m torch.distributed.run --standalone --nproc-per-node=2".split()

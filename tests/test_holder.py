@@ -154,6 +154,7 @@ def test_where_locks_hold_there_is_no_file_but_on_the_disk_of_several_nodes(
             locks.lock(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_second_training_is_refused_and_the_first_one_ends_well(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import errno, filelock\n"

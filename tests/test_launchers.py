@@ -91,6 +91,7 @@ def names(*wrapper: str, **environment: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_the_launcher_is_looked_for_beyond_wrappers():
     own = jobs.name_of(psutil.Process())
     number, launcher, worker = names()

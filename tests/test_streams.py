@@ -150,6 +150,7 @@ def test_a_training_whose_terminal_is_closed_leaves_with_a_checkpoint(tmp_path):
     assert errors.decode().startswith("train.py: error: stopped on request at update ")
 
 
+@pytest.mark.slow
 def test_under_nohup_it_ends_well_though_its_terminal_is_closed(tmp_path):
     terminal, end = pty.openpty()
     running = begin(tmp_path / "run", "--epochs", "60", ignored=True, stdout=end, stderr=end)
