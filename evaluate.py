@@ -158,9 +158,8 @@ def main(config: EvaluateConfig | None = None) -> None:
 
     result.metrics(config.split)  # refuses a loss that is not finite, before anything is written
     folder = config.output_dir or first.weights.parent
-    pictures = (
-        folder / PLOTS / "evaluation" if (folder / CONFIG).exists() else folder / PLOTS
-    )  # not over a run's own
+    # Not over a run's own.
+    pictures = folder / PLOTS / "evaluation" if (folder / CONFIG).exists() else folder / PLOTS
     kind = "cnn" if isinstance(models[0], networks.ConvNet) else "mlp"
     source = first.weights.resolve()
     title = f"{kind} of {source.parent.name if (source.parent / CONFIG).exists() else source.name}"

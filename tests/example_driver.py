@@ -148,9 +148,8 @@ def drive(run: dict[str, Any]) -> None:
             around.enter_context(FAULTS[run["fault"]]())
         if run.get("unchecked"):
             around.enter_context(patch.object(example.Config, "check", lambda _: None))
-        around.enter_context(
-            patch.object(locks, "lock", lambda _: None)
-        )  # which lasts as long as the process
+        # Which lasts as long as the process.
+        around.enter_context(patch.object(locks, "lock", lambda _: None))
         around.enter_context(stopping_after(run.get("stop")))
         seen = around.enter_context(watching())
         try:

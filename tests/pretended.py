@@ -38,9 +38,8 @@ from mnist_dist.run import launch, locks
 
 ROOT, NAME = Path(__file__).resolve().parents[1], "pretended"
 TRAINING = 0  # the number of the loader of the training data
-_setup_privateuseone_for_python_backend(
-    NAME
-)  # once a process, and for good: torch.accelerator is this from now on
+# Once a process, and for good: torch.accelerator is this from now on.
+_setup_privateuseone_for_python_backend(NAME)
 # What gives the device no work: views, and memory.
 FREE = set(
     "detach view alias expand slice select split split_with_sizes transpose t permute as_strided".split()
@@ -134,9 +133,8 @@ class Watch(TorchDispatchMode):
             assert self.float64 or held.dtype != torch.float64, (
                 f"{function} makes float64, which the device has not"
             )
-            return (
-                same[id(held)] if id(held) in same else Pretended(held)
-            )  # the former after work in place
+            # The former after work in place.
+            return same[id(held)] if id(held) in same else Pretended(held)
 
         return tree_map_only(Tensor, wrapped, results) if target.type == NAME else results
 
@@ -226,9 +224,8 @@ if __name__ == "__main__":
     sharing.stream = lambda *words, device="cpu": stream(*words)  # noqa: ARG005  # generators of the CPU, for its numbers
     exchange.FEW_PROCESSES = 0  # all-reduces, as on GPUs
     locks.lock = lambda _: None  # a run may go on in the same process
-    figures.save = lambda *_: (
-        None
-    )  # drawn, for what they read, but not written, which takes seconds
+    # Drawn, for what they read, but not written, which takes seconds.
+    figures.save = lambda *_: None
     _, runs, result = sys.argv
     found = [run(**each) for each in json.loads(runs)]
     Path(f"{result}-{os.environ.get('RANK', 0)}.json").write_text(json.dumps(found))

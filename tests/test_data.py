@@ -191,9 +191,8 @@ def test_a_broken_download_leaves_nothing_that_looks_like_data(mirror, tmp_path)
 
 
 def test_auto_falls_back_loudly_only_where_full_mnist_cannot_be_had(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"]
-    )  # nothing listens there
+    # Nothing listens there.
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     name, warning = find("auto", tmp_path)
     assert name == "mnist-5k"
     assert "5,000 real digits" in warning and "results are labelled mnist-5k" in warning

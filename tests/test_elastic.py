@@ -157,9 +157,8 @@ def test_nodes_join_and_the_first_is_lost_and_the_run_in_the_default_folder_goes
 ):
     run = agents(FLAGS, nodes="1:3", restarts=1)
     run.start("127.0.0.2")
-    run.start(
-        "127.0.0.3", "--monitor-interval=1.5"
-    )  # it notices later than others that a node has joined
+    # It notices later than others that a node has joined.
+    run.start("127.0.0.3", "--monitor-interval=1.5")
     assert run.train_together(), run.logs()
     run.start("127.0.0.1")  # it is the first from here on, and knows nothing of the run
     assert run.train_together(), run.logs()
@@ -189,9 +188,8 @@ def test_where_the_node_of_the_rendezvous_is_lost_the_same_commands_with_resume_
     port = free_port()
     run = agents(flags, nodes="2:3", restarts=3, endpoint=f"127.0.0.1:{port}")
     run.start("127.0.0.1")
-    rendezvous.reach(
-        "127.0.0.1", port, timedelta(seconds=60)
-    )  # on one machine the agent that is first there is host
+    # On one machine the agent that is first there is host.
+    rendezvous.reach("127.0.0.1", port, timedelta(seconds=60))
     run.start("127.0.0.2")
     assert run.train_together(), run.logs()
     assert run.logs().count("torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1") == 1

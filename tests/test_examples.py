@@ -50,9 +50,8 @@ def data(tmp_path_factory) -> Path:
         place / "colour.npz", images=colours, labels=np.array(["cat", "dog"])[np.arange(50) % 2]
     )
     letters = np.array(list("abcdefgh éß."))
-    lines = [
-        "".join(random.choice(letters, 1 + 3 * number)) for number in range(40)
-    ]  # some are cut, some blank
+    # Some are cut, some blank.
+    lines = ["".join(random.choice(letters, 1 + 3 * number)) for number in range(40)]
     (place / "text.txt").write_text("\n\n".join([*lines, lines[-1], "x"]), "utf-8")
     return place
 
@@ -224,9 +223,8 @@ def test_a_planted_fault_shows(fault, variant, runs):
     with pytest.raises(AssertionError):
         assert_same(wrong, right, tolerance_of(variant))
     assert difference(wrong, right) > 1e-6
-    assert (
-        figures_of(wrong)[-1]["epoch"] == figures_of(right)[-1]["epoch"]
-    )  # nothing else went wrong
+    # Nothing else went wrong.
+    assert figures_of(wrong)[-1]["epoch"] == figures_of(right)[-1]["epoch"]
 
 
 @pytest.mark.slow

@@ -89,9 +89,8 @@ def test_no_update_waits_for_the_gpu(model):
             if (
                 accelerator.sync_gradients
             ):  # the first update looks once for what depends on sharing
-                last = (
-                    accelerator.gradient_state.end_of_dataloader
-                )  # behind which weights are compared
+                # Behind which weights are compared.
+                last = accelerator.gradient_state.end_of_dataloader
                 torch.cuda.set_sync_debug_mode("default" if last else "error")
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -200,9 +200,8 @@ def test_a_shadow_on_the_paper_does_no_harm(digits, tmp_path, light, shadow):
 
 
 def test_parts_are_counted(digits):
-    assert (
-        np.mean([parts(digit) > 1 for digit in digits[0]]) < 0.02
-    )  # a bar that hangs beside its 5 is no digit
+    # A bar that hangs beside its 5 is no digit.
+    assert np.mean([parts(digit) > 1 for digit in digits[0]]) < 0.02
     two = torch.zeros(28, 28)
     two[6:20, 4:9] = two[6:20, 16:21] = 1.0
     assert parts(two) == 2

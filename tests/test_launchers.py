@@ -109,9 +109,8 @@ def test_the_launcher_is_looked_for_beyond_wrappers():
 
 
 def test_out_of_sight_the_launcher_is_known_by_its_folder(monkeypatch):
-    monkeypatch.setattr(
-        psutil.Process, "parent", lambda _: None
-    )  # as of the first process in a container
+    # As of the first process in a container.
+    monkeypatch.setattr(psutil.Process, "parent", lambda _: None)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setenv(

@@ -70,10 +70,11 @@ def test_probabilities_are_the_softmax_of_the_logits(model):
     probabilities = model.probabilities(images)
     assert probabilities.shape == (3, 10)
     torch.testing.assert_close(probabilities, model(images).softmax(dim=1))
+    # A process's share of a batch may be empty.
     assert model(torch.empty(0, 1, 28, 28)).shape == (
         0,
         10,
-    )  # a process's share of a batch may be empty
+    )
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,8 @@ def assert_same_training(run: Path, other: Path, tolerance: float = 1e-9) -> Non
             assert one.get(figure) == pytest.approx(two.get(figure), abs=tolerance), figure
 
 
-EMBEDDED = (
-    "--dataset mnist-5k --val-size 3075".split()
-)  # 925 to train on: 15 updates, which 3 processes divide
+# 925 to train on: 15 updates, which 3 processes divide.
+EMBEDDED = "--dataset mnist-5k --val-size 3075".split()
 
 
 @pytest.fixture(scope="module")

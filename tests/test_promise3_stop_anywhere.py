@@ -485,9 +485,8 @@ def test_resumed_in_mid_epoch_with_everything_that_has_a_state_the_bits_are_the_
             for name in ("run", "whole")
         )
         assert state["scaler"] == other["scaler"]
-        assert (
-            state["optimizers"][0]["state"][0]["step"] < 60
-        )  # some updates were skipped, as they should be
+        # Some updates were skipped, as they should be.
+        assert state["optimizers"][0]["state"][0]["step"] < 60
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_and_names_update_and_checkpoint(tmp_path):
@@ -529,9 +528,8 @@ def test_where_one_process_raises_all_leave_and_its_own_message_says_why(tmp_pat
     flags = "--dataset mnist-5k --cpu --wandb disabled --checkpoint-every 20 --output-dir".split()
     begin = time.monotonic()
     done = driver(3, [([*flags, tmp_path / "run"], "last_process_raises_at_update_30")])
-    assert (
-        done.returncode != 0 and time.monotonic() - begin < 30 + 45
-    )  # seconds to leave, and to start on a busy machine
+    # Seconds to leave, and to start on a busy machine.
+    assert done.returncode != 0 and time.monotonic() - begin < 30 + 45
     name = f"[rank 2 on {platform.node()}]: "  # on every line: many ranks share one log
     lines = [line.removeprefix(name) for line in done.stderr.splitlines() if line.startswith(name)]
     assert (

@@ -49,9 +49,8 @@ def test_also_where_several_processes_in_mixed_precision_trained_it(tmp_path):
     assert "2 processes on CPU (gloo), mixed precision bf16" in done.stdout
     weights = torch.load(tmp_path / "run" / "mnist_model.pth", weights_only=True)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
-    assert_a_stranger_gets_the_same_accuracy(
-        tmp_path / "run"
-    )  # the weights are evaluated as they are stored
+    # The weights are evaluated as they are stored.
+    assert_a_stranger_gets_the_same_accuracy(tmp_path / "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["test_accuracy"] > 0.8
 
 

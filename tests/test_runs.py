@@ -87,9 +87,8 @@ def test_a_line_for_each_run_that_says_what_differs(capsys):
     ]
     assert rows["cnn"].endswith("12  cnn, val_size 0, lr 0.01, seed 0, 2 processes")
     assert rows["begun"].split()[1:4] == ["failed", "1/3", "80.00±0.40"]
-    assert (
-        "epochs" not in rows["cnn"] and "batch_size" not in rows["cnn"]
-    )  # what is the same is not repeated
+    # What is the same is not repeated.
+    assert "epochs" not in rows["cnn"] and "batch_size" not in rows["cnn"]
 
 
 @pytest.mark.usefixtures("several")
@@ -124,11 +123,12 @@ def test_groups_of_seeds_have_mean_and_spread(capsys):
     mlp, cnn = sorted(
         json.loads(call_runs(capsys, "--json --group").out), key=lambda group: -group["runs"]
     )
+    # The unfinished one is in none.
     assert (mlp["seeds"], mlp["runs"], cnn["runs"]) == (
         "0 1 2",
         3,
         1,
-    )  # the unfinished one is in none
+    )
     assert mlp["test_accuracy"] == pytest.approx(0.98) and mlp["test_deviation"] == pytest.approx(
         0.01
     )

@@ -63,9 +63,8 @@ def assert_same_bits(run: Path, other: Path) -> None:
     for state in states:
         _tracker, loss, _stopwatch, *average = state["custom"]
         state["custom"] = [loss, *average]
-    assert repr(states[0]) == repr(
-        states[1]
-    )  # all digits of all numbers that decide how the training goes on
+    # All digits of all numbers that decide how the training goes on.
+    assert repr(states[0]) == repr(states[1])
     moments = [state["optimizers"][0]["state"] for state in states]
     for number, of_parameter in moments[0].items():
         assert all(
@@ -169,6 +168,5 @@ def test_who_has_which_share_changes_no_bit_of_the_sum(shares, world, random):
         return tree_sum(sums, 0, shares)[0]
 
     assert torch.equal(summed(world), summed(1))
-    assert (
-        len(complete_subtrees(range(shares), 0, shares)) == 1
-    )  # one process has nothing left to add
+    # One process has nothing left to add.
+    assert len(complete_subtrees(range(shares), 0, shares)) == 1

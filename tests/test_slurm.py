@@ -139,9 +139,8 @@ def nodes(tmp_path_factory):
 @pytest.fixture
 def cluster(nodes):
     yield nodes
-    nodes.command(
-        "scancel", "--user=root"
-    )  # what a test that failed left behind would slow the others
+    # What a test that failed left behind would slow the others.
+    nodes.command("scancel", "--user=root")
     until(lambda: not nodes.command("squeue", "--noheader"), 60, lambda: nodes.command("squeue"))
 
 
@@ -246,9 +245,8 @@ def test_verify_compares_the_nodes(cluster):
     answer = json.loads((cluster.folder / "answer.json").read_text())
     assert [process["rank"] for process in answer["processes"]] == [0, 1]
     failed = {check["name"] for check in answer["checks"] if not check["passed"]}
-    assert failed <= {"speed of each process"}, cluster.log(
-        number
-    )  # the nodes share two cores with other tests
+    # The nodes share two cores with other tests.
+    assert failed <= {"speed of each process"}, cluster.log(number)
 
 
 def test_requeued_by_the_administrator_in_mid_epoch_it_goes_on_to_the_same_bits(cluster, whole):

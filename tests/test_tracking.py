@@ -95,6 +95,7 @@ def test_the_offline_run_holds_the_curves_and_what_belongs_to_the_end(offline):
     run, _ = offline
     _, history, artifacts = read_offline_run(run)
     curve = [row for row in history if "train/loss" in row]
+    # Every 50 updates, and at epoch ends.
     assert [row["_step"] for row in curve] == [
         50,
         61,
@@ -102,7 +103,7 @@ def test_the_offline_run_holds_the_curves_and_what_belongs_to_the_end(offline):
         122,
         172,
         183,
-    ]  # every 50 updates, and at epoch ends
+    ]
     first_epoch = (
         50 * 64 * curve[0]["train/loss"] + (3900 - 50 * 64) * curve[1]["train/loss"]
     ) / 3900

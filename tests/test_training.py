@@ -70,9 +70,8 @@ def test_an_epoch_is_that_of_a_hand_written_loop(options, tmp_path):
     for name, tensor in weights_of(tmp_path / "run").items():
         torch.testing.assert_close(tensor, average[name], atol=1e-9, rtol=0)
     (line,) = read_lines(tmp_path / "run" / "metrics.jsonl")
-    assert line["train_loss"] == pytest.approx(
-        loss_sum / 4000, abs=1e-9
-    )  # a true mean over samples
+    # A true mean over samples.
+    assert line["train_loss"] == pytest.approx(loss_sum / 4000, abs=1e-9)
     assert line["learning_rate"] == pytest.approx(rate, rel=1e-12)
 
 

@@ -96,9 +96,8 @@ def until(processes: Sequence[subprocess.Popen], condition: Callable[[], bool]) 
 def training(folder: Path) -> subprocess.Popen:
     """A search in a process of its own, in the middle of its first trial."""
     process, journal = start(folder, *ENDLESS), folder / study_locks.JOURNAL
-    until(
-        [process], lambda: journal.exists() and journal.read_text().count('"op_code":7') >= 3
-    )  # three epochs
+    # Three epochs.
+    until([process], lambda: journal.exists() and journal.read_text().count('"op_code":7') >= 3)
     return process
 
 
@@ -160,9 +159,8 @@ def test_killed_in_mid_trial_and_started_again_the_study_goes_on(tmp_path):
     killed = training(tmp_path)
     killed.kill()
     killed.communicate()
-    (tmp_path / study_locks.JOURNAL).open("a").write(
-        '{"op_code":6,"worker_id":"x","tri'
-    )  # a line half written
+    # A line half written.
+    (tmp_path / study_locks.JOURNAL).open("a").write('{"op_code":6,"worker_id":"x","tri')
     before = trials_of(tmp_path)
     assert states(before) == ["RUNNING"] and before[0].params == {"lr": 0.001, "weight-decay": 0.0}
     # The settings must be those of before, so the same endless trials, made short.
@@ -435,9 +433,8 @@ def test_another_study_in_the_folder_is_refused_and_left_as_it_is(tmp_path):
         with pytest.raises(UserError, match=complaint):
             search(tmp_path, *words.split(), trials=3)
     assert trials_of(tmp_path) == before
-    assert (
-        len(search(tmp_path, "--data-dir", str(tmp_path), trials=2)) == 2
-    )  # where the data are is no setting
+    # Where the data are is no setting.
+    assert len(search(tmp_path, "--data-dir", str(tmp_path), trials=2)) == 2
 
 
 @pytest.mark.slow

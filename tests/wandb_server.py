@@ -31,9 +31,8 @@ HISTORY, EVENTS, SUMMARY, OUTPUT = (
 class Run:
     """What arrived of one run."""
 
-    lines: dict[str, dict[int, str]] = field(
-        default_factory=lambda: defaultdict(dict)
-    )  # of streamed files, by number
+    # Of streamed files, by number.
+    lines: dict[str, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))
     files: dict[str, bytes] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     name: str | None = None

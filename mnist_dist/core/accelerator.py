@@ -442,9 +442,8 @@ class ExactAccelerator(Accelerator):
         """
         for mean_loss in self.mean_losses:
             mean_loss.collect()
-        norm = self.weight_norm().reshape(
-            1
-        )  # in the weights' dtype, for there are devices without float64
+        # In the weights' dtype, for there are devices without float64.
+        norm = self.weight_norm().reshape(1)
         self.judge_weights(self.gather(norm).cpu().tolist())
 
     def judge_weights(self, norms: list[float]) -> None:

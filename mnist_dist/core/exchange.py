@@ -226,6 +226,5 @@ def alike(part: Tensor, tensor: Tensor) -> Tensor:
     part = part.to(tensor.dtype)
     if part.is_cpu and tensor.is_contiguous():
         return part
-    return torch.empty_like(tensor).copy_(
-        part
-    )  # on GPUs the alignment of memory, too, may decide bits
+    # On GPUs the alignment of memory, too, may decide bits.
+    return torch.empty_like(tensor).copy_(part)

@@ -23,10 +23,11 @@ FORMAT = 8  # raised when a checkpoint of before can no longer be read
 
 # What a file system answers that does not offer to flush a folder or a file, as some network mounts do.
 NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
+# Seconds after a rename that was refused: a scanner or an indexer may have held the file.
 PAUSES = (
     0.1,
     0.5,
-)  # seconds after a rename that was refused: a scanner or an indexer may have held the file
+)
 WARNED: set[str] = set()  # what this process has been warned of
 
 

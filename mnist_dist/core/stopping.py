@@ -74,9 +74,8 @@ class StopRequest:
         work, answer = self.question
         self.question = None
         work.wait()
-        stop, slowest_pace = (
-            answer.tolist()
-        )  # the slowest process's pace, so that all choose the same gap
+        # The slowest process's pace, so that all choose the same gap.
+        stop, slowest_pace = answer.tolist()
         self.gap = max(1, min(MOST_UPDATES, int(MOST_SECONDS / slowest_pace)))
         return bool(stop)
 

@@ -152,9 +152,8 @@ def load(
     """
     if name == "mnist-5k":
         images, labels, digest = datasets.read_mnist_5k()
-        rest, held_out = stratified_split(
-            torch.tensor(labels), 1000, hold_out(0)
-        )  # always the same way
+        # Always the same way.
+        rest, held_out = stratified_split(torch.tensor(labels), 1000, hold_out(0))
         train, test = (images[rest], labels[rest]), (images[held_out], labels[held_out])
         source = datasets.SOURCES["mnist"]
     else:

@@ -176,9 +176,8 @@ def download(name: str, data_dir: Path) -> None:
     try:
         make_folder(data_dir)
         with tempfile.TemporaryDirectory(dir=data_dir, prefix=".download-") as aside:
-            socket.setdefaulttimeout(
-                15
-            )  # seconds; behind a firewall that drops packets there is no answer at all
+            # Seconds; behind a firewall that drops packets there is no answer at all.
+            socket.setdefaulttimeout(15)
             fetch(aside, download=True)
             make_folder(place)
             for file in FILES:

@@ -12,12 +12,13 @@ from torch import Tensor
 Rand = Callable[..., Tensor]
 
 SIZE = 28  # pixels a side
+# Degrees, share, share and pixels at strength 1: the largest.
 ROTATION, SCALE, SHEAR, SHIFT = (
     15.0,
     0.15,
     0.15,
     2.0,
-)  # degrees, share, share and pixels at strength 1: the largest
+)
 ELASTIC = 1.0  # pixels at strength 1: the standard deviation of the displacement in each direction
 KNOTS = 7  # a side, of the elastic field
 SMOOTHNESS = (

@@ -92,9 +92,8 @@ class ConvNet(MNISTNet):
             setattr(self, f"norm{number}", nn.LayerNorm(outputs))
             maps.append((side_after(number), side_after(number), outputs))
         self.outputs = maps + self.outputs
-        self.to(
-            memory_format=torch.channels_last
-        )  # 1.6 times as fast on CPUs, and what tensor cores want
+        # 1.6 times as fast on CPUs, and what tensor cores want.
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor, *masks: Tensor) -> Tensor:
         """Logits (N, 10) of images (N, 1, 28, 28), normalised, in the dtype of the weights."""
@@ -130,9 +129,8 @@ def from_state_dict(weights: Mapping[str, Tensor]) -> MNISTNet:
 
     def outputs(kind: str) -> list[int]:
         layers = [re.fullmatch(rf"{kind}(\d+)\.weight", key) for key in shapes]
-        numbers = sorted(
-            int(layer[1]) for layer in layers if layer
-        )  # files may keep names in another order
+        # Files may keep names in another order.
+        numbers = sorted(int(layer[1]) for layer in layers if layer)
         return [
             shapes[f"{kind}{number}.weight"][0]
             for number in numbers

@@ -92,9 +92,8 @@ class Settings(DataConfig):
     """Largest norm of an update's gradient; 0: no limit."""
     ema: float = 0.0
     """Decay of a moving average of the weights, which then is the model, usually 0.99 to 0.9999; 0: none."""
-    teacher: tuple[Path, ...] = field(
-        default=(), metadata=MAY_CHANGE
-    )  # it is their weights that may not
+    # It is their weights that may not.
+    teacher: tuple[Path, ...] = field(default=(), metadata=MAY_CHANGE)
     """Runs' folders or .pth files of trained models, whose mean prediction is learned beside the labels."""
     temperature: float = 4.0
     """By which logits are divided before predictions are compared with the teachers'; the higher, the softer."""
