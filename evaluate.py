@@ -91,7 +91,8 @@ def main(config: EvaluateConfig | None = None) -> None:
     config = config or parse(EvaluateConfig)
     accelerator = launch.start(config.cpu, mixed_precision="no")
 
-    # The models, from their weights alone; the data they were trained on, as their runs' settings tell.
+    # The models, from their weights alone; the data they were trained on, as their runs' settings
+    # tell.
     with all_or_none():
         trained = [weights.locate(path) for path in config.models]
         loaded = [weights.load_weights(one.weights) for one in trained]
@@ -121,7 +122,8 @@ def main(config: EvaluateConfig | None = None) -> None:
                 f"--split val: the run of {first.weights} held no samples out: use --split test"
             )
         name = config.dataset or first.dataset
-        # What a file from elsewhere names is looked into and never written to: a download goes to our own folder.
+        # What a file from elsewhere names is looked into and never written to: a download goes to
+        # our own folder.
         place = config.data_dir or datasets.folder_with(
             name, Path(first.data_dir), datasets.DATA_DIR
         )
@@ -137,7 +139,8 @@ def main(config: EvaluateConfig | None = None) -> None:
         dtype,
     )
 
-    # Every sample counted once, each process its share; and the same again for every shifted or distorted copy.
+    # Every sample counted once, each process its share; and the same again for every shifted or
+    # distorted copy.
     def distorted(copy: int, images: Tensor, micro_batch: MicroBatch) -> Tensor:
         return distort(
             images, micro_batch.rand, affine=config.affine, elastic=config.elastic, copy=copy

@@ -163,7 +163,8 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
             announce_epoch(line, results, config.epochs)
             checkpoints.save(last=epoch + 1 == config.epochs)
 
-        # What remains of it: the weights, the pictures, and the summary. It is written last: a run with it succeeded.
+        # What remains of it: the weights, the pictures, and the summary. It is written last: a run
+        # with it succeeded.
         if not results:  # the run was stopped when only this was left to do
             results = {"test": evaluate(accelerator, trained, test_loader)}
         test = results["test"]

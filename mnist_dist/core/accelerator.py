@@ -34,28 +34,34 @@ from .update import UpdateGradients, ddp_of, scalar
 class ExactAccelerator(Accelerator):
     """Accelerate's `Accelerator`, with the same training at any number of processes.
 
-    A loop written as Accelerate's documentation writes it needs no change but the class. What differs:
+    A loop written as Accelerate's documentation writes it needs no change but the class. What
+    differs:
 
-    - `prepare(loader)`: `batch_size` is that of the global batch, of which each process gets its rows, every sample
-      exactly once an epoch. What a data set draws at random for a sample depends on seed, epoch and sample alone.
-    - `backward(loss)`: the loss is the mean over the rows that the loader has just given, and counts by their share of
-      the global batch; all processes' gradients are summed, not averaged.
+    - `prepare(loader)`: `batch_size` is that of the global batch, of which each process gets its
+      rows, every sample exactly once an epoch. What a data set draws at random for a sample depends
+      on seed, epoch and sample alone.
+    - `backward(loss)`: the loss is the mean over the rows that the loader has just given, and
+      counts by their share of the global batch; all processes' gradients are summed, not averaged.
     - optimizer and scheduler make one step an update.
     - `gather_for_metrics` gives every row exactly once.
-    - `save_state` and `load_state` hold the whole training, the loaders' positions included, as plain data; a training
-      goes on at another number of processes.
+    - `save_state` and `load_state` hold the whole training, the loaders' positions included, as
+      plain data; a training goes on at another number of processes.
 
     What cannot be exact is refused by a `UserError`.
 
     Args:
-        virtual_processes: V, the shares that every global batch is divided into, for the same float32 bits on 1 to V
-            processes. Each process works through its shares one by one: the loader gives one share at a time, and
-            `sync_gradients` is true with the last one. 0: one share for each process, equal but for rounding.
-        seed: of the order of the samples and of all random numbers; not of the first weights, which `set_seed` decides.
+        virtual_processes: V, the shares that every global batch is divided into, for the same
+            float32 bits on 1 to V processes. Each process works through its shares one by one: the
+            loader gives one share at a time, and `sync_gradients` is true with the last one. 0: one
+            share for each process, equal but for rounding.
+        seed: of the order of the samples and of all random numbers; not of the first weights, which
+            `set_seed` decides.
         micro_batches: pieces that every share is given in, one after the other, to save memory.
-        ddp: wrap models in `DistributedDataParallel` if there are several processes, so that gradients travel during
-            the backward pass. None: on GPUs without virtual processes; on CPUs an exchange after it is faster.
-        options: as for `Accelerator`. `gradient_accumulation_steps` is the number of global batches an update.
+        ddp: wrap models in `DistributedDataParallel` if there are several processes, so that
+            gradients travel during the backward pass. None: on GPUs without virtual processes; on
+            CPUs an exchange after it is faster.
+        options: as for `Accelerator`. `gradient_accumulation_steps` is the number of global batches
+            an update.
 
     Attributes:
         sharing: the shares, and who works on which.
@@ -64,7 +70,8 @@ class ExactAccelerator(Accelerator):
         mean_losses: those that were made for this accelerator, in order.
 
     Raises:
-        UserError: something was asked for that is not exact, or there are more processes than shares.
+        UserError: something was asked for that is not exact, or there are more processes than
+            shares.
     """
 
     def __init__(
@@ -114,7 +121,7 @@ class ExactAccelerator(Accelerator):
             None  # the last one after which an optimizer made its step
         )
 
-    # ------------------------------------------------------------------------------------------------------- prepare
+    # -------------------------------------------------------------------------------------- prepare
 
     def prepare(self, *args: Any, device_placement: list[bool] | None = None) -> Any:
         """Prepare models, optimizers, loaders and schedulers, as `Accelerator.prepare`.
@@ -224,7 +231,7 @@ class ExactAccelerator(Accelerator):
         """For each optimizer the numbers of its parameters among those of all models, in its order."""
         return refusals.refuse_optimizers_of_other_parameters(self.bare_models, self._optimizers)
 
-    # ---------------------------------------------------------------------------------------------------- micro-batches
+    # -------------------------------------------------------------------------------- micro-batches
 
     @property
     def micro_batch(self) -> MicroBatch:
@@ -325,7 +332,7 @@ class ExactAccelerator(Accelerator):
         """
         return dataloader.skip(num_batches)
 
-    # -------------------------------------------------------------------------------------------------------- gradients
+    # ------------------------------------------------------------------------------------ gradients
 
     def backward(
         self, loss: Tensor, terms: int | float | Tensor | None = None, **kwargs: Any
@@ -334,12 +341,13 @@ class ExactAccelerator(Accelerator):
 
         Args:
             loss: a scalar, the mean over the rows that the loader has just given.
-            terms: what the loss is the mean over if not over the rows, such as the number of tokens in them.
+            terms: what the loss is the mean over if not over the rows, such as the number of tokens
+                in them.
             kwargs: as for `Tensor.backward`.
 
         Raises:
-            UserError: the loss is no scalar, there is no loop over a prepared loader, or the model or loss draws random
-                numbers or changes buffers without virtual processes.
+            UserError: the loss is no scalar, there is no loop over a prepared loader, or the model
+                or loss draws random numbers or changes buffers without virtual processes.
         """
         micro_batch = self._micro_batch_of_backward(loss)
         parameters = self._trained_parameters()
@@ -384,7 +392,8 @@ class ExactAccelerator(Accelerator):
     def _trained_parameters(self) -> list[nn.Parameter]:
         """The parameters of all prepared models and optimizers that take gradients.
 
-        Also those that no optimizer has: clipping counts their gradients, and an optimizer may be given them later.
+        Also those that no optimizer has: clipping counts their gradients, and an optimizer may be
+        given them later.
         """
         if not self._parameters:
             self._parameters = {
@@ -422,7 +431,7 @@ class ExactAccelerator(Accelerator):
             self._loader.update_is_done(micro_batch)
         call_hooks("update", self)
 
-    # ------------------------------------------------------------------------------------------------ what goes wrong
+    # ------------------------------------------------------------------------------ what goes wrong
 
     @torch.no_grad()
     def weight_norm(self) -> Tensor:
@@ -435,7 +444,8 @@ class ExactAccelerator(Accelerator):
     def check_weights(self) -> None:
         """See that all processes have the same, finite weights; every process must call this.
 
-        A `MeanLoss` with losses that nobody has read yet looks first: it can name the update in which they broke.
+        A `MeanLoss` with losses that nobody has read yet looks first: it can name the update in
+        which they broke.
 
         Raises:
             UserError: on every process, if they have not.
@@ -467,7 +477,7 @@ class ExactAccelerator(Accelerator):
             f"{what}; the last good checkpoint is {self.last_checkpoint or 'none'}: {advice or numbers}"
         )
 
-    # ---------------------------------------------------------------------------------------------- metrics and state
+    # ---------------------------------------------------------------------------- metrics and state
 
     def gather_for_metrics(self, input_data: Any, use_gather_object: bool = False) -> Any:
         """The rows of all processes, every sample's exactly once, in the order of the global batch.
@@ -475,15 +485,16 @@ class ExactAccelerator(Accelerator):
         Under virtual processes these are the rows of the shares that the processes work on now.
 
         Args:
-            input_data: a tensor, or a structure of tensors, with a row for every row that the loader has just given;
-                or a list with as many objects.
+            input_data: a tensor, or a structure of tensors, with a row for every row that the
+                loader has just given; or a list with as many objects.
             use_gather_object: take `input_data` as a list of objects.
 
         Returns:
             The same structure with the rows of all processes.
 
         Raises:
-            UserError: on every process, if the rows are not those of the micro-batch, or have different shapes.
+            UserError: on every process, if the rows are not those of the micro-batch, or have
+                different shapes.
         """
         if self._micro_batch is None:
             return super().gather_for_metrics(input_data, use_gather_object)
@@ -494,10 +505,12 @@ class ExactAccelerator(Accelerator):
     def save_state(self, output_dir: str | os.PathLike[str] | None = None, **_: Any) -> str:
         """Write all that the training needs to go on, on any number of processes; every process calls this.
 
-        It is written aside, flushed to the disk and then moved into place, with a digest, and holds plain data only.
+        It is written aside, flushed to the disk and then moved into place, with a digest, and holds
+        plain data only.
 
         Args:
-            output_dir: a new folder, or one with a checkpoint to be replaced; None with automatic checkpoint naming.
+            output_dir: a new folder, or one with a checkpoint to be replaced; None with automatic
+                checkpoint naming.
 
         Returns:
             The folder.
@@ -511,7 +524,8 @@ class ExactAccelerator(Accelerator):
         """Go back to where `save_state` was called, perhaps on another number of processes; every process calls this.
 
         Args:
-            input_dir: what was given to `save_state`; None for the newest with automatic checkpoint naming.
+            input_dir: what was given to `save_state`; None for the newest with automatic checkpoint
+                naming.
 
         Raises:
             UserError: on every process, if it is missing, damaged or of another training.

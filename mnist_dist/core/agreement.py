@@ -17,8 +17,9 @@ def all_or_none() -> Iterator[None]:
     Every process must enter the block.
 
     Raises:
-        UserError: on every process, if the block raised a `UserError` or an `OSError` on one of them. Any other
-            exception is raised as it is where it occurred, and as a `UserError` on the other processes.
+        UserError: on every process, if the block raised a `UserError` or an `OSError` on one of
+            them. Any other exception is raised as it is where it occurred, and as a `UserError` on
+            the other processes.
     """
     failure: tuple[str, int] | None = None
     bug: Exception | None = None
@@ -59,7 +60,8 @@ def same_everywhere(what: str, value: object) -> None:
 def announce(text: str) -> None:
     """Print a line once, on the first process; `accelerator.print` prints it once on every node.
 
-    Where that is no longer possible, because the terminal was closed, the line is lost and nothing else.
+    Where that is no longer possible, because the terminal was closed, the line is lost and nothing
+    else.
     """
     if PartialState().is_main_process:
         say(text)

@@ -15,7 +15,8 @@ def fix_bits(device: torch.device) -> dict[str, Any]:
         device: of this process.
 
     Returns:
-        What bits depend on, by name: all processes have it, and a training that goes on must have it again.
+        What bits depend on, by name: all processes have it, and a training that goes on must have
+        it again.
 
     Raises:
         UserError: on every process, if they differ in it.
@@ -27,7 +28,8 @@ def fix_bits(device: torch.device) -> dict[str, Any]:
         "CPU": torch.backends.cpu.get_cpu_capability(),
     }
     if device.type == "cuda":
-        # NCCL's choice of an algorithm decides nothing: gradients are sent and received, and added here.
+        # NCCL's choice of an algorithm decides nothing: gradients are sent and received, and added
+        # here.
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
         workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

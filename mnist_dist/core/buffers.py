@@ -1,8 +1,8 @@
 """What a model keeps beside its parameters, such as batch normalisation's running statistics, under virtual processes.
 
-Every share of an update finds the buffers as they were before the update. Afterwards each floating-point buffer has
-moved by the mean of what the shares moved it by, added up along the same tree as the gradients; the others (counters)
-are as any one share left them.
+Every share of an update finds the buffers as they were before the update. Afterwards each
+floating-point buffer has moved by the mean of what the shares moved it by, added up along the same
+tree as the gradients; the others (counters) are as any one share left them.
 """
 
 import torch
@@ -57,7 +57,8 @@ class BufferMean:
         """After the last micro-batch of an update: move the buffers by the mean over all shares.
 
         Args:
-            changes: the sum over all shares of what `changes` gave, one tensor for each floating-point buffer.
+            changes: the sum over all shares of what `changes` gave, one tensor for each
+                floating-point buffer.
         """
         if self.before_update:
             shares = max(self.shares_with_samples, 1)

@@ -27,13 +27,14 @@ SHOWN = 12  # characters of a digest
 class Checkpoints:
     """The checkpoints of a run, in a folder of its own; the newest two are kept.
 
-    Create one on every process, and make the same calls on all of them. What was prepared by the accelerator or
-    registered by `register_for_checkpointing` is in a checkpoint.
+    Create one on every process, and make the same calls on all of them. What was prepared by the
+    accelerator or registered by `register_for_checkpointing` is in a checkpoint.
 
     Args:
         accelerator: of the training.
         run: the run's folder.
-        fixed: plain values that may not differ when the run goes on, by the name that messages give them.
+        fixed: plain values that may not differ when the run goes on, by the name that messages give
+            them.
         every: updates between two checkpoints within an epoch; 0: none within an epoch.
     """
 
@@ -54,8 +55,8 @@ class Checkpoints:
     def after_update(self) -> None:
         """At the end of the loop's body: save if it is time, or a process was asked to stop.
 
-        Between the micro-batches of an update there is nothing to do. After an epoch's last update `save` is to be
-        called, when what belongs to the epoch is done.
+        Between the micro-batches of an update there is nothing to do. After an epoch's last update
+        `save` is to be called, when what belongs to the epoch is done.
 
         Raises:
             Stopped: on every process, if one was asked to stop.
@@ -72,8 +73,9 @@ class Checkpoints:
         """Write a checkpoint.
 
         Args:
-            last: the run is complete, so a request to stop is no reason to leave. Nor is a checkpoint that cannot
-                be written, of which there is a warning: the trained weights can be written yet.
+            last: the run is complete, so a request to stop is no reason to leave. Nor is a
+                checkpoint that cannot be written, of which there is a warning: the trained weights
+                can be written yet.
 
         Raises:
             Stopped: on every process, if one was asked to stop.
@@ -115,7 +117,8 @@ class Checkpoints:
             Whether there is one; False also means that nothing was changed.
 
         Raises:
-            UserError: on every process, if all checkpoints are damaged, or the newest one is of another training.
+            UserError: on every process, if all checkpoints are damaged, or the newest one is of
+                another training.
         """
         payload: dict[str, Any] | None = None
         with all_or_none():
@@ -153,7 +156,8 @@ class Checkpoints:
         """Refuse to go on with other values than the run was begun with.
 
         Raises:
-            UserError: names one that differs, if possible one that says something to a reader, unlike a digest.
+            UserError: names one that differs, if possible one that says something to a reader,
+                unlike a digest.
         """
         names = {**then, **self.fixed}
         different = [name for name in names if then.get(name) != self.fixed.get(name)]
@@ -192,7 +196,8 @@ def write_checkpoint(run: Path, payload: dict[str, Any], updates: int) -> Path:
     folder = run / FOLDER
     place = place_of(run, updates)
     files.write_folder(place, payload, {"updates": updates})
-    # Newer ones are damaged, or the run would have gone on from them; what begins with a dot was never finished.
+    # Newer ones are damaged, or the run would have gone on from them; what begins with a dot was
+    # never finished.
     newer = [other for other in folder.glob(NAMES) if other > place]
     unfinished = list(folder.glob(f".{NAMES}*"))
     older = sorted(other for other in folder.glob(NAMES) if other <= place)

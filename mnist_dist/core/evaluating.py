@@ -14,7 +14,8 @@ def as_stored(model: nn.Module) -> Iterator[nn.Module]:
     The forward pass that Accelerate puts in its place is in mixed precision, which is for training.
 
     Args:
-        model: bare; afterwards every layer is in the mode that it was in before, and the forward pass is Accelerate's.
+        model: bare; afterwards every layer is in the mode that it was in before, and the forward
+            pass is Accelerate's.
     """
     modes = [(layer, layer.training) for layer in model.modules()]
     prepared_forward = model.__dict__.get("forward")

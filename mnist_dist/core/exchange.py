@@ -1,8 +1,8 @@
 """How the gradients of all shares become one sum, with the same bits on every process.
 
-The sum over V shares is a fixed tree: that over the first half plus that over the second, and so on down. A process
-adds the subtrees of which it has every share before it sends anything, so with virtual processes the sum has the same
-bits at any number of processes.
+The sum over V shares is a fixed tree: that over the first half plus that over the second, and so on
+down. A process adds the subtrees of which it has every share before it sends anything, so with
+virtual processes the sum has the same bits at any number of processes.
 """
 
 from datetime import timedelta
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .sharing import Sharing
 
-# Processes and bytes up to which every process sends its sums to every other, because that is faster.
+# Processes and bytes up to which every process sends its sums to every other, because that is
+# faster.
 FEW_PROCESSES = 4
 SMALL_GRADIENT = 1 << 20
 PATIENCE = timedelta(minutes=15)  # with a process that says nothing
@@ -41,7 +42,8 @@ def tree_sum(sums: dict[Stretch, list[Tensor]], first: int, stop: int) -> list[T
     """The sum over a stretch of the shares: that over its first half plus that over its second, whoever adds them.
 
     Args:
-        sums: tensors for each stretch that has been added up already; together they cover [first, stop).
+        sums: tensors for each stretch that has been added up already; together they cover [first,
+            stop).
         first, stop: the stretch.
     """
     if (first, stop) in sums:
@@ -137,8 +139,9 @@ class AllReduce:
 class PeerExchange:
     """Every process sends its sums to every other, and each adds them along the same tree.
 
-    On gloo there is a connection for each direction, since gloo burns time if one has to send and to receive at once.
-    And receives are posted one update ahead, so that gloo sends without asking first.
+    On gloo there is a connection for each direction, since gloo burns time if one has to send and
+    to receive at once. And receives are posted one update ahead, so that gloo sends without asking
+    first.
 
     The arguments are those of `GradientSum`.
     """

@@ -21,7 +21,8 @@ STATE = "state.pt"
 MANIFEST = "manifest.json"
 FORMAT = 8  # raised when a checkpoint of before can no longer be read
 
-# What a file system answers that does not offer to flush a folder or a file, as some network mounts do.
+# What a file system answers that does not offer to flush a folder or a file, as some network mounts
+# do.
 NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 # Seconds after a rename that was refused: a scanner or an indexer may have held the file.
 PAUSES = (
@@ -34,8 +35,9 @@ WARNED: set[str] = set()  # what this process has been warned of
 def write_folder(place: Path, payload: dict[str, Any], about: dict[str, Any]) -> None:
     """Write a checkpoint that `torch.load(weights_only=True)` can read.
 
-    It is written aside, flushed to the disk and then renamed: a crash or an `OSError` leaves what was there as it was.
-    Where the file system renames no folders it is copied into place, the manifest last: without one it is not read.
+    It is written aside, flushed to the disk and then renamed: a crash or an `OSError` leaves what
+    was there as it was. Where the file system renames no folders it is copied into place, the
+    manifest last: without one it is not read.
 
     Args:
         place: its folder, which may hold an older checkpoint, but nothing else.
@@ -43,7 +45,8 @@ def write_folder(place: Path, payload: dict[str, Any], about: dict[str, Any]) ->
         about: JSON values for the manifest.
 
     Raises:
-        UserError: the payload holds something else, or the folder does, or a link on the way leads nowhere.
+        UserError: the payload holds something else, or the folder does, or a link on the way leads
+            nowhere.
         OSError: it cannot be written; names the folder.
     """
     content = as_bytes(payload)

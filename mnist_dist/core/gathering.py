@@ -34,14 +34,16 @@ def gather_rows(
     """The rows of all processes, in the order of the global batch.
 
     Args:
-        data: a tensor, a structure of tensors, or a list of objects, with a row for every sample of the micro-batch.
+        data: a tensor, a structure of tensors, or a list of objects, with a row for every sample of
+            the micro-batch.
         micro_batch: what this process works on.
         sharing: who has which share.
         device: where tensors are sent from.
         as_objects: take `data` as a list of objects, whatever it holds.
 
     Raises:
-        UserError: on every process, if data of one do not have its rows, or rows of two have different shapes.
+        UserError: on every process, if data of one do not have its rows, or rows of two have
+            different shapes.
     """
     tensors: list[Tensor] = []
     recursively_apply(tensors.append, data)

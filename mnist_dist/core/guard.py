@@ -29,8 +29,8 @@ class ForwardGuard:
         """Before a forward pass: note what it may not change, unless this epoch has been looked at.
 
         Raises:
-            UserError: on every process, if a layer depends on a process's samples alone. Some fail where a process has
-                one sample, and the others would wait for it.
+            UserError: on every process, if a layer depends on a process's samples alone. Some fail
+                where a process has one sample, and the others would wait for it.
         """
         self.before = None
         if self.looked_at == (micro_batch.loader, micro_batch.epoch):
@@ -44,7 +44,8 @@ class ForwardGuard:
         """After a backward pass; every process calls this.
 
         Raises:
-            UserError: on every process, if a layer, the model or the loss depends on a process's samples alone.
+            UserError: on every process, if a layer, the model or the loss depends on a process's
+                samples alone.
         """
         if self.before is None:
             return

@@ -1,6 +1,7 @@
 """Hooks that watch every `ExactAccelerator` of this process, as PyTorch's global hooks watch every module.
 
-A tool registers one to see what a training does without a change to its loop. A hook must not change anything.
+A tool registers one to see what a training does without a change to its loop. A hook must not
+change anything.
 """
 
 from collections import OrderedDict
@@ -27,9 +28,9 @@ def register_hook(event: Event, hook: Hook) -> RemovableHandle:
     """Have a function called with the accelerator whenever something happens.
 
     Args:
-        event: `micro_batch`: a loader is about to give one, which is `accelerator.micro_batch`. `gradients`: those of
-            an update are complete, and in the parameters' `grad`. `update`: the optimizer has made a step.
-            `checkpoint`: one is about to be written.
+        event: `micro_batch`: a loader is about to give one, which is `accelerator.micro_batch`.
+            `gradients`: those of an update are complete, and in the parameters' `grad`. `update`:
+            the optimizer has made a step. `checkpoint`: one is about to be written.
         hook: the function.
 
     Returns:

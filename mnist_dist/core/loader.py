@@ -38,10 +38,11 @@ if TYPE_CHECKING:
 class ExactDataLoader:
     """What `ExactAccelerator.prepare` makes of a `DataLoader`: its batch size is that of the global batch.
 
-    Iterating over it gives this process's micro-batches of one epoch: one of every global batch, unless there are
-    virtual processes or `micro_batches`. Each iteration is another epoch, in another order if the loader shuffles;
-    after `load_state` the first one begins where the saved training was. What it does not offer itself (`dataset`,
-    `collate_fn`, ...) is that of the loader it was made of.
+    Iterating over it gives this process's micro-batches of one epoch: one of every global batch,
+    unless there are virtual processes or `micro_batches`. Each iteration is another epoch, in
+    another order if the loader shuffles; after `load_state` the first one begins where the saved
+    training was. What it does not offer itself (`dataset`, `collate_fn`, ...) is that of the loader
+    it was made of.
 
     Args:
         accelerator: the processes.
@@ -321,9 +322,10 @@ class Plan:
 class Fetch(Dataset):
     """Reads the rows of micro-batches, in a worker or in the process itself.
 
-    Before each sample is read, and before rows are collated, the generators of Python, NumPy and torch are seeded: for
-    a sample by the seed of the training, the epoch and the sample's number. So what a transform draws does not depend
-    on the process, its workers, or where the training was resumed.
+    Before each sample is read, and before rows are collated, the generators of Python, NumPy and
+    torch are seeded: for a sample by the seed of the training, the epoch and the sample's number.
+    So what a transform draws does not depend on the process, its workers, or where the training was
+    resumed.
 
     Args:
         dataset: a map-style data set.
@@ -375,7 +377,8 @@ class Fetch(Dataset):
         """Look once whether collating draws random numbers.
 
         Raises:
-            UserError: it does, and without virtual processes these would depend on how batches are shared.
+            UserError: it does, and without virtual processes these would depend on how batches are
+                shared.
         """
         self.checked = True
         if before.changed():
@@ -389,8 +392,8 @@ class Fetch(Dataset):
 def begin_worker(then: Callable[[int], None] | None, number: int) -> None:
     """Prepare a worker, which is not to die of a request to stop.
 
-    Launchers and terminals send it to a whole group of processes. The one that trains answers it with a checkpoint,
-    for which it still needs its workers.
+    Launchers and terminals send it to a whole group of processes. The one that trains answers it
+    with a checkpoint, for which it still needs its workers.
 
     Args:
         then: the user's `worker_init_fn`.

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class MeanLoss:
     """Averages the losses of updates over samples (or terms), the same at any number of processes.
 
-    Nothing waits for the device until the mean is asked for. `accelerator.register_for_checkpointing` takes it, so
-    that an epoch's mean survives a stop.
+    Nothing waits for the device until the mean is asked for.
+    `accelerator.register_for_checkpointing` takes it, so that an epoch's mean survives a stop.
 
     Args:
         accelerator: the processes. Create one on each, and make the same calls on all of them.
@@ -143,7 +143,8 @@ class MeanLoss:
         table[-1, sharing.mine.start : sharing.mine.stop] = self.accelerator.weight_norm().to(
             table.dtype
         )
-        # Each place has a number from one process and zeros from the others, so no sum here is rounded.
+        # Each place has a number from one process and zeros from the others, so no sum here is
+        # rounded.
         full = self.accelerator.reduce(table, "sum").cpu().double()
         return full[:-1].sum(dim=1).tolist(), full[-1].tolist()
 

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 class ExactOptimizer(AcceleratedOptimizer):
     """Accelerate's optimizer, which steps only when the gradients of an update are complete.
 
-    Without fp16's scaler it calls the optimizer itself: Accelerate's `step` looks for a package and its `zero_grad`
-    reads a signature at every call, together a fifth of a small network's update (accelerate 1.15).
+    Without fp16's scaler it calls the optimizer itself: Accelerate's `step` looks for a package and
+    its `zero_grad` reads a signature at every call, together a fifth of a small network's update
+    (accelerate 1.15).
 
     Args:
         optimizer: the one to step.
@@ -42,7 +43,8 @@ class ExactOptimizer(AcceleratedOptimizer):
         """Make a step if this micro-batch completes the gradients of an update; otherwise do nothing.
 
         Raises:
-            UserError: a closure was given, which would compute the loss several times from one batch.
+            UserError: a closure was given, which would compute the loss several times from one
+                batch.
         """
         if closure is not None:
             raise UserError(

@@ -28,7 +28,8 @@ class EpochOrder:
     """What an epoch is made of.
 
     Attributes:
-        numbers: (N,) int64 on the CPU, the samples' numbers in the data set, in the order in which they are visited.
+        numbers: (N,) int64 on the CPU, the samples' numbers in the data set, in the order in which
+            they are visited.
         bounds: global batch k is `numbers[bounds[k]:bounds[k + 1]]`.
     """
 

@@ -24,7 +24,8 @@ def stream(*words: Word, device: torch.device | str = "cpu") -> torch.Generator:
 def seed_generators(seed: int, device: torch.device | str = "cpu") -> None:
     """Seed what layers, losses and transforms draw from: Python's, NumPy's and torch's global generators.
 
-    `torch.manual_seed` would do for torch, but it also looks for devices that this process does not use.
+    `torch.manual_seed` would do for torch, but it also looks for devices that this process does not
+    use.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -129,7 +129,8 @@ def refuse_optimizers_of_other_parameters(
     """Refuse optimizers with parameters that no prepared model has, which no checkpoint would hold.
 
     Returns:
-        For each optimizer the numbers of its parameters among all parameters of the models, in its order.
+        For each optimizer the numbers of its parameters among all parameters of the models, in its
+        order.
 
     Raises:
         UserError: there is such a parameter.

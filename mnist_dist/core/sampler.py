@@ -14,8 +14,9 @@ from .sharing import Sharing
 class ExactSampler(DistributedSampler):
     """Deals each epoch's samples to the processes: to process r of W every W-th from the r-th on, P[r::W].
 
-    Unlike its base class it neither repeats samples nor drops any to make the processes' parts equal. The order is a
-    function of seed and epoch alone, drawn on the CPU, so it is the same on any device.
+    Unlike its base class it neither repeats samples nor drops any to make the processes' parts
+    equal. The order is a function of seed and epoch alone, drawn on the CPU, so it is the same on
+    any device.
 
     Args:
         dataset: has a length.

@@ -1,9 +1,10 @@
 """Who works on which samples of a global batch.
 
-Let P be an epoch's order of the samples, B the size of a global batch and V the number of shares. Global batch k is
-P[kB:(k+1)B], and position p of P is in share p mod V: nothing is padded, repeated or dropped, and two shares of a batch
-differ by at most one sample. A process has one share; or V is fixed (virtual processes) and it works through several
-of them one by one, so that no tensor's shape, and so no bit, depends on the number of processes.
+Let P be an epoch's order of the samples, B the size of a global batch and V the number of shares.
+Global batch k is P[kB:(k+1)B], and position p of P is in share p mod V: nothing is padded, repeated
+or dropped, and two shares of a batch differ by at most one sample. A process has one share; or V is
+fixed (virtual processes) and it works through several of them one by one, so that no tensor's
+shape, and so no bit, depends on the number of processes.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ class Sharing:
         shares: V, the shares of a global batch.
         world: W, the number of processes.
         rank: the number of this process, from 0.
-        fixed: whether the number of shares was chosen (virtual processes), and not by the number of processes.
+        fixed: whether the number of shares was chosen (virtual processes), and not by the number of
+            processes.
     """
 
     shares: int
@@ -79,20 +81,24 @@ class MicroBatch:
     """What a process works on at one time: its share of a global batch, or a piece of it; n samples, n may be 0.
 
     Attributes:
-        seed, loader, epoch, batch: the seed of the training, the loader's number, the epoch and the number of the
-            global batch within it, all from 0. The batch's random numbers depend on these alone.
+        seed, loader, epoch, batch: the seed of the training, the loader's number, the epoch and the
+            number of the global batch within it, all from 0. The batch's random numbers depend on
+            these alone.
         start: the place of the global batch's first sample in the order of the epoch.
         size: samples in the global batch.
         shares: V, the shares that the global batch is divided into.
-        share: the number of the share; None if this process has no more of this batch, and only keeps step.
+        share: the number of the share; None if this process has no more of this batch, and only
+            keeps step.
         piece, pieces: the number of the piece of the share, and how many there are.
         round: the number of the share among those of this process.
         rows: n.
         index: (n,) int64, the samples' numbers in the data set.
         update_size: samples in all global batches of the update.
-        opens_batch, closes_batch: whether it is this process's first or last micro-batch of the global batch.
+        opens_batch, closes_batch: whether it is this process's first or last micro-batch of the
+            global batch.
         completes_share: whether it is the last of its share in the update.
-        closes_update: whether it is this process's last micro-batch of the update; the optimizer steps after it.
+        closes_update: whether it is this process's last micro-batch of the update; the optimizer
+            steps after it.
         ends_epoch: whether it is this process's last micro-batch of the epoch.
         device: where random numbers are drawn.
         drawn: random numbers for the whole global batch, shared by its micro-batches.
@@ -132,8 +138,8 @@ class MicroBatch:
     def rand(self, purpose: str, *shape: int, normal: bool = False) -> Tensor:
         """Random numbers for the samples of this micro-batch, taken from those of the whole global batch.
 
-        Every sample has its own numbers, whichever process draws them: use this, and not `torch.rand`, for dropout or
-        distortions that are to be the same at any number of processes.
+        Every sample has its own numbers, whichever process draws them: use this, and not
+        `torch.rand`, for dropout or distortions that are to be the same at any number of processes.
 
         Args:
             purpose: what they are for; numbers for two purposes are independent.

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# SIGHUP comes when a terminal is closed, and from a torchrun that got one. Windows has only the first two.
+# SIGHUP comes when a terminal is closed, and from a torchrun that got one. Windows has only the
+# first two.
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
-# Two questions are this many seconds or updates apart, whichever is shorter. One costs half a millisecond on gloo.
+# Two questions are this many seconds or updates apart, whichever is shorter. One costs half a
+# millisecond on gloo.
 MOST_SECONDS = 0.1
 MOST_UPDATES = 10
 PATIENCE = timedelta(minutes=15)  # with a process that says nothing
@@ -31,8 +33,9 @@ def signals_heard() -> list[signal.Signals]:
 class StopRequest:
     """Notes signals, and tells all processes of one after the same update.
 
-    The processes ask each other after every tenth update, or more often if updates are slow, through a gloo group on
-    the CPU. The answer is read with the next update, so that no update waits for it.
+    The processes ask each other after every tenth update, or more often if updates are slow,
+    through a gloo group on the CPU. The answer is read with the next update, so that no update
+    waits for it.
 
     Create one on every process, and ask all of them after the same updates.
     """

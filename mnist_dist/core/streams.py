@@ -50,8 +50,9 @@ class Stream:
 class StreamReader:
     """Reads a stream to its end on every process, and keeps this process's rows of every global batch.
 
-    What the data set draws at random while it is read depends on seed and epoch alone. All processes must use the same
-    number of workers, for torch takes batches from them in turns. A resume reads up to where it goes on.
+    What the data set draws at random while it is read depends on seed and epoch alone. All
+    processes must use the same number of workers, for torch takes batches from them in turns. A
+    resume reads up to where it goes on.
 
     Args:
         loader: the user's, with an iterable data set.

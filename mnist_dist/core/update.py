@@ -22,7 +22,8 @@ class UpdateGradients:
         ddp: whether models are wrapped in `DistributedDataParallel`.
 
     Attributes:
-        buffers: of the models, which are averaged with the gradients under virtual processes; None otherwise.
+        buffers: of the models, which are averaged with the gradients under virtual processes; None
+            otherwise.
     """
 
     def __init__(self, sharing: Sharing, device: torch.device, *, ddp: bool) -> None:
@@ -53,8 +54,8 @@ class UpdateGradients:
     def add(self, micro_batch: MicroBatch, parameters: list[nn.Parameter], terms: Terms) -> None:
         """After a backward pass: add its gradients to those of the update.
 
-        After the update's last micro-batch the parameters' `grad` is the gradient of the mean over the whole update,
-        added to what nobody had forgotten before it.
+        After the update's last micro-batch the parameters' `grad` is the gradient of the mean over
+        the whole update, added to what nobody had forgotten before it.
 
         Args:
             micro_batch: that the loss was of.
@@ -192,7 +193,8 @@ def take_gradients(parameters: list[nn.Parameter], *, keep: bool | Tensor) -> li
         dense = torch.zeros_like(parameter) if gradient is None else gradient.to_dense()
         found.append(torch.where(keep, dense, 0) if isinstance(keep, Tensor) else dense)
         parameter.grad = None
-    # Autograd may give one gradient to two parameters that are added together. Clipping would then change it twice.
+    # Autograd may give one gradient to two parameters that are added together. Clipping would then
+    # change it twice.
     distinct = {gradient.untyped_storage()._cdata for gradient in found}
     if len(distinct) < len(found):
         found = [gradient.clone() for gradient in found]

@@ -117,7 +117,8 @@ def check_shares(samples: DataSet, batch_size: int, num_processes: int) -> None:
     """Refuse a batch or a number of processes that the data cannot fill.
 
     Raises:
-        UserError: a global batch is larger than the training set, or some process would never see a sample.
+        UserError: a global batch is larger than the training set, or some process would never see a
+            sample.
     """
     if batch_size > len(samples.train):
         raise UserError(

@@ -162,8 +162,8 @@ def command_to_fetch(name: str, data_dir: Path) -> str:
 def download(name: str, data_dir: Path) -> None:
     """Fetch a data set through torchvision, whole or not at all.
 
-    The files are fetched, verified and unpacked in a folder of their own beside their place, and moved there when
-    all are complete, so a broken download leaves nothing that looks like data.
+    The files are fetched, verified and unpacked in a folder of their own beside their place, and
+    moved there when all are complete, so a broken download leaves nothing that looks like data.
 
     Raises:
         UserError: the data could not be fetched or stored.

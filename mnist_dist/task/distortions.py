@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Draws for each sample of a batch, as `MicroBatch.rand` does: a purpose, a shape and whether normal to a tensor.
+# Draws for each sample of a batch, as `MicroBatch.rand` does: a purpose, a shape and whether normal
+# to a tensor.
 Rand = Callable[..., Tensor]
 
 SIZE = 28  # pixels a side
@@ -48,8 +49,9 @@ def distort(images: Tensor, rand: Rand, *, affine: float, elastic: float, copy: 
     angle, shear = math.radians(ROTATION) * uniform[:, 0], SHEAR * uniform[:, 1]
     across, down = (SCALE * uniform[:, 2]).exp(), (SCALE * uniform[:, 3]).exp()
     x, y = (2 * SHIFT / SIZE * uniform[:, 4:]).unbind(1)
-    # The point that each pixel of the result is taken from: rotation x shear x scale, the shift, and the bending. It is
-    # linear in a few fixed fields, so one matrix product gives all points (`F.affine_grid` takes 10 times as long).
+    # The point that each pixel of the result is taken from: rotation x shear x scale, the shift,
+    # and the bending. It is linear in a few fixed fields, so one matrix product gives all points
+    # (`F.affine_grid` takes 10 times as long).
     cos, sin = angle.cos(), angle.sin()
     turn = torch.stack(
         [cos * across, (cos * shear - sin) * down, x, sin * across, (sin * shear + cos) * down, y],
@@ -71,8 +73,8 @@ def shift(images: Tensor, down: int, right: int) -> Tensor:
 def dropout(shapes: Sequence[tuple[int, ...]], rand: Rand, *, share: float) -> list[Tensor]:
     """Choose at random which outputs of each layer a sample is to do without (Srivastava et al. 2014).
 
-    Each process draws a float32 number for every output that the whole global batch has, also if gradients are
-    accumulated.
+    Each process draws a float32 number for every output that the whole global batch has, also if
+    gradients are accumulated.
 
     Args:
         shapes: of the outputs of each layer for a sample.
@@ -80,7 +82,8 @@ def dropout(shapes: Sequence[tuple[int, ...]], rand: Rand, *, share: float) -> l
         share: of the outputs that are dropped, in [0, 1).
 
     Returns:
-        For each layer a mask (n, *shape), float32: 0 for what is dropped, 1 / (1 - share) for the rest.
+        For each layer a mask (n, *shape), float32: 0 for what is dropped, 1 / (1 - share) for the
+        rest.
     """
     sizes = [math.prod(shape) for shape in shapes]
     # In place, for fresh memory costs more than the arithmetic.
@@ -95,7 +98,8 @@ def dropout(shapes: Sequence[tuple[int, ...]], rand: Rand, *, share: float) -> l
 def fields(dtype: torch.dtype, device: torch.device) -> Tensor:
     """(3 + 49, 784): x, y (both from -1 to 1, as `grid_sample` counts), 1, and a bump around each knot.
 
-    The bumps are scaled such that with independent coefficients of deviation 1 their sum has deviation 1 at each pixel.
+    The bumps are scaled such that with independent coefficients of deviation 1 their sum has
+    deviation 1 at each pixel.
     """
     pixels = torch.arange(SIZE, dtype=torch.float64)
     line = (2 * pixels + 1) / SIZE - 1

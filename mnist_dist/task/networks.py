@@ -42,8 +42,8 @@ class MNISTNet(nn.Module):
         """Logits (N, 10) of images (N, 1, 28, 28) or (N, 784), normalised, in the dtype of the weights.
 
         Args:
-            masks: for each of `outputs` a tensor (N, *shape) that it is multiplied by, as `distortions.dropout` draws
-                them; or none at all.
+            masks: for each of `outputs` a tensor (N, *shape) that it is multiplied by, as
+                `distortions.dropout` draws them; or none at all.
         """
         x = images.flatten(1)
         *hidden, last = self.layers
@@ -66,11 +66,12 @@ def side_after(convolutions: int) -> int:
 class ConvNet(MNISTNet):
     """A small convolutional network: `MNISTNet` over features instead of pixels.
 
-    Each of conv1, conv2, ... is a 3x3 convolution, layer normalisation over the maps at each pixel (norm1, norm2, ...;
-    Ba et al. 2016, as ConvNeXt has it), which unlike batch normalisation does not ask who shares a batch, and ReLU.
-    The first three convolutions work without padding, for which the digits leave room at their borders, and behind the
-    first two 2x2 max pooling halves the size: from 28 pixels a side to 13, 5 and 3, where padding lets further ones
-    stay. With the default sizes 116,330 parameters.
+    Each of conv1, conv2, ... is a 3x3 convolution, layer normalisation over the maps at each pixel
+    (norm1, norm2, ...; Ba et al. 2016, as ConvNeXt has it), which unlike batch normalisation does
+    not ask who shares a batch, and ReLU. The first three convolutions work without padding, for
+    which the digits leave room at their borders, and behind the first two 2x2 max pooling halves
+    the size: from 28 pixels a side to 13, 5 and 3, where padding lets further ones stay. With the
+    default sizes 116,330 parameters.
 
     Args:
         channels: maps that each convolution makes, 1 to 8 of them.

@@ -41,11 +41,12 @@ def loss_of(network: MNISTNet, settings: Settings, teachers: Sequence[nn.Module]
     Args:
         network: bare; says what of it can be dropped.
         settings: of the training.
-        teachers: models in eval mode, whose `divergence` is a share of the loss as the settings say.
+        teachers: models in eval mode, whose `divergence` is a share of the loss as the settings
+            say.
 
     Returns:
-        A function of the model, images (n, 1, 28, 28), labels (n,), and what draws random numbers for these n samples,
-        such as `accelerator.micro_batch.rand`. It gives a scalar.
+        A function of the model, images (n, 1, 28, 28), labels (n,), and what draws random numbers
+        for these n samples, such as `accelerator.micro_batch.rand`. It gives a scalar.
     """
 
     def loss(model: nn.Module, images: Tensor, labels: Tensor, rand: Rand) -> Tensor:
@@ -73,7 +74,8 @@ def divergence(
         temperature: T, by which all logits are divided.
 
     Returns:
-        T^2 times the Kullback-Leibler divergence (nats), the mean over the samples; its gradient is as large at any T.
+        T^2 times the Kullback-Leibler divergence (nats), the mean over the samples; its gradient is
+        as large at any T.
     """
     with torch.no_grad():
         taught = torch.stack(
@@ -92,16 +94,19 @@ def average(model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) ->
         decay: share of the average that an update keeps, in [0, 1).
 
     Returns:
-        Has the network with the averaged weights in its attribute `module`; the same on all processes, as the weights.
+        Has the network with the averaged weights in its attribute `module`; the same on all
+        processes, as the weights.
     """
     averaged = AveragedModel(model)
     mine, theirs = (list[Tensor](each.parameters()) for each in (averaged.module, model))
 
     @torch.no_grad()
     def follow(*_: object) -> None:
-        # fp16's scaler leaves it to the fused optimizer to skip an update whose gradient overflowed; to ask is to wait.
+        # fp16's scaler leaves it to the fused optimizer to skip an update whose gradient
+        # overflowed; to ask is to wait.
         if not getattr(optimizer, "found_inf", False):
-            # `update_parameters` would copy its counter from the CPU to the device, and wait for that.
+            # `update_parameters` would copy its counter from the CPU to the device, and wait for
+            # that.
             torch._foreach_lerp_(mine, theirs, 1 - decay if averaged.n_averaged else 1.0)
             averaged.n_averaged.fill_(1)  # begun
 

@@ -9,18 +9,22 @@ def learning_rate(
     """The rate of one update.
 
     - constant: `peak`.
-    - cosine: half a cosine from `peak` to 0, which it would reach at update `total` (Loshchilov and Hutter 2017).
-    - one-cycle: half a cosine from peak/25 up to `peak`, then another down to peak/250,000 (Smith and Topin 2018, in
-      the form of `torch.optim.lr_scheduler.OneCycleLR`, Adam's betas left alone).
+    - cosine: half a cosine from `peak` to 0, which it would reach at update `total` (Loshchilov and
+      Hutter 2017).
+    - one-cycle: half a cosine from peak/25 up to `peak`, then another down to peak/250,000 (Smith
+      and Topin 2018, in the form of `torch.optim.lr_scheduler.OneCycleLR`, Adam's betas left
+      alone).
 
-    Before constant and cosine the rate rises in equal steps over the warm-up; one-cycle's rise is its warm-up.
+    Before constant and cosine the rate rises in equal steps over the warm-up; one-cycle's rise is
+    its warm-up.
 
     Args:
         step: number of the update, 0 to total - 1.
         total: updates in the whole run.
         peak: the highest rate; by default the result is a share of it.
         schedule: "constant", "cosine" or "one-cycle".
-        warmup: share of the updates in which the rate rises, in [0, 1); None: 0.3 for one-cycle, else 0.
+        warmup: share of the updates in which the rate rises, in [0, 1); None: 0.3 for one-cycle,
+            else 0.
     """
     if schedule == "one-cycle":
         top = (

@@ -1,6 +1,7 @@
 """The settings of a training: type, default, meaning, and what each may be.
 
-A run that goes on must have the settings that it was begun with, but for those that say that they may change.
+A run that goes on must have the settings that it was begun with, but for those that say that they
+may change.
 """
 
 import math

@@ -1,6 +1,7 @@
 """What a training is, written a second time: one process, whole batches, plain PyTorch, and nothing of the first.
 
-It takes from the project the settings alone. `verify` holds every update of the real training against it.
+It takes from the project the settings alone. `verify` holds every update of the real training
+against it.
 """
 
 import hashlib
@@ -134,7 +135,8 @@ class Reference:
         moments: the means of the gradient and of its square that Adam keeps, by name.
         averaged: the moving average of the weights; none before the first update or without `ema`.
         updates: made so far.
-        loss: the sum over the samples of the epoch in progress, each at the time of its update (nats).
+        loss: the sum over the samples of the epoch in progress, each at the time of its update
+            (nats).
     """
 
     settings: Settings
