@@ -5,11 +5,12 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import extract_model_from_parallel
+from accelerate.utils import DDPCommunicationHookType, extract_model_from_parallel, gather_object
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
@@ -26,9 +27,26 @@ from .hooks import call_hooks
 from .loader import ExactDataLoader
 from .losses import MeanLoss
 from .optimizer import ExactOptimizer, ExactScheduler
-from .randomness import seed_generators, seed_of
+from .randomness import GeneratorStates, seed_generators, seed_of
 from .sharing import MicroBatch, Sharing
-from .update import UpdateGradients, ddp_of, scalar
+from .update import UpdateGradients, ddp_of, is_of_something, scalar, sum_of_nothing
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """Where a loop over a prepared loader stood when another one began in its body.
+
+    Attributes:
+        micro_batch: what it had been given; None if there was no such loop.
+        loader: that had given it.
+        sync_gradients: whether its update was to be completed.
+        generators: the states of the random generators, under virtual processes.
+    """
+
+    micro_batch: MicroBatch | None
+    loader: ExactDataLoader | None
+    sync_gradients: bool
+    generators: GeneratorStates | None
 
 
 class ExactAccelerator(Accelerator):
@@ -165,6 +183,12 @@ class ExactAccelerator(Accelerator):
         """
         refusals.refuse_layers_that_reach_beyond_a_share(model)
         wrap = self.ddp and not evaluation_mode
+        handler = self.ddp_handler
+        if wrap and handler is not None and handler.comm_hook != DDPCommunicationHookType.NO:
+            raise UserError(
+                f"the communication hook {handler.comm_hook} changes gradients on their way, and a "
+                "model has only one hook: leave comm_hook out of DistributedDataParallelKwargs"
+            )
         same_everywhere(
             "the weights, not drawn from the same seed,",
             digest([*model.parameters(), *model.buffers()]),
@@ -247,29 +271,84 @@ class ExactAccelerator(Accelerator):
             )
         return self._micro_batch
 
-    def begin_micro_batch(self, micro_batch: MicroBatch, loader: ExactDataLoader) -> None:
-        """Get ready for what a loader is about to give; loaders call this.
+    @property
+    def update_is_in_progress(self) -> bool:
+        """Whether gradients have been computed for an update that is not complete yet."""
+        return self._gradients.kept is not None
+
+    def begin_loop(self) -> LoopState:
+        """Note where a loop stands in which another one begins; loaders call this."""
+        nested_under_virtual = self._micro_batch is not None and self.sharing.fixed
+        generators = GeneratorStates(self.device) if nested_under_virtual else None
+        return LoopState(self._micro_batch, self._loader, self.sync_gradients, generators)
+
+    def end_loop(self, outer: LoopState, loader: ExactDataLoader, epoch: int) -> None:
+        """Let the loop go on that was in progress when this one began; loaders call this.
+
+        If there was none, what this one has left of an incomplete update is forgotten.
+
+        Args:
+            outer: from `begin_loop`.
+            loader: of the loop that ends.
+            epoch: the number of its epoch.
+        """
+        self._micro_batch = outer.micro_batch
+        self._loader = outer.loader
+        self.sync_gradients = outer.sync_gradients
+        self._guard.before = None  # what this loop has drawn is not the other one's forward pass
+        if outer.micro_batch is not None:
+            self._gradients.begin_micro_batch(outer.micro_batch)
+            if outer.generators is not None:
+                outer.generators.restore()
+            return
+        self._gradients.abandon()
+        if self.sharing.fixed:  # the last share was not the same one on every process
+            seed_generators(seed_of("epoch", self.seed, loader.batches.number, epoch), self.device)
+
+    def begin_micro_batch(
+        self, micro_batch: MicroBatch, loader: ExactDataLoader, *, nested: bool
+    ) -> None:
+        """Prepare for the micro-batch that a loader is about to yield; loaders call this.
 
         Args:
             micro_batch: what it is.
             loader: that gives it.
+            nested: whether its loop is in the body of another one, as an evaluation may be.
         """
+        if not nested:
+            self._refuse_a_missing_backward(micro_batch)
         self._micro_batch = micro_batch
         self._loader = loader
         self.sync_gradients = micro_batch.closes_update
         self._gradients.begin_micro_batch(micro_batch)
         if self.sharing.fixed:
-            self._begin_share(micro_batch)
+            self._begin_share(micro_batch, nested=nested)
         else:
             self._guard.begin_micro_batch(micro_batch, self.bare_models)
         call_hooks("micro_batch", self)
 
-    def _begin_share(self, micro_batch: MicroBatch) -> None:
+    def _refuse_a_missing_backward(self, micro_batch: MicroBatch) -> None:
+        """Refuse to go on with an update of which a micro-batch was left out.
+
+        Raises:
+            UserError: `backward` was called for the first micro-batch of the update, and not for
+                the last one that was given.
+        """
+        previous = self._micro_batch
+        if previous is None or not self.update_is_in_progress:
+            return
+        if previous.loader == micro_batch.loader and self._backward_done is not previous:
+            raise UserError(
+                "accelerator.backward was not called for a micro-batch of this update: call it for "
+                "every one, also for one without rows"
+            )
+
+    def _begin_share(self, micro_batch: MicroBatch, *, nested: bool) -> None:
         """Under virtual processes: buffers as before the update, and generators that belong to the share."""
         if self._gradients.buffers is None:
             self._gradients.buffers = BufferMean(self.bare_models)
         buffers = self._gradients.buffers
-        if buffers.in_training:
+        if buffers.in_training and not nested:
             buffers.begin(opens_share=micro_batch.piece == 0, empty=len(micro_batch) == 0)
             if micro_batch.opens_batch:
                 buffers.shares_with_samples += min(micro_batch.shares, micro_batch.size)
@@ -282,16 +361,14 @@ class ExactAccelerator(Accelerator):
         )
         seed_generators(seed_of("share", self.seed, *place), self.device)
 
-    def end_epoch(self, loader: ExactDataLoader, epoch: int) -> None:
-        """Compare weights between processes, and let generators not depend on shares; loaders call this.
+    def end_epoch(self) -> None:
+        """Compare weights between processes if this epoch has changed them; loaders call this.
 
         Raises:
             UserError: on every process, if they no longer have the same weights.
         """
         if self._counted is not None and self._counted is self._micro_batch:
             self.check_weights()
-        if self.sharing.fixed:
-            seed_generators(seed_of("epoch", self.seed, loader.batches.number, epoch), self.device)
 
     @contextmanager
     def accumulate(self, *models: nn.Module) -> Iterator[None]:
@@ -352,7 +429,12 @@ class ExactAccelerator(Accelerator):
         micro_batch = self._micro_batch_of_backward(loss)
         parameters = self._trained_parameters()
         self._gradients.set_aside(parameters)
-        weight = len(micro_batch) / micro_batch.update_size if terms is None else terms
+        if loss.dtype in (torch.float16, torch.bfloat16):
+            loss = loss.float()  # whose weight would be rounded
+        if self.ddp and is_of_something(micro_batch, terms) is False:
+            # A mean over nothing is NaN, and DDP would add it to the gradients of the others.
+            loss = sum_of_nothing(parameters)
+        weight = len(micro_batch) / max(micro_batch.update_size, 1) if terms is None else terms
         scaled = self.scaler.scale(loss) if self.scaler else loss
         if isinstance(weight, float) and weight == 1.0:
             scaled.backward(**kwargs)
@@ -455,6 +537,21 @@ class ExactAccelerator(Accelerator):
         # In the weights' dtype, for there are devices without float64.
         norm = self.weight_norm().reshape(1)
         self.judge_weights(self.gather(norm).cpu().tolist())
+        if self.sharing.fixed:
+            self.check_buffers()
+
+    def check_buffers(self) -> None:
+        """See that all processes have the same buffers, under virtual processes to the bit.
+
+        Raises:
+            UserError: on every process, if they have not.
+        """
+        own = digest(buffer for model in self.bare_models for buffer in model.buffers())
+        if len(set(gather_object([own]))) > 1:
+            raise self.gone_wrong(
+                f"processes no longer have the same buffers after update {self.updates}",
+                "call the model in training mode only between a batch and its accelerator.backward",
+            )
 
     def judge_weights(self, norms: list[float]) -> None:
         """Compare norms of the weights of several processes.
@@ -535,8 +632,14 @@ class ExactAccelerator(Accelerator):
     def free_memory(self, *objects: Any) -> list[Any]:
         """Forget all that was prepared, as `Accelerator.free_memory`."""
         self._gradients = UpdateGradients(self.sharing, self.device, ddp=self.ddp)
+        self._guard = ForwardGuard(self.device)
         self._bare_models = []
         self._parameters = {}
+        self._backward_done = None
+        self._counted = None
+        self._loader = None
+        self._custom_objects: list[Any] = []
         self.mean_losses = []
+        self.updates = 0
         self._micro_batch = None
         return super().free_memory(*objects)

@@ -53,6 +53,13 @@ class BufferMean:
         before = self.before_update[: len(self.floating)]
         return [buffer - earlier for buffer, earlier in zip(self.floating, before, strict=True)]
 
+    def abandon(self) -> None:
+        """Put the buffers back to what they were before an update that is not completed."""
+        if self.before_update:
+            put(self.all, self.before_update)
+        self.before_update = []
+        self.shares_with_samples = 0
+
     def finish(self, changes: list[Tensor]) -> None:
         """After the last micro-batch of an update: move the buffers by the mean over all shares.
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .errors import UserError
 from .sharing import Sharing
 
 # Processes and bytes up to which every process sends its sums to every other, because that is
@@ -48,6 +49,11 @@ def tree_sum(sums: dict[Stretch, list[Tensor]], first: int, stop: int) -> list[T
     """
     if (first, stop) in sums:
         return sums[first, stop]
+    if stop - first <= 1:
+        raise UserError(
+            "accelerator.backward was not called for a micro-batch of this update: call it for every "
+            "one, also for one without rows"
+        )
     middle = (first + stop) // 2
     first_half = tree_sum(sums, first, middle)
     second_half = tree_sum(sums, middle, stop)

@@ -33,7 +33,8 @@ class ForwardGuard:
                 where a process has one sample, and the others would wait for it.
         """
         self.before = None
-        if self.looked_at == (micro_batch.loader, micro_batch.epoch):
+        in_training = any(model.training for model in models)
+        if not in_training or self.looked_at == (micro_batch.loader, micro_batch.epoch):
             return
         for model in models:
             refuse_layers_that_depend_on_sharing(model)

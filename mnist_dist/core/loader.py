@@ -1,11 +1,7 @@
 """Loaders that give each process its rows of every global batch, from tensors where they are or through workers."""
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing import parent_process
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,8 +24,8 @@ from .microbatches import MicroBatchSampler
 from .orders import Orders, orders_of
 from .randomness import GeneratorStates, seed_generators, seed_of
 from .sharing import MicroBatch
-from .stopping import SIGNALS
 from .streams import Stream, StreamReader
+from .workers import begin_worker
 
 if TYPE_CHECKING:
     from .accelerator import ExactAccelerator
@@ -76,6 +72,7 @@ class ExactDataLoader:
         )
         self.next_epoch = 0
         self.first_batch = 0  # of the next iteration
+        self.restored = False  # whether `load_state` has said where the next iteration begins
         self.position: tuple[int, int] | None = None  # epoch and batch of the iteration in progress
         self.end_of_dataloader = False
         self.remainder = -1  # for Accelerate: nothing was padded
@@ -89,8 +86,8 @@ class ExactDataLoader:
             return StreamReader(self.loader, self.batches, self.accelerator)
         plain = self.loader.collate_fn is default_collate and self.loader.num_workers == 0
         if type(dataset) is TensorDataset and plain:
-            where = {tensor.device.type for tensor in dataset.tensors}
-            if where == {self.accelerator.device.type}:
+            where = {place_of(tensor.device) for tensor in dataset.tensors}
+            if where == {place_of(self.accelerator.device)}:
                 return TensorReader(list(dataset.tensors), self.batches)
         return WorkerReader(self.loader, self.batches, self.accelerator)
 
@@ -121,7 +118,7 @@ class ExactDataLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; a position that `load_state` has set within it stays."""
-        if epoch != self.next_epoch:
+        if epoch != self.next_epoch and self.restored:
             self.first_batch = 0
         self.next_epoch = epoch
 
@@ -137,16 +134,18 @@ class ExactDataLoader:
                 f"{batches} batches were to be skipped, but gradient_accumulation_steps={steps} of them make an "
                 "update: skip a multiple of that"
             )
-        if not self.first_batch:
+        if not self.restored:
             self.first_batch = batches
         return self
 
     def __iter__(self) -> Iterator[Any]:
         accelerator = self.accelerator
         self.compare_between_processes()
-        outer = accelerator._micro_batch, accelerator.sync_gradients
+        outer = accelerator.begin_loop()
+        nested = outer.micro_batch is not None
         epoch, first = self.next_epoch, self.first_batch
         self.next_epoch, self.first_batch = epoch + 1, 0
+        self.restored = False
         self.position = epoch, first
         if self.sampler is not None and hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
@@ -157,15 +156,15 @@ class ExactDataLoader:
             for micro_batch, rows in self.reader.epoch(epoch, first, steps):
                 self.refuse_turns()
                 self.end_of_dataloader = micro_batch.ends_epoch
-                accelerator.begin_micro_batch(micro_batch, self)
+                accelerator.begin_micro_batch(micro_batch, self, nested=nested)
                 yield rows
                 if micro_batch.closes_update:
                     self.position = behind(micro_batch)
-            accelerator.end_epoch(self, epoch)
+            accelerator.end_epoch()
         finally:
             self.position = None
             accelerator.gradient_state._remove_dataloader(self)
-            accelerator._micro_batch, accelerator.sync_gradients = outer
+            accelerator.end_loop(outer, self, epoch)
 
     def refuse_turns(self) -> None:
         """Refuse to go on while a loop over another loader, begun later, is in progress.
@@ -205,6 +204,12 @@ class ExactDataLoader:
         """Begin the next iteration where `state_dict` was asked for."""
         self.next_epoch = state["epoch"]
         self.first_batch = state["batch"]
+        self.restored = True
+
+
+def place_of(device: torch.device) -> tuple[str, int]:
+    """The kind and the number of a device; without a number it is the first of its kind."""
+    return device.type, device.index or 0
 
 
 def behind(micro_batch: MicroBatch) -> tuple[int, int]:
@@ -350,9 +355,8 @@ class Fetch(Dataset):
         try:
             rows = [self.rows(micro_batch) for micro_batch in micro_batches]
             return micro_batches, rows, ""
-        except (
-            UserError
-        ) as error:  # as text: a worker's exceptions arrive with its stack in their message
+        except UserError as error:
+            # As text: a worker's exceptions arrive with its stack in their message.
             return [], [], str(error)
         finally:
             if kept:
@@ -387,32 +391,3 @@ class Fetch(Dataset):
                 "processes would train another model: give ExactAccelerator virtual_processes, or draw in the data "
                 "set's __getitem__"
             )
-
-
-def begin_worker(then: Callable[[int], None] | None, number: int) -> None:
-    """Prepare a worker, which is not to die of a request to stop.
-
-    Launchers and terminals send it to a whole group of processes. The one that trains answers it
-    with a checkpoint, for which it still needs its workers.
-
-    Args:
-        then: the user's `worker_init_fn`.
-        number: the worker's.
-    """
-    for each in SIGNALS:
-        if each != signal.SIGTERM:
-            signal.signal(each, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # which macOS has not
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        Thread(target=end_if_the_trainer_asks, daemon=True).start()
-    if then:
-        then(number)
-
-
-def end_if_the_trainer_asks() -> None:
-    """End this worker if SIGTERM comes from the process that it reads for, and from no other."""
-    trainer = parent_process()
-    while True:
-        sender = signal.sigwaitinfo([signal.SIGTERM]).si_pid
-        if trainer is None or sender == trainer.pid:
-            os._exit(0)

@@ -41,12 +41,20 @@ class MeanLoss:
         count = len(micro_batch) if terms is None else terms
         value = weighed(loss.detach(), count)
         if micro_batch.piece > 0:
-            self.waiting[-1].add(value, count)
+            self.waiting[-1].add(value, count, closes_update=micro_batch.closes_update)
             return
         update = self.accelerator.updates + 1  # of which this loss is a part
         size = micro_batch.size if terms is None else None
         self.waiting.append(
-            Waiting(value, count, micro_batch.share, micro_batch.opens_batch, size, update)
+            Waiting(
+                loss=value,
+                terms=count,
+                share=micro_batch.share,
+                opens_batch=micro_batch.opens_batch,
+                closes_update=micro_batch.closes_update,
+                size=size,
+                update=update,
+            )
         )
 
     def compute(self) -> float:
@@ -82,9 +90,11 @@ class MeanLoss:
         Raises:
             UserError: on every process, if a loss is not finite or the processes' weights differ.
         """
-        if not self.waiting:
+        complete = [number for number, item in enumerate(self.waiting, 1) if item.closes_update]
+        if not complete:
             return
-        waiting, self.waiting = self.waiting, []
+        # Those of an update in progress wait: a checkpoint is of the update before, too.
+        waiting, self.waiting = self.waiting[: complete[-1]], self.waiting[complete[-1] :]
         opened = [item for item in waiting if item.opens_batch]
         losses, norms = self.sum_over_shares(waiting, len(opened), [item.loss for item in waiting])
         for loss, item in zip(losses, opened, strict=True):
@@ -183,6 +193,7 @@ class Waiting:
         terms: how many.
         share: its number; None if the process had no samples to work on.
         opens_batch: whether it is this process's first of a global batch.
+        closes_update: whether it is this process's last of an update.
         size: terms in the global batch, if known without asking the others.
         update: the number of the update that it is a part of, from 1.
     """
@@ -191,10 +202,12 @@ class Waiting:
     terms: int | float | Tensor
     share: int | None
     opens_batch: bool
+    closes_update: bool
     size: int | None
     update: int
 
-    def add(self, loss: Tensor, terms: int | float | Tensor) -> None:
+    def add(self, loss: Tensor, terms: int | float | Tensor, *, closes_update: bool) -> None:
         """Add another piece of the same share."""
+        self.closes_update = closes_update
         self.loss = self.loss + loss
         self.terms = self.terms + terms

@@ -60,12 +60,12 @@ class ExactOptimizer(AcceleratedOptimizer):
         self.accelerator.count_update()
 
     def zero_grad(self, set_to_none: bool | None = None) -> None:
-        """Forget the gradients if they have been used for an update; otherwise do nothing.
+        """Clear the gradients, unless an update is in progress.
 
         Args:
             set_to_none: let them be None, and not zeros; None means True, as in PyTorch.
         """
-        if not self.gradient_state.sync_gradients:
+        if self.accelerator.update_is_in_progress:
             return
         if set_to_none is False:
             self.optimizer.zero_grad(set_to_none=False)

@@ -111,11 +111,12 @@ class DrawnBatches:
         kept = GeneratorStates()
         seed = seed_of("order", self.seed, self.loader, epoch)
         seed_generators(seed)
-        generator = getattr(self.sampler, "generator", None)
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(seed)
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(epoch)
+        for sampler in (self.sampler, getattr(self.sampler, "sampler", None)):
+            generator = getattr(sampler, "generator", None)
+            if isinstance(generator, torch.Generator):
+                generator.manual_seed(seed)
+            if sampler is not None and hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
         batches = [list(batch) for batch in self.draw()]
         kept.restore()
         numbers = torch.tensor([number for batch in batches for number in batch], dtype=torch.long)

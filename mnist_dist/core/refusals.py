@@ -8,6 +8,7 @@ from torch import nn
 
 from .errors import UserError
 
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 DIVIDED = {
     "deepspeed": ("deepspeed_plugin", "deepspeed_plugins"),
     "fsdp": ("fsdp_plugin",),
@@ -94,6 +95,13 @@ def refuse_layers_that_depend_on_sharing(model: nn.Module) -> None:
             )
 
 
+def counts_or_rescales(layer: nn.Module) -> bool:
+    """Whether a layer is an embedding that counts its rows, or rescales its weights by them."""
+    if not isinstance(layer, EMBEDDINGS):
+        return False
+    return layer.scale_grad_by_freq or layer.max_norm is not None
+
+
 def draws(layer: nn.Module) -> bool:
     """Whether a layer draws random numbers in training."""
     if isinstance(layer, nn.modules.dropout._DropoutNd):
@@ -111,7 +119,7 @@ def refuse_layers_that_reach_beyond_a_share(model: nn.Module) -> None:
     """
     for name, layer in model.named_modules():
         kind = f"{type(layer).__name__} {name}"
-        if getattr(layer, "max_norm", None) is not None:
+        if isinstance(layer, EMBEDDINGS) and layer.max_norm is not None:
             raise UserError(
                 f"{kind} rescales its weights in the forward pass by a process's samples alone, so each number of "
                 "processes would train another model: leave out max_norm"

@@ -1,6 +1,7 @@
 """Data sets that can only be read from the beginning: every process reads on, and keeps its rows."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from .microbatches import MicroBatchSampler
 from .orders import EpochOrder
 from .randomness import GeneratorStates, seed_generators, seed_of
 from .sharing import MicroBatch
+from .workers import begin_worker
 
 if TYPE_CHECKING:
     from .accelerator import ExactAccelerator
@@ -75,7 +77,7 @@ class StreamReader:
             collate_fn=as_it_is,
             num_workers=loader.num_workers,
             timeout=loader.timeout,
-            worker_init_fn=loader.worker_init_fn,
+            worker_init_fn=partial(begin_worker, loader.worker_init_fn),
             multiprocessing_context=loader.multiprocessing_context,
             prefetch_factor=loader.prefetch_factor,
             persistent_workers=loader.persistent_workers,

@@ -35,6 +35,7 @@ class UpdateGradients:
         self.kept: list[Tensor | None] | None = (
             None  # gradients of earlier updates that nobody has forgotten yet
         )
+        self.kept_of: list[nn.Parameter] = []  # the parameters that they are of
         self.terms: Tensor | None = None  # counted in this update, under DDP
         self.counts_terms: bool | None = None  # in the update in progress, if it has begun
         self.wrappers: list[DistributedDataParallel] = []
@@ -42,6 +43,8 @@ class UpdateGradients:
 
     def watch(self, wrapper: DistributedDataParallel) -> None:
         """Let a wrapper sum gradients over processes, where it would average them."""
+        if any(wrapper is known for known in self.wrappers):
+            return
         wrapper.register_comm_hook(None, sum_gradients)
         self.wrappers.append(wrapper)
         self.summed_by_ddp.update(id(each) for each in wrapper.parameters() if each.requires_grad)
@@ -84,9 +87,24 @@ class UpdateGradients:
         """
         if self.kept is not None:
             return
+        self.kept_of = parameters
         self.kept = [parameter.grad for parameter in parameters]
         for parameter in parameters:
             parameter.grad = None
+
+    def abandon(self) -> None:
+        """Forget an update that was left before it was complete, as if it had not begun."""
+        if self.buffers is not None:
+            self.buffers.abandon()
+        if self.kept is None:
+            return
+        for parameter, kept in zip(self.kept_of, self.kept, strict=True):
+            parameter.grad = kept
+        self.kept = None
+        self.terms = None
+        self.counts_terms = None
+        for gradient_sum in self.sums.values():
+            gradient_sum.sums = {}
 
     def add_kept(self, parameters: list[nn.Parameter]) -> None:
         """Add what `set_aside` has kept to the gradients of the update."""
@@ -178,6 +196,11 @@ def is_of_something(micro_batch: MicroBatch, terms: Terms) -> bool | Tensor:
         return True
     found = terms != 0
     return found if isinstance(found, Tensor) and not found.is_cpu else bool(found)
+
+
+def sum_of_nothing(parameters: list[nn.Parameter]) -> Tensor:
+    """A scalar that is 0, and whose gradient by every parameter is 0."""
+    return torch.stack([(parameter * 0).sum().float() for parameter in parameters]).sum()
 
 
 def take_gradients(parameters: list[nn.Parameter], *, keep: bool | Tensor) -> list[Tensor]:
