@@ -433,7 +433,7 @@ class ExactAccelerator(Accelerator):
             loss = loss.float()  # whose weight would be rounded
         if self.ddp and is_of_something(micro_batch, terms) is False:
             # A mean over nothing is NaN, and DDP would add it to the gradients of the others.
-            loss = sum_of_nothing(parameters)
+            loss = sum_of_nothing(parameters, self.bare_models)
         weight = len(micro_batch) / max(micro_batch.update_size, 1) if terms is None else terms
         scaled = self.scaler.scale(loss) if self.scaler else loss
         if isinstance(weight, float) and weight == 1.0:

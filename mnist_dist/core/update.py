@@ -198,9 +198,24 @@ def is_of_something(micro_batch: MicroBatch, terms: Terms) -> bool | Tensor:
     return found if isinstance(found, Tensor) and not found.is_cpu else bool(found)
 
 
-def sum_of_nothing(parameters: list[nn.Parameter]) -> Tensor:
-    """A scalar that is 0, and whose gradient by every parameter is 0."""
-    return torch.stack([(parameter * 0).sum().float() for parameter in parameters]).sum()
+def sum_of_nothing(parameters: list[nn.Parameter], models: list[nn.Module]) -> Tensor:
+    """A scalar that is 0, and whose gradient by every parameter is 0.
+
+    Args:
+        parameters: the parameters.
+        models: that have them, for DDP expects sparse gradients of embeddings that are sparse.
+    """
+    layers = [layer for model in models for layer in model.modules()]
+    sparse = {id(layer.weight) for layer in layers if getattr(layer, "sparse", False)}
+    terms = []
+    for parameter in parameters:
+        if id(parameter) in sparse:
+            first_row = torch.zeros(1, dtype=torch.long, device=parameter.device)
+            part = nn.functional.embedding(first_row, parameter, sparse=True)
+        else:
+            part = parameter
+        terms.append((part * 0).sum().float())
+    return torch.stack(terms).sum()
 
 
 def take_gradients(parameters: list[nn.Parameter], *, keep: bool | Tensor) -> list[Tensor]:
