@@ -28,20 +28,31 @@ def collect(accelerator: "ExactAccelerator") -> dict[str, Any]:
     accelerator.check_weights()
     scaler = accelerator.scaler
     return {
-        "virtual_processes": accelerator.virtual_processes,
-        "seed": accelerator.seed,
-        "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
-        "batch_sizes": [loader.batch_size for loader in accelerator._dataloaders],
-        "samples": [loader.samples for loader in accelerator._dataloaders],
-        "bits": accelerator.bits,
+        **must_be_equal(accelerator),
         "updates": accelerator.updates,
-        "parameter_orders": accelerator.parameter_orders(),
         "models": [model.state_dict() for model in accelerator.bare_models],
         "optimizers": [optimizer.state_dict() for optimizer in accelerator._optimizers],
         "schedulers": [plain_scheduler_state(scheduler) for scheduler in accelerator._schedulers],
         "scaler": scaler.state_dict() if scaler else {},
         "loaders": [loader.state_dict() for loader in accelerator._dataloaders],
         "custom": [custom.state_dict() for custom in accelerator._custom_objects],
+    }
+
+
+def must_be_equal(accelerator: "ExactAccelerator") -> dict[str, Any]:
+    """What decides the training, and must be as it was when a training goes on."""
+    pieces = (
+        accelerator.micro_batches if accelerator.sharing.fixed else 0
+    )  # else they decide nothing
+    return {
+        "virtual_processes": accelerator.virtual_processes,
+        "micro_batches": pieces,
+        "seed": accelerator.seed,
+        "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
+        "batch_sizes": [loader.batch_size for loader in accelerator._dataloaders],
+        "samples": [loader.samples for loader in accelerator._dataloaders],
+        "bits": accelerator.bits,
+        "parameter_orders": accelerator.parameter_orders(),
     }
 
 
@@ -80,15 +91,7 @@ def refuse_another_training(accelerator: "ExactAccelerator", found: dict[str, An
     Raises:
         UserError: names what differs.
     """
-    now = {
-        "virtual_processes": accelerator.virtual_processes,
-        "seed": accelerator.seed,
-        "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
-        "batch_sizes": [loader.batch_size for loader in accelerator._dataloaders],
-        "samples": [loader.samples for loader in accelerator._dataloaders],
-        "bits": accelerator.bits,
-        "parameter_orders": accelerator.parameter_orders(),
-    }
+    now = must_be_equal(accelerator)
     names = {
         "batch_sizes": "the loaders' batch size",
         "samples": "the loaders' number of samples",
