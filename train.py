@@ -40,7 +40,7 @@ from mnist_dist.task.objective import adam, average, loss_of, schedule
 
 
 def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> None:
-    """Train, evaluate after every epoch, and leave the trained model and its figures in the run's folder.
+    """Train, evaluate after every epoch, and leave the trained model and its metrics in the run's folder.
 
     Args:
         config: the settings; None for those of the command line.
@@ -57,6 +57,7 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
         config.tf32,
         virtual_processes=config.virtual_processes,
         seed=config.seed,
+        # The batch size is that of an update already, so to accumulate is to cut it into pieces.
         micro_batches=config.gradient_accumulation_steps,
     )
     for name, value in as_json(config).items():
@@ -78,6 +79,7 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
         accelerator.device, dtype
     )
     optimizer = adam(network, config)
+    # A hook of the optimizer moves the average on after every step.
     averaged = average(network, optimizer, config.ema) if config.ema else None
     trained = averaged.module if averaged else network
     teachers = load_teachers(config, samples, accelerator.device)
@@ -128,12 +130,13 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
             for images, labels in progress_bar(
                 accelerator, train_loader, f"epoch {epoch + 1}/{config.epochs}"
             ):
+                # It draws random numbers for these rows, the same on any number of processes.
                 loss = loss_function(model, images, labels, accelerator.micro_batch.rand)
                 train_loss.update(loss)
                 accelerator.backward(loss)
                 if config.clip_norm:
                     accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
-                learning_rate = optimizer.param_groups[0]["lr"]
+                learning_rate = optimizer.param_groups[0]["lr"]  # before the scheduler moves on
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()
@@ -163,9 +166,9 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
             announce_epoch(line, results, config.epochs)
             checkpoints.save(last=epoch + 1 == config.epochs)
 
-        # What remains of it: the weights, the pictures, and the summary. It is written last: a run
-        # with it succeeded.
-        if not results:  # the run was stopped when only this was left to do
+        # Finish: save the weights, the plots and, last, the summary. A run that has a summary.json
+        # has succeeded.
+        if not results:  # resumed after the last epoch: only the results are missing
             results = {"test": evaluate(accelerator, trained, test_loader)}
         test = results["test"]
         save_weights(run.folder / WEIGHTS, trained)
