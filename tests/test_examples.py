@@ -182,7 +182,9 @@ def tolerance_of(variant: str) -> float:
 
 
 # In short, for the default set.
-@pytest.mark.parametrize("variant", ["pictures", "bits-characters"])
+@pytest.mark.parametrize(
+    "variant", ["pictures", pytest.param("bits-characters", marks=pytest.mark.slow)]
+)
 def test_two_processes_end_with_the_weights_of_one(variant, data, tmp_path):
     for processes in (1, 2):
         plan = planned(variant, data, processes, tmp_path / str(processes), "--epochs", "1")

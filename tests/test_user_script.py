@@ -49,7 +49,7 @@ RESUMED = {"resumed": "--exact", "resumed layers": LAYERS}
 
 slow = pytest.mark.slow
 several = pytest.mark.parametrize(
-    "processes", [pytest.param(2, marks=slow), 3, pytest.param(7, marks=slow)]
+    "processes", [pytest.param(processes, marks=slow) for processes in (2, 3, 7)]
 )
 
 
