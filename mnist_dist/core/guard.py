@@ -33,8 +33,9 @@ class ForwardGuard:
                 where a process has one sample, and the others would wait for it.
         """
         self.before = None
-        in_training = any(model.training for model in models)
-        if not in_training or self.looked_at == (micro_batch.loader, micro_batch.epoch):
+        if self.looked_at == (micro_batch.loader, micro_batch.epoch):
+            return
+        if not any(model.training for model in models):
             return
         for model in models:
             refuse_layers_that_depend_on_sharing(model)
