@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mnist_dist import plots
+from mnist_dist import plots, report
 from mnist_dist.core import (
     Checkpoints,
     ExactAccelerator,
@@ -178,6 +178,8 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
                 curves = run.folder / PLOTS / "learning_curves.png"
                 plots.learning_curves(curves, tracker.lines, f"{samples.name}: {title}")
                 plots.evaluation(run.folder / PLOTS, test, samples, "test", title)
+        if config.report:
+            report.at_end(tracker, test, samples, stopwatch.total)
         tracker.end(test, samples)
     summary = tracker.lines[-1] | {
         "samples_per_second": config.epochs * len(samples.train) / stopwatch.total,

@@ -18,6 +18,7 @@ COMMANDS = {
     "explore": "look at the data: sizes, statistics, class balance, pictures",
     "download": "fetch a data set beforehand, for machines without internet",
     "predict": "classify your own pictures of digits",
+    "report": "a page that shows a run, or compares several, in one HTML file",
     "runs": "compare runs: settings, state, accuracy, seeds, learning curves",
     "tune": "search for settings, by accuracy on held-out samples",
     "export": "write a trained model in another format",

@@ -32,7 +32,7 @@ from faults.registry import rank
 from forked import fork
 
 import train
-from mnist_dist import plots
+from mnist_dist import plots, report
 from mnist_dist.core import ExactAccelerator, register_hook
 from mnist_dist.run import launch, wandb_run
 from mnist_dist.run.command_line import parse
@@ -107,8 +107,9 @@ def main() -> None:
 
     # Pictures take six times as long as the small trainings here.
     undrawn = patch.multiple(plots, learning_curves=lambda *_: None, evaluation=lambda *_: None)
+    unwritten = patch.object(report, "at_end", lambda *_: None)
     recorded = patch.object(os, "_exit", record.exit) if record else nullcontext()
-    with undrawn, recorded:
+    with undrawn, unwritten, recorded:
         launch.run(work, "train.py")
 
 

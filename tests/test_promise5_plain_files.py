@@ -61,6 +61,7 @@ def test_the_folder_holds_what_the_readme_says(trained):
         "summary.json",
         "mnist_model.pth",
         "plots",
+        "report.html",
         "checkpoints",
     }
     assert {path.name for path in (trained / "plots").iterdir()} == {

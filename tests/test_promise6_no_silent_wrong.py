@@ -134,7 +134,8 @@ def test_help_is_in_groups_and_says_what_defaults_do(capsys):
     assert re.findall(r"^(\w+):$", page, re.MULTILINE) == ["data", "network", "training", "run"]
     found = re.findall(r"^  (?:-h, )?--([\w-]+)", page, re.MULTILINE)
     names = [field.name.replace("_", "-") for field in fields(TrainConfig)]
-    off = ["no-plots" if name == "plots" else name for name in names]  # what is on by default
+    on_by_default = ("plots", "report")
+    off = [f"no-{name}" if name in on_by_default else name for name in names]
     assert sorted(found) == sorted(["help", *off])
     assert "None" not in page and "(default: runs/<timestamp>-<dataset>-<model>)" in re.sub(
         r"\s+", " ", page

@@ -62,10 +62,11 @@ def test_nothing_wraps_in_a_normal_run_on_two_processes(tmp_path):
     assert [line for line in lines if len(line) > 80] == []
     assert any(line.startswith("epoch 2/2: ") for line in lines)  # the bar
     (folder,) = (tmp_path / "runs").iterdir()
-    *_, evaluate, predict, pictures, accuracy = filter(None, lines)
+    *_, evaluate, predict, pictures, report, accuracy = filter(None, lines)
     assert evaluate == f"evaluate: python evaluate.py runs/{folder.name}"
     assert predict == "predict:  python -m mnist_dist predict IMAGE..."
     assert pictures == f"pictures: runs/{folder.name}/plots" and (folder / "plots").is_dir()
+    assert report == f"report:   runs/{folder.name}/report.html"
     assert accuracy.startswith("Test Accuracy: ")
     status, screen = on_a_terminal(PYTHON, "-m", "mnist_dist", "runs", cwd=tmp_path)
     assert status == 0 and folder.name in screen and max(map(len, screen.splitlines())) <= 80

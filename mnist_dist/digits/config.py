@@ -22,7 +22,7 @@ class TrainConfig(RunFlags, Settings):
 
     GROUPS: ClassVar[dict[str, str]] = GROUPS | {
         "run": "output-dir resume checkpoint-every cpu mixed-precision dtype tf32 compile "
-        "log-every no-plots wandb wandb-project wandb-model help"
+        "log-every no-plots no-report wandb wandb-project wandb-model help"
     }
     RECIPES: ClassVar[dict[str, dict[str, Any]]] = RECIPES
 
@@ -38,6 +38,8 @@ class TrainConfig(RunFlags, Settings):
     """Updates between two points of the loss curve."""
     plots: bool = field(default=True, metadata=MAY_CHANGE)
     """Draw learning curves, confusion matrix and mistakes at the end."""
+    report: bool = field(default=True, metadata=MAY_CHANGE)
+    """Write report.html at the end, a page that shows the run and on which digits can be drawn."""
     wandb_model: bool = field(default=False, metadata=MAY_CHANGE)
     """Store the trained model in Weights & Biases as an artifact."""
 

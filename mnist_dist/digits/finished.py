@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mnist_dist.core.errors import UserError
-from mnist_dist.run.folder import PLOTS, ROOT, SUMMARY
+from mnist_dist.run.folder import PLOTS, REPORT, ROOT, SUMMARY
 from mnist_dist.scripts import command
 from mnist_dist.shell import shell
 
@@ -37,8 +37,10 @@ def next_steps(folder: Path) -> str:
     predict = ["python", "-m", "mnist_dist", "predict"]
     if folder.parent != ROOT:  # without --weights, predict takes the newest run in there
         predict += ["--weights", str(folder)]
-    return (
+    text = (
         f"evaluate: {shell(*command('evaluate'), folder)}\n"
         f"predict:  {shell(*predict)} IMAGE...\n"
         f"pictures: {shell(folder / PLOTS)}"
     )
+    page = folder / REPORT
+    return f"{text}\nreport:   {shell(page)}" if page.exists() else text

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from mnist_dist.run import tracking
-from mnist_dist.run.folder import WEIGHTS
+from mnist_dist.run.folder import REPORT, WEIGHTS
 from mnist_dist.task.data import DataSet
 from mnist_dist.task.evaluation import Evaluation
 
@@ -17,8 +17,8 @@ COLUMNS = ("sample", "image", "class", "predicted", "confidence")  # of that tab
 class Tracker(tracking.Tracker):
     """Records a training on digits.
 
-    Its settings must have `dataset`, `model` and `wandb_model`, which is whether W&B is to keep the
-    trained model.
+    Its settings must have `dataset`, `model`, `wandb_model`, which is whether W&B is to keep the
+    trained model, and `report`, which is whether it is to keep the run's page.
     """
 
     def end(self, test: Evaluation, samples: DataSet) -> None:
@@ -45,19 +45,25 @@ class Tracker(tracking.Tracker):
         mistakes = wandb.Table(columns=list(COLUMNS), data=rows_of_mistakes(test, samples))
         run.log({"confusion_matrix": chart, "mistakes": mistakes}, step=step)
         if self.settings["wandb_model"]:
-            self.store_model(run)
+            self.store(run, WEIGHTS, "model")
+        # It is not there if it could not be written.
+        if self.settings["report"] and (self.folder / REPORT).exists():
+            self.store(run, REPORT, "report", "-report")
 
-    def store_model(self, run: Any) -> None:
-        """Store the trained model in W&B as an artifact.
+    def store(self, run: Any, file: str, kind: str, suffix: str = "") -> None:
+        """Store one of the run's files in W&B as an artifact.
 
         Args:
             run: the run of W&B's library.
+            file: the name of the file in the run's folder.
+            kind: the type of the artifact.
+            suffix: what the name of the artifact ends with.
         """
         import wandb
 
-        name = f"{self.settings['dataset']}-{self.settings['model']}"
-        artifact = wandb.Artifact(name, type="model")
-        artifact.add_file(str(self.folder / WEIGHTS))
+        name = f"{self.settings['dataset']}-{self.settings['model']}{suffix}"
+        artifact = wandb.Artifact(name, type=kind)
+        artifact.add_file(str(self.folder / file))
         run.log_artifact(artifact)
 
 

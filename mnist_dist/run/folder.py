@@ -30,6 +30,7 @@ WEIGHTS = "mnist_model.pth"
 EVALUATION = "evaluation.json"
 ENDED = "ended.json"  # why a run stopped or failed; a run that finished or was killed has none
 PLOTS = "plots"
+REPORT = "report.html"
 JOURNAL = "journal.jsonl"  # of a search for settings, whose folder lies among those of runs
 
 

@@ -78,6 +78,7 @@ def shorten(session: Session, settings: TrainConfig, updates: int) -> Trial:
         "epochs": max(2, math.ceil(2 * updates / per_epoch)),
         "wandb": "disabled",
         "plots": False,
+        "report": False,
         "log_every": 5,
         "checkpoint_every": max(1, per_epoch // 2),
         "resume": False,

@@ -1,0 +1,39 @@
+// The page of one run.
+
+async function main() {
+  const isGarment = DATA.dataset === "fashion-mnist";
+  fillHeader();
+  fillCurves();
+  fillClasses();
+  fillCalibration();
+  fillAgain();
+  const thumbnails = await loadThumbnails();
+  byId("try-heading").textContent = isGarment ? "Try a picture" : `Draw a ${DATA.noun}`;
+  let ask = null;
+  if (DATA.network) {
+    byId("try-lead").textContent = isGarment
+      ? "Open a picture of one garment on a plain background. The model itself runs in this page, with the run's own weights; the picture stays here."
+      : "With a mouse, a pen or a finger. The model itself runs in this page, with the run's own weights.";
+    byId("pad").setAttribute("aria-label", "Drawing pad");
+    byId("pad-hint").textContent = isGarment ? ""
+      : "By keys: arrows move the pen, space lowers or lifts it, Escape clears.";
+    ask = makeAnswer(thumbnails);
+  } else {
+    byId("try-panel").remove();
+  }
+  if (DATA.remark) {
+    byId("try-note").textContent = DATA.remark;
+    byId("try-note").hidden = false;
+  }
+  const misses = DATA.total - DATA.correct;
+  byId("confusion-lead").textContent =
+    `${counted(misses, "mistake")}, darker where they are a larger share of the class. Choose a cell to see the ${DATA.noun}s behind it.`;
+  makeMatrix(byId("matrix"), byId("cell"), thumbnails, ask);
+  fillMistakes(thumbnails, ask);
+  document.documentElement.dataset.ready = "yes";
+}
+
+addEventListener("beforeprint", () => {
+  for (const details of document.querySelectorAll("details")) details.open = true;
+});
+main();
