@@ -24,6 +24,7 @@ from .errors import UserError
 from .gathering import gather_rows
 from .guard import ForwardGuard
 from .hooks import call_hooks
+from .kernels import Kernels
 from .loader import ExactDataLoader
 from .losses import MeanLoss
 from .optimizer import ExactOptimizer, ExactScheduler
@@ -123,6 +124,7 @@ class ExactAccelerator(Accelerator):
         wanted = on_gpus if ddp is None else ddp
         self.ddp = wanted and world > 1 and not virtual_processes
         self.bits = fix_bits(self.device) if virtual_processes else {}
+        self.kernels = Kernels(self)
         self._micro_batch: MicroBatch | None = None
         self.updates = 0
         self.last_checkpoint: str | os.PathLike[str] | None = None
@@ -152,6 +154,8 @@ class ExactAccelerator(Accelerator):
         with all_or_none():
             prepared = super().prepare(*args, device_placement=device_placement)
         self._check_parameters()
+        if self.sharing.fixed and self._models and self._dataloaders:
+            self.kernels.compare()
         return prepared
 
     def prepare_data_loader(
@@ -634,6 +638,7 @@ class ExactAccelerator(Accelerator):
         self._gradients = UpdateGradients(self.sharing, self.device, ddp=self.ddp)
         self._guard = ForwardGuard(self.device)
         self._bare_models = []
+        self.kernels = Kernels(self)
         self._parameters = {}
         self._backward_done = None
         self._counted = None

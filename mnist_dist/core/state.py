@@ -11,6 +11,7 @@ from . import files
 from .agreement import all_or_none
 from .errors import UserError
 from .hooks import call_hooks
+from .kernels import dtype_of, refuse_other_kernels
 
 if TYPE_CHECKING:
     from .accelerator import ExactAccelerator
@@ -41,19 +42,26 @@ def collect(accelerator: "ExactAccelerator") -> dict[str, Any]:
 
 def must_be_equal(accelerator: "ExactAccelerator") -> dict[str, Any]:
     """What decides the training, and must be as it was when a training goes on."""
-    pieces = (
-        accelerator.micro_batches if accelerator.sharing.fixed else 0
-    )  # else they decide nothing
+    # Without virtual processes the pieces of a share and the precision decide no more than rounding.
+    pieces = accelerator.micro_batches if accelerator.sharing.fixed else 0
+    precision = precision_of(accelerator) if accelerator.sharing.fixed else ""
     return {
         "virtual_processes": accelerator.virtual_processes,
         "micro_batches": pieces,
+        "precision": precision,
         "seed": accelerator.seed,
         "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
         "batch_sizes": [loader.batch_size for loader in accelerator._dataloaders],
         "samples": [loader.samples for loader in accelerator._dataloaders],
         "bits": accelerator.bits,
         "parameter_orders": accelerator.parameter_orders(),
+        "kernels": accelerator.kernels.digest(),
     }
+
+
+def precision_of(accelerator: "ExactAccelerator") -> str:
+    """What the models are computed in, and what their weights are."""
+    return f"{accelerator.mixed_precision} mixed precision of {dtype_of(accelerator.bare_models)}"
 
 
 def plain_scheduler_state(scheduler: Any) -> dict[str, Any]:
@@ -99,6 +107,8 @@ def refuse_another_training(accelerator: "ExactAccelerator", found: dict[str, An
         "parameter_orders": "the parameter order",
     }
     for name, value in now.items():
+        if name == "kernels" and value != found[name]:
+            refuse_other_kernels("the kernels of this machine", "those that wrote the checkpoint")
         if value != found[name]:
             raise UserError(
                 f"{names.get(name, name)} is {value}, but the checkpoint was written with {found[name]}: "
