@@ -22,7 +22,7 @@ class Counter:
     Attributes:
         sent: bytes that were sent to single processes.
         reduced: bytes of the tensors that were given to an all-reduce.
-        messages: how many messages and all-reduces there were.
+        messages: how many messages and collectives there were.
     """
 
     def __init__(self) -> None:
@@ -31,13 +31,19 @@ class Counter:
         self.messages = 0
         self.isend = dist.isend
         self.all_reduce = dist.all_reduce
+        self.all_to_all_single = dist.all_to_all_single
+        self.all_gather = dist.all_gather
         dist.isend = self.count_message
         dist.all_reduce = self.count_all_reduce
+        dist.all_to_all_single = self.count_all_to_all
+        dist.all_gather = self.count_all_gather
 
     def remove(self) -> None:
         """Count no more."""
         dist.isend = self.isend
         dist.all_reduce = self.all_reduce
+        dist.all_to_all_single = self.all_to_all_single
+        dist.all_gather = self.all_gather
 
     def count_message(self, tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         """Stand before `dist.isend`."""
@@ -50,6 +56,20 @@ class Counter:
         self.reduced += tensor.nbytes
         self.messages += 1
         return self.all_reduce(tensor, *arguments, **options)
+
+    def count_all_to_all(self, output: Any, tensor: torch.Tensor, *arguments: Any) -> Any:
+        """Stand before `dist.all_to_all_single`: each process keeps its own part."""
+        others = dist.get_world_size() - 1
+        self.sent += tensor.nbytes * others // (others + 1)
+        self.messages += others
+        return self.all_to_all_single(output, tensor, *arguments)
+
+    def count_all_gather(self, outputs: Any, tensor: torch.Tensor, *arguments: Any) -> Any:
+        """Stand before `dist.all_gather`: each process sends its tensor to every other, or passes others' on."""
+        others = dist.get_world_size() - 1
+        self.sent += tensor.nbytes * others
+        self.messages += others
+        return self.all_gather(outputs, tensor, *arguments)
 
 
 def count_updates(virtual: int) -> dict[str, float]:

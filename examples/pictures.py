@@ -57,7 +57,7 @@ class Config(settings.OwnConfig):
     data: Path | None = None
     """Pictures in a folder for each class, or a .npz file; default: stripes."""
     model: Literal["small", "resnet18"] = "small"
-    """Two convolutions, or torchvision's ResNet-18, which needs --virtual-processes."""
+    """Two convolutions, or torchvision's ResNet-18, whose batch normalisation then covers the global batch."""
     plain: bool = False
     """Leave the pictures as they are, and do not crop, mirror and colour them at random."""
     workers: int = 2
@@ -72,12 +72,6 @@ class Config(settings.OwnConfig):
         super().check()
         possible = 0 <= self.workers <= 64
         settings.require(possible, "--workers", self.workers, "a number from 0 to 64")
-        if self.model == "resnet18" and not self.virtual_processes:
-            raise settings.UsageError(
-                "--model resnet18 has batch normalisation, which computes over the pictures that "
-                "one process has, so each number of processes would train another model: add "
-                "--virtual-processes 8, or take --model small"
-            )
 
 
 # The data.

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -278,6 +279,40 @@ def penalty() -> Case:
     return Case(case.data, case.network, loss, case.output, case.optimizer)
 
 
+def normalized(*, synchronized: bool = False) -> Case:
+    """Batch normalisation of every kind: the last batch of an epoch has one sample, so most processes have none.
+
+    Args:
+        synchronized: use `SyncBatchNorm` where there are several processes.
+    """
+
+    def network() -> nn.Module:
+        layers = (
+            nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.GELU(),
+            nn.Conv2d(4, 5, 3),
+            nn.BatchNorm2d(5, momentum=None),
+            nn.Flatten(2),
+            nn.Linear(16, 6),
+            nn.BatchNorm1d(5, affine=False),
+            nn.Flatten(),
+            nn.Linear(30, 3),
+        )
+        model = nn.Sequential(*layers).double()
+        if synchronized and dist.is_initialized():
+            return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return model
+
+    return Case(
+        data=(numbers(SAMPLES, 3, 8, 8), numbers(SAMPLES, below=3)),
+        network=network,
+        loss=lambda model, rows, _: (F.cross_entropy(model(rows[0]), rows[1]), None),
+        output=lambda model, rows: model.eval()(rows[0]),
+        clip_norm=0.5,
+    )
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "tokens": tokens,
     "tokens-accumulated": partial(tokens, accumulated=3),
@@ -292,7 +327,11 @@ CASES: dict[str, Callable[[], Case]] = {
     "masked": masked,
     "dropout": dropout,
     "penalty": penalty,
+    "batch-norm": normalized,
+    "sync-batch-norm": partial(normalized, synchronized=True),
 }
+# Virtual processes normalise each share by itself, whatever the number of processes.
+OF_THE_WHOLE_BATCH = {"batch-norm", "sync-batch-norm"}
 
 
 def order_of(case: Case, epoch: int) -> Tensor:

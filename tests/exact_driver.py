@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.utils import gather_object
-from exact_cases import CASES, train
+from exact_cases import CASES, OF_THE_WHOLE_BATCH, train
 from exact_faults import IN_CASES, dropout_drawn_by_every_process_is_refused
 from exact_parts import (
     PARTED,
@@ -37,7 +37,11 @@ def with_ddp() -> dict[str, Any]:
 
 def same_bits_of_cases(shares: int) -> dict[str, Any]:
     """The cases with virtual processes."""
-    return {name: train(case(), virtual_processes=shares) for name, case in CASES.items()}
+    return {
+        name: train(case(), virtual_processes=shares)
+        for name, case in CASES.items()
+        if name not in OF_THE_WHOLE_BATCH
+    }
 
 
 def main(folder: Path) -> None:

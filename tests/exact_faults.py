@@ -7,10 +7,19 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from exact_cases import dropout, sentences, tokens, train
+from exact_cases import dropout, normalized, sentences, tokens, train
 from torch import Tensor
 
-from mnist_dist.core import ExactAccelerator, MicroBatch, buffers, exchange, guard, loader, update
+from mnist_dist.core import (
+    ExactAccelerator,
+    MicroBatch,
+    batch_norm,
+    buffers,
+    exchange,
+    guard,
+    loader,
+    update,
+)
 from mnist_dist.core import accelerator as accelerator_module
 from mnist_dist.core.exchange import Stretch
 
@@ -80,12 +89,23 @@ def averaged_by_ddp() -> dict[str, Any]:
         return train(tokens(), ddp=True)
 
 
+def normalized_by_each_process() -> dict[str, Any]:
+    """Batch normalisation over the rows of each process, with running statistics that are the same everywhere."""
+
+    def of_one(own: Tensor) -> Tensor:
+        return own[None]
+
+    with patch.object(batch_norm, "gather_from_processes", of_one):
+        return train(normalized())
+
+
 IN_CASES: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {  # the case that shows each
     "mean of means": ("sentences", mean_of_means),
     "rows for tokens": ("sentences", rows_for_tokens),
     "processes weighed equally": ("tokens", processes_weighed_equally),
     "dropout drawn by every process": ("dropout", dropout_drawn_by_every_process),
     "averaged by DDP": ("tokens", averaged_by_ddp),
+    "normalized by each process": ("batch-norm", normalized_by_each_process),
 }
 
 

@@ -68,6 +68,13 @@ def encoder(dropout: float = 0.0) -> nn.Module:
     return nn.TransformerEncoderLayer(6, 2, 8, dropout=dropout, batch_first=True)
 
 
+class OwnBatchNorm(nn.BatchNorm1d):
+    """Its forward pass is not torch's."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs).relu()
+
+
 class Drops(nn.Module):
     """Draws random numbers in its forward, without a layer that could be seen."""
 
@@ -218,10 +225,23 @@ def load_state_from_nowhere() -> None:
 
 
 REFUSED: dict[str, tuple[Ask, str]] = {
-    "batch norm": (lambda: first_update(network(nn.BatchNorm1d(6))), "BatchNorm1d 1 computes over"),
-    "batch norm without averages": (
-        lambda: first_update(network(nn.BatchNorm1d(6, track_running_stats=False))),
-        "use GroupNorm or LayerNorm, or virtual_processes",
+    "a batch norm of the user's": (
+        lambda: first_update(network(OwnBatchNorm(6))),
+        "OwnBatchNorm 1 computes over",
+    ),
+    "instance norm with averages": (
+        lambda: first_update(
+            network(
+                nn.Unflatten(1, (3, 2)),
+                nn.InstanceNorm1d(3, track_running_stats=True),
+                nn.Flatten(),
+            )
+        ),
+        "GroupNorm or LayerNorm, or virtual_processes",
+    ),
+    "batch norm in pieces": (
+        lambda: first_update(network(nn.BatchNorm1d(6)), accelerator(micro_batches=2)),
+        "BatchNorm1d 1 needs all rows of a batch at once",
     ),
     "dropout": (lambda: first_update(network(nn.Dropout(0.1))), "Dropout 1 draws for"),
     "dropout in an encoder": (
@@ -405,6 +425,10 @@ ACCEPTED: dict[str, Ask] = {
         network(nn.Unflatten(1, (1, 6)), encoder(), nn.Flatten())
     ),
     "an embedding": lambda: first_update(Counts()),
+    "batch norm": lambda: first_update(network(nn.BatchNorm1d(6))),
+    "batch norm without averages": lambda: first_update(
+        network(nn.BatchNorm1d(6, track_running_stats=False))
+    ),
     "group norm": lambda: first_update(network(nn.GroupNorm(2, 6))),
     "layer norm": lambda: first_update(network(nn.LayerNorm(6))),
     "dropout with virtual processes": lambda: first_update(

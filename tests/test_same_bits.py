@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import forked, read_lines, rewind, torchrun, train_py, weights_of
+from conftest import (
+    PYTHON,
+    REPOSITORY,
+    call,
+    forked,
+    read_lines,
+    rewind,
+    torchrun,
+    train_py,
+    weights_of,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +24,7 @@ from mnist_dist.core.checkpointing import newest_checkpoint
 from mnist_dist.core.exchange import complete_subtrees, tree_sum
 from mnist_dist.core.sharing import Sharing
 
+EXCHANGE_PARTS = REPOSITORY / "tests" / "exchange_parts.py"
 ALL = (
     "--gradient-accumulation-steps 2 --schedule one-cycle --clip-norm 1 --weight-decay 0.01 --ema 0.9 --affine 0.5 "
     "--elastic 0.5 --dropout 0.1 --label-smoothing 0.1"
@@ -170,3 +181,22 @@ def test_who_has_which_share_changes_no_bit_of_the_sum(shares, world, random):
     assert torch.equal(summed(world), summed(1))
     # One process has nothing left to add.
     assert len(complete_subtrees(range(shares), 0, shares)) == 1
+
+
+@pytest.mark.parametrize(
+    ("processes", "shares", "most"),
+    [
+        (5, 5, 2.0),
+        pytest.param(7, 16, 3.0, marks=pytest.mark.slow),
+        pytest.param(16, 16, 2.0, marks=pytest.mark.slow),
+    ],
+)
+def test_many_processes_send_about_twice_the_gradient_and_get_the_bits_of_one(
+    processes, shares, most
+):
+    """Each adds up a part for all; where W does not divide V it has two sums to send and not one."""
+    done = call(PYTHON, EXCHANGE_PARTS, str(processes), str(shares))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert all(found["right"])
+    assert 1.5 < found["sent"] < most

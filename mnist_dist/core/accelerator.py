@@ -16,7 +16,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from . import refusals, state
-from .agreement import all_or_none, same_everywhere
+from .agreement import all_or_none, announce, same_everywhere
+from .batch_norm import compute_over_the_global_batch
 from .bits import fix_bits
 from .buffers import BufferMean
 from .digests import digest
@@ -30,7 +31,7 @@ from .losses import MeanLoss
 from .optimizer import ExactOptimizer, ExactScheduler
 from .randomness import GeneratorStates, seed_generators, seed_of
 from .sharing import MicroBatch, Sharing
-from .update import UpdateGradients, ddp_of, is_of_something, scalar, sum_of_nothing
+from .update import UpdateGradients, ddp_of, scalar
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,8 @@ class ExactAccelerator(Accelerator):
         Raises:
             UserError: it differs between processes, or cannot be trained exactly.
         """
+        if not self.sharing.fixed:
+            self._compute_over_the_global_batch(model)
         refusals.refuse_layers_that_reach_beyond_a_share(model)
         wrap = self.ddp and not evaluation_mode
         handler = self.ddp_handler
@@ -204,6 +207,15 @@ class ExactAccelerator(Accelerator):
         self._parameters = {}
         self._gradients.buffers = None
         return prepared
+
+    def _compute_over_the_global_batch(self, model: nn.Module) -> None:
+        """Let batch normalisation take its statistics over all processes, and say so once."""
+        changed = compute_over_the_global_batch(model)
+        if changed and self.num_processes > 1:
+            layers = (
+                "1 BatchNorm layer takes" if changed == 1 else f"{changed} BatchNorm layers take"
+            )
+            announce(f"{layers} statistics over the global batch, from all processes")
 
     def prepare_optimizer(
         self, optimizer: torch.optim.Optimizer, device_placement: bool | None = None
@@ -435,9 +447,7 @@ class ExactAccelerator(Accelerator):
         self._gradients.set_aside(parameters)
         if loss.dtype in (torch.float16, torch.bfloat16):
             loss = loss.float()  # whose weight would be rounded
-        if self.ddp and is_of_something(micro_batch, terms) is False:
-            # A mean over nothing is NaN, and DDP would add it to the gradients of the others.
-            loss = sum_of_nothing(parameters, self.bare_models)
+        self._gradients.begin_backward(micro_batch, parameters, terms)
         weight = len(micro_batch) / max(micro_batch.update_size, 1) if terms is None else terms
         scaled = self.scaler.scale(loss) if self.scaler else loss
         if isinstance(weight, float) and weight == 1.0:

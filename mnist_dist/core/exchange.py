@@ -15,8 +15,8 @@ from torch import Tensor
 from .errors import UserError
 from .sharing import Sharing
 
-# Processes and bytes up to which every process sends its sums to every other, because that is
-# faster.
+# Processes and bytes up to which every process sends its sums to every other: fewer messages, which
+# one after the other take longer than their bytes.
 FEW_PROCESSES = 4
 SMALL_GRADIENT = 1 << 20
 PATIENCE = timedelta(minutes=15)  # with a process that says nothing
@@ -113,13 +113,17 @@ class GradientSum:
         return tree_sum(sums, 0, self.sharing.shares)
 
 
-def choose_exchange(like: list[Tensor], sharing: Sharing) -> "PeerExchange | AllReduce | None":
+def choose_exchange(
+    like: list[Tensor], sharing: Sharing
+) -> "PeerExchange | PartExchange | AllReduce | None":
     """The fastest way for processes to exchange their sums that keeps the bits where these are promised."""
     if sharing.world == 1:
         return None
+    few = sharing.world <= FEW_PROCESSES
+    if sharing.fixed:
+        return PeerExchange(like, sharing) if few else PartExchange(like, sharing)
     small = sum(tensor.nbytes for tensor in like) <= SMALL_GRADIENT
-    on_gloo = dist.get_backend() == "gloo"
-    if sharing.fixed or (on_gloo and small and sharing.world <= FEW_PROCESSES):
+    if few and small and dist.get_backend() == "gloo":
         return PeerExchange(like, sharing)
     return AllReduce(like, sharing)
 
@@ -217,6 +221,65 @@ class PeerExchange:
             rank: rows.new_empty(len(stretches), length)
             for rank, stretches in self.stretches_of_others.items()
         }
+
+
+class PartExchange:
+    """Every process adds up one part of the gradients, along the same tree, and gives the others the sum.
+
+    Each sends about twice the gradient, however many processes there are: to every other process
+    the part that this one adds up, and then the sum of its own part. `PeerExchange` sends all to
+    everybody. The bits are the same, because a sum is added up number by number either way.
+
+    The arguments are those of `GradientSum`.
+    """
+
+    def __init__(self, like: list[Tensor], sharing: Sharing) -> None:
+        self.like = like
+        self.sharing = sharing
+        self.stretches = [
+            complete_subtrees(sharing.shares_of(rank), 0, sharing.shares)
+            for rank in range(sharing.world)
+        ]
+        # One vector for each dtype: a sum in a wider one would be rounded at other places.
+        self.places_by_dtype: dict[torch.dtype, list[int]] = {}
+        for place, tensor in enumerate(like):
+            self.places_by_dtype.setdefault(tensor.dtype, []).append(place)
+
+    def all_sums(self, mine: dict[Stretch, list[Tensor]]) -> dict[Stretch, list[Tensor]]:
+        """The sum over all shares, from the sums of this process."""
+        total = list(self.like)
+        for places in self.places_by_dtype.values():
+            rows = [flatten([sums[place] for place in places]) for sums in mine.values()]
+            vector = self.add_up(torch.stack(rows))
+            sums = unflatten(vector, [self.like[place] for place in places])
+            for place, tensor in zip(places, sums, strict=True):
+                total[place] = tensor
+        return {(0, self.sharing.shares): total}
+
+    def add_up(self, rows: Tensor) -> Tensor:
+        """The sum of the rows of all processes.
+
+        Args:
+            rows: (S, N), one for each stretch of shares that this process has added up.
+
+        Returns:
+            (N,)
+        """
+        world = self.sharing.world
+        count, length = rows.shape
+        part = -(-length // world)
+        padded = torch.nn.functional.pad(rows, (0, part * world - length))
+        by_receiver = padded.view(count, world, part).transpose(0, 1).reshape(world * count, part)
+        counts = [len(stretches) for stretches in self.stretches]
+        received = rows.new_empty(sum(counts), part)
+        dist.all_to_all_single(received, by_receiver, counts, [count] * world)
+
+        stretches = [stretch for found in self.stretches for stretch in found]
+        sums = {stretch: [row] for stretch, row in zip(stretches, received, strict=True)}
+        (own_part,) = tree_sum(sums, 0, self.sharing.shares)
+        parts = [torch.empty_like(own_part) for _ in range(world)]
+        dist.all_gather(parts, own_part)
+        return torch.cat(parts)[:length]
 
 
 def flatten(gradients: list[Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .agreement import all_or_none
+from .batch_norm import global_buffers, refuse_pieces
 from .digests import digest
 from .errors import UserError
 from .randomness import GeneratorStates
@@ -39,6 +40,8 @@ class ForwardGuard:
             return
         for model in models:
             refuse_layers_that_depend_on_sharing(model)
+            if micro_batch.pieces > 1:
+                refuse_pieces(model)
         buffers = [buffer.clone() for model in models for buffer in model.buffers()]
         self.before = GeneratorStates(self.device), buffers
 
@@ -87,8 +90,9 @@ def refuse_changes(models: list[nn.Module], before: list[Tensor]) -> None:
         UserError: names the first one.
     """
     now = [(name, buffer) for model in models for name, buffer in model.named_buffers()]
+    exact = {id(buffer) for model in models for buffer in global_buffers(model)}
     for (name, buffer), earlier in zip(now, before, strict=True):
-        if not same_bits(buffer, earlier):
+        if id(buffer) not in exact and not same_bits(buffer, earlier):
             raise UserError(
                 f"the model changes its buffer {name} by a process's samples alone, so each number of processes would "
                 "train another model: let buffers be, or give ExactAccelerator virtual_processes"

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .batch_norm import GlobalBatchNorm
 from .errors import UserError
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -76,11 +77,13 @@ def refuse_layers_that_depend_on_sharing(model: nn.Module) -> None:
         if not layer.training:
             continue
         kind = f"{type(layer).__name__} {name}"
+        if isinstance(layer, GlobalBatchNorm):
+            continue
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) or getattr(
             layer, "track_running_stats", False
         ):
             raise UserError(
-                f"{kind} computes over {so}: use GroupNorm or LayerNorm, or virtual_processes"
+                f"{kind} computes over {so}: use torch's own BatchNorm, GroupNorm or LayerNorm, or virtual_processes"
             )
         if draws(layer):
             raise UserError(

@@ -40,12 +40,13 @@ class UpdateGradients:
         self.counts_terms: bool | None = None  # in the update in progress, if it has begun
         self.wrappers: list[DistributedDataParallel] = []
         self.summed_by_ddp: set[int] = set()  # the identities of parameters
+        self.nothing: GradientsOfNothing | None = None  # during a backward pass beside DDP
 
     def watch(self, wrapper: DistributedDataParallel) -> None:
         """Let a wrapper sum gradients over processes, where it would average them."""
         if any(wrapper is known for known in self.wrappers):
             return
-        wrapper.register_comm_hook(None, sum_gradients)
+        wrapper.register_comm_hook(self, sum_gradients)
         self.wrappers.append(wrapper)
         self.summed_by_ddp.update(id(each) for each in wrapper.parameters() if each.requires_grad)
 
@@ -91,6 +92,19 @@ class UpdateGradients:
         self.kept = [parameter.grad for parameter in parameters]
         for parameter in parameters:
             parameter.grad = None
+
+    def begin_backward(
+        self, micro_batch: MicroBatch, parameters: list[nn.Parameter], terms: Terms
+    ) -> None:
+        """Before a backward pass: beside DDP, see to it that the mean over nothing adds nothing.
+
+        Without DDP `take_gradients` does that afterwards, which would be too late here: DDP sums
+        over processes during the pass.
+        """
+        counts = is_of_something(micro_batch, terms)
+        self.nothing = None
+        if self.ddp and counts is not True:
+            self.nothing = GradientsOfNothing(parameters, counts)
 
     def abandon(self) -> None:
         """Forget an update that was left before it was complete, as if it had not begun."""
@@ -159,10 +173,15 @@ class UpdateGradients:
         if terms is not None:
             so_far = self.as_number(terms, parameters)
             self.terms = so_far if self.terms is None else self.terms + so_far
+        nothing, self.nothing = self.nothing, None
         if not micro_batch.closes_update:
+            if nothing is not None:
+                nothing.take_back(parameters)
             return
         for parameter in parameters:
             if id(parameter) not in self.summed_by_ddp:  # it was frozen when its model was prepared
+                if nothing is not None:
+                    nothing.take_back([parameter])
                 parameter.grad = (
                     torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 )
@@ -173,6 +192,50 @@ class UpdateGradients:
             divide(gradients, self.terms)
             self.terms = None
         self.add_kept(parameters)
+
+
+class GradientsOfNothing:
+    """What a backward pass of a mean over no rows or terms, which may be NaN, is to leave in parameters beside DDP.
+
+    The pass itself is made like those of the other processes, for layers may exchange numbers in it.
+
+    Args:
+        parameters: whose gradients, of earlier micro-batches of the update, are to stay as they are.
+        counts: False, or a tensor on the device that says whether the loss is of something.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], counts: bool | Tensor) -> None:
+        self.counts = counts
+        self.before = {id(parameter): copy_of(parameter.grad) for parameter in parameters}
+
+    def take_back(self, parameters: list[nn.Parameter]) -> None:
+        """Give parameters the gradients from before the pass."""
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad = self.chosen(parameter, parameter.grad)
+
+    def take_back_in(self, bucket: dist.GradBucket) -> None:
+        """Give a bucket of DDP's, before it is sent, the gradients from before the pass."""
+        buffer = bucket.buffer()
+        if buffer.is_sparse:  # of one parameter
+            buffer.copy_(self.chosen(bucket.parameters()[0], buffer))
+            return
+        for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            gradient.copy_(self.chosen(parameter, gradient))
+
+    def chosen(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        """What a parameter's gradient is to be."""
+        before = self.before[id(parameter)]
+        if before is None:
+            before = torch.zeros_like(gradient)
+        if isinstance(self.counts, Tensor) and not gradient.is_sparse:
+            return torch.where(self.counts, gradient, before)
+        return before
+
+
+def copy_of(gradient: Tensor | None) -> Tensor | None:
+    """A copy that nobody else changes."""
+    return None if gradient is None else gradient.clone()
 
 
 def ddp_of(model: nn.Module) -> DistributedDataParallel | None:
@@ -196,26 +259,6 @@ def is_of_something(micro_batch: MicroBatch, terms: Terms) -> bool | Tensor:
         return True
     found = terms != 0
     return found if isinstance(found, Tensor) and not found.is_cpu else bool(found)
-
-
-def sum_of_nothing(parameters: list[nn.Parameter], models: list[nn.Module]) -> Tensor:
-    """A scalar that is 0, and whose gradient by every parameter is 0.
-
-    Args:
-        parameters: the parameters.
-        models: that have them, for DDP expects sparse gradients of embeddings that are sparse.
-    """
-    layers = [layer for model in models for layer in model.modules()]
-    sparse = {id(layer.weight) for layer in layers if getattr(layer, "sparse", False)}
-    terms = []
-    for parameter in parameters:
-        if id(parameter) in sparse:
-            first_row = torch.zeros(1, dtype=torch.long, device=parameter.device)
-            part = nn.functional.embedding(first_row, parameter, sparse=True)
-        else:
-            part = parameter
-        terms.append((part * 0).sum().float())
-    return torch.stack(terms).sum()
 
 
 def take_gradients(parameters: list[nn.Parameter], *, keep: bool | Tensor) -> list[Tensor]:
@@ -244,8 +287,12 @@ def divide(gradients: list[Tensor], terms: Tensor) -> None:
     torch._foreach_div_(gradients, torch.where(terms == 0, torch.ones_like(terms), terms))
 
 
-def sum_gradients(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def sum_gradients(
+    gradients: UpdateGradients, bucket: dist.GradBucket
+) -> torch.futures.Future[Tensor]:
     """A communication hook for `DistributedDataParallel` that sums over processes, where DDP's own averages."""
+    if gradients.nothing is not None:
+        gradients.nothing.take_back_in(bucket)
     buffer = bucket.buffer()
     if (
         buffer.is_cpu
