@@ -39,7 +39,6 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             return nn.modules.batchnorm._BatchNorm.forward(self, input)
         return self._normalize_over_processes(input)
 
-    @torch.compiler.disable
     def _normalize_over_processes(self, input: Tensor) -> Tensor:
         """The forward pass where statistics are those of the batch; not traced, for it waits for other processes."""
         self._check_input_dim(input)
