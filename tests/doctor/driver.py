@@ -22,6 +22,7 @@ from mnist_dist.tools.doctor.judge import judge
 from mnist_dist.tools.doctor.launcher import free_port
 from mnist_dist.tools.doctor.recorder import Recorder
 from mnist_dist.tools.doctor.records import Record, Sign, read_records
+from mnist_dist.tools.doctor.rules_resume import Resume, judge_resume
 from mnist_dist.tools.doctor.running import Run, execute
 from mnist_dist.tools.doctor.signs import HangWatch
 
@@ -45,6 +46,8 @@ def findings_of(folder: Path, case: dict[str, Any]) -> list[dict[str, str]]:
     world, *beside = case["worlds"]
     records, hang = run(folder, case, world)
     judged = Case(records, hang=hang)
+    if "stop_after" in case:
+        return [vars(finding) for finding in judge_resume(judged, run_again(folder, case))]
     if beside:
         alone, _ = run(folder, case, 1)
         judged.alone = alone[0]
@@ -53,13 +56,26 @@ def findings_of(folder: Path, case: dict[str, Any]) -> list[dict[str, str]]:
     return [vars(finding) for finding in judge(judged)]
 
 
+def run_again(folder: Path, case: dict[str, Any]) -> Resume:
+    """Run a case's program until it is stopped, and start it again."""
+    (world,) = case["worlds"]
+    output = {"output": str(folder / f"{case['name']}-again")}
+    named = {"name": f"{case['name']}-stopped", "stop": case["stop_after"]}
+    stopped, _ = run(folder, case | output | named, world)
+    flags = [*case.get("flags", []), "--resume"]
+    resumed, _ = run(folder, case | output | {"name": f"{case['name']}-2", "flags": flags}, world)
+    return Resume(stopped, resumed, case["stop_after"])
+
+
 def run(folder: Path, case: dict[str, Any], world: int) -> tuple[list[Record], list[Sign]]:
     """Run a case's program on so many processes; return their records, and signs of a hang."""
     records = folder / f"{case['name']}-{world}"
     records.mkdir()
-    own_output(records).mkdir()
+    output = Path(case.get("output", own_output(records)))
+    output.mkdir(exist_ok=True)
     port = free_port()
-    children = [begin(records, case, rank, world, port) for rank in range(world)]
+    given = case | {"output": str(output)}
+    children = [begin(records, given, rank, world, port) for rank in range(world)]
     hang = wait(records, children, case.get("deadline", 60.0))
     return read_records(records), hang
 
@@ -81,13 +97,14 @@ def begin(records: Path, case: dict[str, Any], rank: int, world: int, port: int)
     os.dup2(output, 1)
     os.dup2(output, 2)
     torch.set_num_threads(1)
-    flags = [str(own_output(records)), *case.get("flags", [])]
+    flags = [case["output"], *case.get("flags", [])]
     script = Path(case["script"])
     if not case.get("watched", True):
         sys.argv = [str(script), *flags]
         execute(script)
         os._exit(0)
-    recorder = Recorder(records, case.get("every", 2))
+    every = 1 if "stop_after" in case else case.get("every", 2)
+    recorder = Recorder(records, every, case.get("stop", 0))
     status = Run(recorder, lambda status: status).start(script, flags)
     os._exit(status)
 

@@ -20,6 +20,7 @@ class Fault:
         against: whether it is seen only beside one process.
         deadline: seconds until it hangs.
         slow: whether the default set leaves it out.
+        stop_after: updates after which the script is stopped, to be started again; 0: it is not.
     """
 
     script: str
@@ -31,6 +32,7 @@ class Fault:
     against: bool = False
     deadline: float = 60.0
     slow: bool = False
+    stop_after: int = 0
 
     def source(self) -> str:
         """Return the script with the mistake."""
@@ -518,8 +520,81 @@ ACCELERATED = {
     ),
 }
 
+RESUMED = {
+    "no weights": Fault(
+        "resumed.py",
+        (('    model.module.load_state_dict(state["model"])\n', ""),),
+        "resume",
+        "optimizer.step()",
+        "begins with the first weights",
+        stop_after=9,
+    ),
+    "a layer is not loaded": Fault(
+        "resumed.py",
+        (
+            (
+                '    model.module.load_state_dict(state["model"])\n',
+                '    del state["model"]["3.bias"]\n'
+                '    model.module.load_state_dict(state["model"], strict=False)\n',
+            ),
+        ),
+        "resume",
+        "optimizer.step()",
+        "those after update 8, but for 3.bias",
+        stop_after=9,
+    ),
+    "no optimizer": Fault(
+        "resumed.py",
+        (
+            ('    optimizer.load_state_dict(state["optimizer"])\n', ""),
+            (
+                "CosineAnnealingLR(optimizer, T_max=EPOCHS * len(loader))",
+                "LambdaLR(optimizer, lambda _: 1)",
+            ),
+            ("import CosineAnnealingLR", "import LambdaLR"),
+        ),
+        "resume",
+        "optimizer.step()",
+        "at the same weights, gradient and rate, update 9 leads to other weights",
+        stop_after=9,
+    ),
+    "no scheduler": Fault(
+        "resumed.py",
+        (('    scheduler.load_state_dict(state["scheduler"])\n', ""),),
+        "resume",
+        "optimizer.step()",
+        "the learning rate of update 10 is",
+        stop_after=9,
+    ),
+    "the epoch again": Fault(
+        "resumed.py",
+        (('    done = state["done"]\n', ""),),
+        "resume",
+        "batches = itertools",
+        "32 samples come again after the resume, and 0 never come",
+        stop_after=9,
+    ),
+    "another order": Fault(
+        "resumed.py",
+        (("sampler.set_epoch(epoch)", "sampler.set_epoch(epoch - begin)"),),
+        "resume",
+        "batches = itertools",
+        "never come",
+        stop_after=9,
+    ),
+    "no random state": Fault(
+        "resumed.py",
+        (("    torch.set_rng_state(torch.load(own_checkpoint))\n", ""),),
+        "resume",
+        "loss = F.cross_entropy",
+        "dropout draws from another random state",
+        stop_after=9,
+    ),
+}
+
+GROUPS = {"plain": PLAIN, "shared": SHARED, "accelerated": ACCELERATED, "resumed": RESUMED}
 FAULTS = {
     f"{group} {name}".replace(" ", "-"): fault
-    for group, faults in (("plain", PLAIN), ("shared", SHARED), ("accelerated", ACCELERATED))
+    for group, faults in GROUPS.items()
     for name, fault in faults.items()
 }

@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from planted_faults import FAULTS, HERE
 
 DRIVER = HERE / "driver.py"
-QUICK = [name for name, fault in FAULTS.items() if not fault.slow]
-SLOW = [name for name, fault in FAULTS.items() if fault.slow]
+SLOW = [name for name, fault in FAULTS.items() if fault.slow or fault.stop_after]
+QUICK = [name for name in FAULTS if name not in SLOW]
 
 
 def drive(folder: Path, cases: list[dict[str, Any]]) -> dict[str, list[dict[str, str]]]:
@@ -33,6 +33,8 @@ def planted(folder: Path, names: list[str]) -> dict[str, list[dict[str, str]]]:
         script.write_text(fault.source())
         worlds = [2, 1] if fault.against else [2]
         case = {"name": name, "script": str(script), "worlds": worlds}
+        if fault.stop_after:
+            case["stop_after"] = fault.stop_after
         cases.append(case | {"deadline": fault.deadline})
     return drive(folder, cases)
 
@@ -116,6 +118,17 @@ def test_sound_scripts_are_sound_on_other_numbers_of_processes(world, tmp_path):
     worlds = [world, 1] if world > 1 else [1]
     cases += [sound_case("exact.py", worlds, flag) for flag in ("0", "6")]
     expect_sound(drive(tmp_path, cases))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_after", [5, 8])
+def test_a_sound_resume_is_sound(stop_after, tmp_path):
+    case = sound_case("resumed.py", [2]) | {"stop_after": stop_after}
+    found = drive(tmp_path, [case])
+    expect_sound(found)
+    (findings,) = found.values()
+    assert findings[0]["level"] == "PASS"
+    assert "after update" in findings[0]["evidence"]
 
 
 def test_nothing_is_changed(tmp_path):

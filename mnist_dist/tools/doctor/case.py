@@ -59,6 +59,19 @@ class Case:
             if has_numbers and not draws_again and all(epoch.complete for epoch in epochs):
                 yield epochs
 
+    def files_left_to(self, later: Sequence[Record]) -> str:
+        """Return a checkpoint that these processes wrote and later ones read, if there is one.
+
+        Args:
+            later: records of a run that was to begin anew.
+        """
+        written = {path for record in self.ranks for path in record.saved}
+        for record in later:
+            for path in record.loaded:
+                if path in written:
+                    return path.rpartition("/")[2]
+        return ""
+
     def names_of_differing(self, digests: Sequence[Sequence[int]]) -> list[str]:
         """Return the names of the parameters whose digests differ between processes.
 

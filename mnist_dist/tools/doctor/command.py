@@ -1,6 +1,7 @@
 """The command `doctor`: its flags, and what it does under a launcher and without one."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,12 +17,13 @@ from mnist_dist.tools.doctor.beside import FirstProcess, common_folder
 from mnist_dist.tools.doctor.case import Case
 from mnist_dist.tools.doctor.findings import Finding, table, write_findings
 from mnist_dist.tools.doctor.judge import judge
-from mnist_dist.tools.doctor.launcher import FOLDER, Launch, Outcome, is_launched
+from mnist_dist.tools.doctor.launcher import FOLDER, Outcome, is_launched
+from mnist_dist.tools.doctor.plan import NOT_FRESH, Plan, run_again
 from mnist_dist.tools.doctor.recorder import Recorder
+from mnist_dist.tools.doctor.rules_resume import judge_resume
 from mnist_dist.tools.doctor.running import Run
 from mnist_dist.usage import UsageError, require, unset
 
-PROCESSES = "{processes}"  # in the program's flags: how many there are, for folders of its runs
 SOUND = 0
 FOUND = 1
 COULD_NOT_RUN = 2
@@ -49,6 +51,10 @@ class Config:
     """Hide the GPUs. They are hidden if there are fewer than processes, too."""
     deadline: float = 120.0
     """Seconds in which nothing happens and somebody waits: that is a hang."""
+    resume_with: Annotated[str | None, unset("it is not resumed")] = None
+    """Stop it by SIGTERM, start it again with these flags behind its own, and compare."""
+    stop_after: int = 0
+    """After how many updates to stop it; with --resume-with."""
     records: Annotated[Path | None, unset("a temporary one")] = None
     """A new folder that all nodes see, if the processes are on several."""
     program: tyro.conf.Suppress[Path] = Path()
@@ -66,9 +72,28 @@ class Config:
         require(1 <= self.deadline <= 86_400, "--deadline", self.deadline, "1 to 86,400 seconds")
         writable = self.json is None or (self.json.parent.is_dir() and not self.json.is_dir())
         require(writable, "--json", self.json, "a file in a folder that exists")
+        self.check_resume()
         if self.against == 1 and is_launched() and FOLDER not in os.environ:
             reason = "--against 1 needs a second run, and a launcher has started one"
             raise UsageError(f"{reason}: leave it out, or start doctor without a launcher")
+
+    def check_resume(self) -> None:
+        """Refuse a stop without a resume, and the other way round.
+
+        Raises:
+            UsageError: names the flag that is missing, or what is wrong with it.
+        """
+        if FOLDER in os.environ:
+            return
+        wanted = "a number of updates, 1 or more, after which to stop"
+        require(self.stop_after >= 0, "--stop-after", self.stop_after, wanted)
+        if self.resume_with is None and self.stop_after:
+            raise UsageError("--stop-after needs --resume-with and the flags of the second start")
+        if self.resume_with is not None and not self.stop_after:
+            raise UsageError(f"--resume-with needs --stop-after and {wanted}")
+        if self.resume_with is not None and is_launched():
+            reason = "--resume-with starts the processes itself, several times"
+            raise UsageError(f"{reason}: start doctor without a launcher")
 
 
 def read(words: Sequence[str], prog: str) -> Config:
@@ -85,12 +110,23 @@ def read(words: Sequence[str], prog: str) -> Config:
         UsageError: they make no sense.
     """
     number = place_of_program(words)
-    config = parse(Config, words[:number], prog=prog)
+    config = parse(Config, joined(words[:number]), prog=prog)
     if number == len(words):
         raise UsageError("which program? give PROGRAM and its flags behind doctor's own")
     program = Path(words[number])
     require(program.is_file(), "PROGRAM", program, "a Python file")
     return replace(config, program=program, flags=tuple(words[number + 1 :]))
+
+
+def joined(words: Sequence[str]) -> list[str]:
+    """Write `--resume-with FLAGS` as one word, because FLAGS begins with a hyphen itself."""
+    found: list[str] = []
+    for word in words:
+        if found and found[-1] == "--resume-with":
+            found[-1] = f"{found[-1]}={word}"
+        else:
+            found.append(word)
+    return found
 
 
 def place_of_program(words: Sequence[str]) -> int:
@@ -117,7 +153,7 @@ def main(config: Config) -> NoReturn:
 
 def record_only(config: Config, folder: Path) -> int:
     """Run the program in this process, which another one has started, and leave its record."""
-    recorder = Recorder(folder, config.every)
+    recorder = Recorder(folder, config.every, config.stop_after)
     run = Run(recorder, lambda status: status)
     return run.start(config.program, config.flags)
 
@@ -142,29 +178,42 @@ def watch_beside(config: Config) -> int:
 
 def start_and_judge(config: Config) -> int:
     """Start the processes, and one process beside them, and judge."""
-    together = start(config, config.processes)
+    plan = plan_of(config)
+    together = plan.start(config.processes)
     refuse_what_did_not_run(together)
     case = Case(together.records, hang=together.hang)
     has_ended_well = not together.complaint and not together.hang
-    if config.against != 0 and config.processes > 1 and has_ended_well:
-        alone = start(config, 1)
-        if alone.records and not alone.complaint:
-            case.alone = alone.records[0]
-        else:
-            print(f"on 1 process it fails, so nothing is compared with that: {alone.complaint}")
+    if has_ended_well and config.resume_with is not None:
+        resume = run_again(plan, case, shlex.split(config.resume_with))
+        return report(config, case, judge_resume(case, resume))
+    if has_ended_well and config.against != 0 and config.processes > 1:
+        run_beside(plan, case)
     return report(config, case)
 
 
-def start(config: Config, world: int) -> Outcome:
-    """Start the program on so many processes, and wait for them."""
-    words = ["-m", "mnist_dist", "doctor", "--every", str(config.every)]
-    flags = [flag.replace(PROCESSES, str(world)) for flag in config.flags]
-    words += [str(config.program), *flags]
-    cpu = config.cpu or torch.cuda.device_count() < config.processes
-    outcome = Launch(words, world, cpu, config.deadline).run()
-    count = "1 process" if world == 1 else f"{world} processes"
-    print(f"{count}: {outcome.updates} updates, {outcome.seconds:.1f} s", flush=True)
-    return outcome
+def plan_of(config: Config) -> Plan:
+    """Return what all runs of the program have in common."""
+    return Plan(
+        program=config.program,
+        flags=config.flags,
+        every=config.every if config.resume_with is None else 1,
+        stop_after=config.stop_after,
+        cpu=config.cpu or torch.cuda.device_count() < config.processes,
+        deadline=config.deadline,
+    )
+
+
+def run_beside(plan: Plan, case: Case) -> None:
+    """Run the program on one process, to compare with it."""
+    alone = plan.start(1)
+    if not alone.records or alone.complaint:
+        print(f"on 1 process it fails, so nothing is compared with that: {alone.complaint}")
+        return
+    left = case.files_left_to(alone.records)
+    if left:
+        print(f"{NOT_FRESH.format(file=left)}, so nothing is compared with that")
+        return
+    case.alone = alone.records[0]
 
 
 def refuse_what_did_not_run(outcome: Outcome) -> None:
@@ -190,13 +239,18 @@ def refuse_what_did_not_run(outcome: Outcome) -> None:
     raise UserError(f"{reason}: give the flags of a short training", status=COULD_NOT_RUN)
 
 
-def report(config: Config, case: Case) -> int:
+def report(config: Config, case: Case, on_resume: Sequence[Finding] = ()) -> int:
     """Print what was found, and write it.
+
+    Args:
+        config: the flags.
+        case: all records.
+        on_resume: what was found beside that when the program was stopped and started again.
 
     Returns:
         The exit status.
     """
-    findings: list[Finding] = judge(case)
+    findings = [*judge(case), *on_resume]
     print(table(findings, config.all), flush=True)
     if config.json:
         write_findings(config.json, findings, case.ranks)

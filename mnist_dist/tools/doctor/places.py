@@ -22,12 +22,16 @@ def library_folders() -> tuple[str, ...]:
 
 
 LIBRARIES = library_folders()
+PACKAGES = (
+    f"{os.sep}site-packages{os.sep}",
+    f"{os.sep}dist-packages{os.sep}",
+)  # of any environment
 
 
 @functools.cache
 def is_users(path: str) -> bool:
     """Return whether a file of code belongs to the user's program."""
-    if path.startswith("<"):
+    if path.startswith("<") or any(part in path for part in PACKAGES):
         return False
     return not path.startswith(LIBRARIES)
 
@@ -59,6 +63,16 @@ def place_of(frame: FrameType | None) -> str:
 def place() -> str:
     """Return the line of the user's program that made the present call."""
     return place_of(sys._getframe(1))
+
+
+def is_called_by(ending: str) -> bool:
+    """Return whether the present call comes through a file whose path ends so."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename.endswith(ending):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def place_of_error(trace: TracebackType | None) -> str:

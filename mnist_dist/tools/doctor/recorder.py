@@ -24,7 +24,8 @@ class Recorder:
 
     Args:
         folder: where records and signs of life go.
-        every: one update in so many is examined.
+        every: one update in so many is examined; if it is 1, sketches are taken of all gradients.
+        stop_after: updates after which the process is to be sent SIGTERM; 0: it is not.
 
     Attributes:
         record: what has been seen.
@@ -32,12 +33,15 @@ class Recorder:
         batches_from: the iteration over a loader that gave the last batch.
         events: how many things the process has done, for its sign of life.
         call: the operation between processes in which it is, if any.
+        waits: calls in progress, one within the other, in which the process may wait for others.
+        free_since: when the last one ended.
         pid: of the process; the hooks are silent in those that it forks.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(self, folder: Path, every: int, stop_after: int = 0) -> None:
         self.folder = folder
         self.every = every
+        self.stop_after = stop_after
         self.record = Record(
             rank=int(os.environ.get("RANK", 0)),
             asked=int(os.environ.get("WORLD_SIZE", 1)),
@@ -49,6 +53,8 @@ class Recorder:
         self.call = ""
         self.pid = os.getpid()
         self.begun = time.monotonic()
+        self.waits = 0
+        self.free_since = self.begun
         self.lock = threading.RLock()  # a signal may come while it is held
 
     @property
@@ -56,6 +62,22 @@ class Recorder:
         """Whether digests are taken of the update in the making."""
         number = self.now.number
         return number <= FIRST or number % self.every == 0
+
+    @property
+    def sketches(self) -> bool:
+        """Whether a sketch of the gradient is taken of the update in the making."""
+        return self.now.number == 1 or self.every == 1
+
+    def begins_to_wait(self) -> None:
+        """Note that from now on the process may wait for others."""
+        if self.waits == 0:
+            self.now.working += time.monotonic() - self.free_since
+        self.waits += 1
+
+    def has_waited(self) -> None:
+        """Note that such a call has ended."""
+        self.waits -= 1
+        self.free_since = time.monotonic()
 
     def quietly(self, note: Callable[..., Any]) -> Callable[..., None]:
         """Let a hook neither disturb the program, nor work in a process that was forked.

@@ -31,6 +31,13 @@ class Update:
         inputs: a digest of what the model was given.
         random_state: a digest of the random state at the first dropout, 0 if there was none.
         without_gradient: parameters that should have a gradient and have none.
+        batches: of each backward pass, the number of the iteration over a loader and of the batch
+            in it, both from 0.
+        sketch: a few random projections of the gradient, if they were taken.
+        norm: of the gradient, likewise.
+        working: seconds from the end of the last backward pass, or operation between processes, to
+            the beginning of the next: there a process waits for no other one.
+        loading: seconds of them in which loaders were waited for.
     """
 
     number: int
@@ -54,6 +61,11 @@ class Update:
     inputs: int = 0
     random_state: int = 0
     without_gradient: int = 0
+    batches: list[list[int]] = field(default_factory=list)
+    sketch: list[float] = field(default_factory=list)
+    norm: float = 0.0
+    working: float = 0.0
+    loading: float = 0.0
 
 
 @dataclass
@@ -61,6 +73,7 @@ class Epoch:
     """One iteration over a loader.
 
     Attributes:
+        number: of the iteration in the record, from 0.
         place: the line of the loop.
         dataset: the class of the whole data set.
         samples: how many the loader's data set has; -1 if it has no length.
@@ -78,8 +91,12 @@ class Epoch:
         evaluated: forward passes without training.
         collectives: calls of each operation between processes since its first batch.
         exact: whether `ExactAccelerator` gives the batches.
+        is_ahead: whether a batch is fetched before the one before it is handed on, as Accelerate does.
+        given: batches that the loader has given.
+        position: batches from which gradients were computed, or which came before such a one.
     """
 
+    number: int = 0
     place: str = ""
     dataset: str = ""
     samples: int = -1
@@ -97,6 +114,9 @@ class Epoch:
     evaluated: int = 0
     collectives: dict[str, int] = field(default_factory=dict)
     exact: bool = False
+    is_ahead: bool = False
+    given: int = 0
+    position: int = 0
 
     @property
     def numbers(self) -> list[int]:
@@ -142,6 +162,8 @@ class Record:
         schedules: in the order of their first steps.
         collectives: calls of each operation between processes, by name and line.
         saved: files that were written, and the line.
+        loaded: checkpoints that were read before the first update, and the line.
+        stopped_with: a digest of each parameter when doctor stopped the process.
         names: of the optimizer's parameters.
         wrapper: the class that wraps the model, empty if none was made.
         broadcasts_buffers: whether the wrapper does so before each forward pass.
@@ -151,8 +173,6 @@ class Record:
         accelerate: whether `Accelerator` was used.
         exact: whether it was `ExactAccelerator`.
         gathered_for_metrics: whether Accelerate was asked to leave padding out.
-        sketch: of the first gradient: a few of its random projections.
-        norm: of the first gradient.
         trouble: what kept a hook from its work.
     """
 
@@ -172,6 +192,8 @@ class Record:
     schedules: list[Schedule] = field(default_factory=list)
     collectives: dict[str, int] = field(default_factory=dict)
     saved: dict[str, str] = field(default_factory=dict)
+    loaded: dict[str, str] = field(default_factory=dict)
+    stopped_with: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     wrapper: str = ""
     broadcasts_buffers: bool = False
@@ -181,8 +203,6 @@ class Record:
     accelerate: bool = False
     exact: bool = False
     gathered_for_metrics: bool = False
-    sketch: list[float] = field(default_factory=list)
-    norm: float = 0.0
     trouble: str = ""
 
     def trainings(self) -> list[Epoch]:

@@ -71,12 +71,14 @@ def gradient(case: Case) -> Finding | None:
     """A first gradient that is not that on one process."""
     alone = case.alone
     assert alone is not None
-    if not alone.sketch or not case.first.sketch or alone.norm == 0:
+    first_alone = alone.updates[0]
+    first = case.first.updates[0]
+    if not first_alone.sketch or not first.sketch or first_alone.norm == 0:
         return None
-    if alone.updates[0].weights != case.first.updates[0].weights:
+    if first_alone.weights != first.weights:
         return None
-    one = alone.sketch
-    several = case.first.sketch
+    one = first_alone.sketch
+    several = first.sketch
     product = sum(mine * its for mine, its in zip(one, several, strict=True))
     ratio = product / sum(mine * mine for mine in one)
     off = math.dist(several, [ratio * mine for mine in one]) / math.hypot(*several)
@@ -84,7 +86,7 @@ def gradient(case: Case) -> Finding | None:
     same = numbers is not None and numbers == first_samples(case.ranks)
     if same:
         return of_same_samples(case, ratio, off)
-    return of_other_samples(case, case.first.norm / alone.norm, off)
+    return of_other_samples(case, first.norm / first_alone.norm, off)
 
 
 def of_same_samples(case: Case, ratio: float, off: float) -> Finding | None:

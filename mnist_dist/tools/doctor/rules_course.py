@@ -30,7 +30,8 @@ def own_error(case: Case) -> Finding | None:
     if own:
         ranks = [record.rank for record in own]
         record = own[0]
-        words = f"{processes(ranks)} ends after update {record.made} by {record.error}"
+        verb = "ends" if len(ranks) == 1 else "end"
+        words = f"{processes(ranks)} {verb} after update {record.made} by {record.error}"
         advice = "the others lose their connection to it, or wait for it: look there"
         if len(own) == case.world:
             advice = "all processes end by it"

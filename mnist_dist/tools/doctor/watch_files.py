@@ -1,4 +1,4 @@
-"""Watches which files are written, by which line."""
+"""Watches which files are written and read, by which line."""
 
 import os
 import sys
@@ -13,6 +13,7 @@ from mnist_dist.tools.doctor.recorder import Recorder
 
 # What every process may write: locks, devices, and the caches of libraries, which have locks.
 IGNORED_ENDINGS = (".lock", ".pyc")
+CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".safetensors")
 IGNORED_PARTS = ("/dev/", "/proc/", "/.cache/", "/.config/", "/.triton/", "/.nv/")
 
 
@@ -40,16 +41,26 @@ class FileWatch:
     def saved(self, value: Any, file: Any = None, *args: Any, **kwargs: Any) -> None:
         """Note a file that `torch.save` writes."""
         del value, args
-        self.note(kwargs.get("f", file))
+        self.note(kwargs.get("f", file), self.recorder.record.saved)
 
     def opened(self, path: Any, mode: Any, flags: Any) -> None:
-        """Note a file that is opened to be written anew."""
+        """Note a file that is opened to be written anew, or a checkpoint that is read."""
         del flags
-        if isinstance(mode, str) and mode[:1] in ("w", "x"):
-            self.note(path)
+        if not isinstance(mode, str):
+            return
+        record = self.recorder.record
+        if mode[:1] in ("w", "x"):
+            self.note(path, record.saved)
+        elif mode[:1] == "r" and record.made == 0 and is_checkpoint(path):
+            self.note(path, record.loaded)
 
-    def note(self, file: Any) -> None:
-        """Note a file, unless it is one that every process may write."""
+    def note(self, file: Any, files: dict[str, str]) -> None:
+        """Note a file, unless it is one that every process may write.
+
+        Args:
+            file: its path, or something else.
+            files: where to note it.
+        """
         if not isinstance(file, str | os.PathLike):
             return
         path = str(Path(file).absolute())
@@ -57,4 +68,9 @@ class FileWatch:
         is_ignored = path.endswith(IGNORED_ENDINGS) or path.startswith(folder)
         if is_ignored or any(part in path for part in IGNORED_PARTS):
             return
-        self.recorder.record.saved.setdefault(path, place())
+        files.setdefault(path, place())
+
+
+def is_checkpoint(path: Any) -> bool:
+    """Return whether a file may be one of those from which a training goes on, by its name."""
+    return isinstance(path, str | os.PathLike) and os.fspath(path).endswith(CHECKPOINTS)

@@ -1,5 +1,6 @@
 """Watches loaders: which samples they give, in which order, of what data."""
 
+import time
 from collections import deque
 from typing import Any
 
@@ -16,10 +17,11 @@ from mnist_dist.core.accelerator import ExactAccelerator
 from mnist_dist.core.hooks import register_hook
 from mnist_dist.core.loader import Fetch
 from mnist_dist.tools.doctor.digests import digest_of_data, digest_of_numbers
-from mnist_dist.tools.doctor.places import place
+from mnist_dist.tools.doctor.places import is_called_by, place
 from mnist_dist.tools.doctor.recorder import Recorder
 from mnist_dist.tools.doctor.records import Epoch
 
+ACCELERATE = "accelerate/data_loader.py"  # whose loaders fetch a batch ahead
 KEPT = 4  # iterations over one loader whose samples are kept one by one
 
 
@@ -56,6 +58,7 @@ class LoaderWatch:
         begin = quietly(self.begin)
         asked = quietly(self.asked)
         given = quietly(self.given)
+        recorder = self.recorder
         ended = quietly(self.ended)
 
         def init(self: Any, loader: Any, *args: Any, **kwargs: Any) -> None:
@@ -73,8 +76,10 @@ class LoaderWatch:
             return numbers
 
         def give(self: Any) -> Any:
+            begun = time.monotonic()
             try:
                 batch = next_batch(self)
+                recorder.now.loading += time.monotonic() - begun
             except StopIteration:
                 ended(self)
                 raise
@@ -109,6 +114,7 @@ class LoaderWatch:
         numbers = iterator.doctor_queue.popleft()
         self.recorder.batches_from = epoch
         self.recorder.events += 1
+        epoch.given += 1
         if self.iterations[epoch.place] <= KEPT:
             epoch.batches.append(as_numbers(numbers, iterator._dataset))
 
@@ -123,6 +129,7 @@ class LoaderWatch:
         chain = samplers_of(loader)
         sampler = chain[-1]
         epoch = Epoch(
+            number=len(self.recorder.record.epochs),
             place=place(),
             dataset=type(whole).__name__,
             samples=length_of(loader.dataset),
@@ -134,6 +141,7 @@ class LoaderWatch:
             is_own=any(is_own(each) for each in chain),
             drops=any(getattr(each, "drop_last", False) is True for each in chain),
             length=length_of(loader),
+            is_ahead=is_called_by(ACCELERATE),
         )
         self.iterations[epoch.place] = self.iterations.get(epoch.place, 0) + 1
         self.recorder.record.epochs.append(epoch)
@@ -155,11 +163,13 @@ class LoaderWatch:
             loader: Any = accelerator._loader
             epoch = self.new_epoch(loader.loader)
             epoch.exact = True
+            epoch.is_ahead = False
             epoch.length = len(loader)
             self.exact[micro_batch.loader] = (micro_batch.epoch, epoch)
             self.recorder.write()
         self.recorder.batches_from = epoch
         self.recorder.events += 1
+        epoch.given += 1
         if self.iterations[epoch.place] <= KEPT:
             exact_loader: Any = accelerator._loader
             numbers = [int(number) for number in micro_batch.index]

@@ -8,6 +8,7 @@ from torch import Tensor
 from mnist_dist.tools.doctor.patches import call_around
 from mnist_dist.tools.doctor.places import place
 from mnist_dist.tools.doctor.recorder import Recorder
+from mnist_dist.tools.doctor.records import Epoch
 from mnist_dist.tools.doctor.watch_models import ModelWatch
 
 
@@ -36,12 +37,35 @@ class LossWatch:
         now.backward += 1
         now.backward_place = place()
         self.recorder.events += 1
+        self.note_batch()
         is_over_nothing = self.models.last_rows == 0  # such a mean is no number, and harms nothing
         is_cheap = loss.device.type == "cpu" or self.recorder.examines
         if is_cheap and not is_over_nothing:
             is_finite = bool(torch.isfinite(loss.detach()).all())
             now.finite_loss = is_finite and now.finite_loss is not False
+        self.recorder.begins_to_wait()
+
+    def note_batch(self) -> None:
+        """Note from which batch of which loader a gradient is computed."""
+        epoch = self.recorder.batches_from
+        if epoch is None:
+            return
+        epoch.position = position_in(epoch)
+        self.recorder.now.batches.append([epoch.number, epoch.position - 1])
 
     def end(self) -> None:
         """Note that the backward pass has ended."""
         self.models.is_in_backward = False
+        self.recorder.has_waited()
+
+
+def position_in(epoch: Epoch) -> int:
+    """Return how many batches of an iteration the program has been handed, the present one too.
+
+    Accelerate fetches a batch ahead, but for the last one, when there is none left to fetch.
+    """
+    if not epoch.is_ahead:
+        return epoch.given
+    if epoch.given < epoch.length or epoch.length < 0:
+        return max(1, epoch.given - 1)
+    return min(epoch.length, max(epoch.position + 1, epoch.length - 1))

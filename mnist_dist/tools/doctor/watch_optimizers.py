@@ -1,5 +1,7 @@
 """Watches optimizers: their steps, and weights, gradients and learning rates at each."""
 
+import os
+import signal
 import sys
 from typing import Any
 
@@ -40,6 +42,8 @@ class OptimizerWatch:
         quietly = self.recorder.quietly
         register_optimizer_step_pre_hook(quietly(self.before_step))
         register_optimizer_step_post_hook(quietly(self.after_step))
+        if self.recorder.stop_after:
+            register_optimizer_step_post_hook(self.stop)
 
     def before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Note the weights before a step, and the gradients if no closure is still to make them."""
@@ -73,6 +77,23 @@ class OptimizerWatch:
             self.recorder.batches_from.updates += 1
         self.recorder.finish_update()
 
+    def stop(self, optimizer: Optimizer, *_: Any) -> None:
+        """Send this process SIGTERM after the update after which it is to be stopped.
+
+        The program's own handler may raise, so this is no hook that keeps errors to itself.
+        """
+        record = self.recorder.record
+        if (
+            self.depth
+            or record.made != self.recorder.stop_after
+            or os.getpid() != self.recorder.pid
+        ):
+            return
+        record.stopped_with = [digest([own_part(each)]) for each in parameters_of(optimizer)]
+        self.recorder.stop_after = 0
+        self.recorder.write()
+        os.kill(os.getpid(), signal.SIGTERM)
+
     def note_kind(self, parameters: list[Tensor]) -> None:
         """Note once the names of the parameters, where they are, and whether they are shards."""
         record = self.recorder.record
@@ -92,12 +113,11 @@ class OptimizerWatch:
         present = [each for each in parameters if each.grad is not None]
         now.gradients = [gradient_digest(each) for each in parameters]
         now.without_gradient = sum(each.requires_grad for each in parameters) - len(present)
-        record = self.recorder.record
-        if now.number == 1 and present and not record.is_sharded:
+        if self.recorder.sketches and present and not self.recorder.record.is_sharded:
             gradients = [each.grad for each in present if each.grad is not None]
             dense = [each.to_dense() if each.is_sparse else each for each in gradients]
-            record.sketch = sketch(dense)
-            record.norm = float(torch.cat([each.flatten().cpu() for each in dense]).norm())
+            now.sketch = sketch(dense)
+            now.norm = float(torch.cat([each.flatten().cpu() for each in dense]).norm())
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:

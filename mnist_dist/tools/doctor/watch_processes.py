@@ -63,6 +63,7 @@ class ProcessWatch:
             del args, kwargs
             recorder = self.recorder
             recorder.events += 1
+            recorder.begins_to_wait()
             line = place()
             recorder.call = f"{name} at {line}"
             self.calls[recorder.call] += 1
@@ -77,6 +78,7 @@ class ProcessWatch:
         """Note that the operation has ended."""
         self.recorder.call = ""
         self.recorder.events += 1
+        self.recorder.has_waited()
 
     def accelerator(self, accelerator: Any, *args: Any, **kwargs: Any) -> None:
         """Note that Accelerate is used, and which class of it."""
