@@ -122,7 +122,9 @@ def test_the_wheel_holds_what_the_commands_need_and_no_more(wheel):
     }
     scripts = {"mnist_dist/scripts/train.py", "mnist_dist/scripts/evaluate.py"}
     rest = {name for name in names - modules - scripts if ".dist-info/" not in name}
-    assert modules | scripts <= names and rest == {"mnist_dist/py.typed"}
+    of_pages = (REPOSITORY / "mnist_dist" / "report" / "page").iterdir()
+    pages = {str(path.relative_to(REPOSITORY)) for path in of_pages}
+    assert modules | scripts <= names and rest == {"mnist_dist/py.typed"} | pages
 
 
 @pytest.mark.slow

@@ -36,12 +36,15 @@ def thumbnails(result: Evaluation, samples: DataSet) -> dict[str, Any]:
 
     Returns:
         JSON values: the picture as `png`, and what is known of each image as lists in the order of
-        the picture; `mistakes` and the `cells` of the confusion matrix hold positions in that order.
+        the picture. `examples`, `mistakes` and the `cells` of the confusion matrix hold positions in
+        that order.
     """
     mistakes = result.mistakes()[:MISTAKES].tolist()
+    examples = first_right(result)
     for most in IN_A_CELL:
         cells = behind_cells(result, most)
-        chosen = sorted({*mistakes, *(number for cell in cells.values() for number in cell)})
+        in_cells = [number for cell in cells.values() for number in cell]
+        chosen = sorted({*mistakes, *examples, *in_cells})
         png = picture(chosen, samples)
         if len(png) <= LARGEST:
             break
@@ -50,10 +53,19 @@ def thumbnails(result: Evaluation, samples: DataSet) -> dict[str, Any]:
         "columns": COLUMNS,
         "png": base64.b64encode(png).decode(),
         "in_a_cell": most,
+        "examples": [position[number] for number in examples],
         "mistakes": [position[number] for number in mistakes],
         "cells": {name: [position[number] for number in cell] for name, cell in cells.items()},
         **known_of(chosen, result),
     }
+
+
+def first_right(result: Evaluation) -> list[int]:
+    """Return the number of the first sample of each class that is classified correctly."""
+    found = {}
+    for number in torch.nonzero(result.predictions == result.labels).flatten().tolist():
+        found.setdefault(int(result.labels[number]), number)
+    return [found[label] for label in sorted(found)]
 
 
 def behind_cells(result: Evaluation, most: int) -> dict[str, list[int]]:
@@ -128,5 +140,5 @@ def picture(numbers: Sequence[int], samples: DataSet) -> bytes:
     pixels = grid.reshape(rows, COLUMNS, SIDE, SIDE).swapaxes(1, 2)
     canvas = pixels.reshape(rows * SIDE, COLUMNS * SIDE)
     file = io.BytesIO()
-    Image.fromarray(canvas).save(file, "PNG", optimize=True)
+    Image.fromarray(canvas).save(file, "PNG")
     return file.getvalue()

@@ -41,6 +41,8 @@ function makeAnswer(thumbnails) {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", pad.show);
   } else {
     for (const name of ["pad", "clear", "undo"]) byId(name).remove();
+    byId("try-draw").classList.add("drop");
+    byId("try-draw").prepend(element("p", { class: "quiet" }, "Drop a picture here, or"));
   }
   openPictures(byId("file"), byId("try-draw"), (pixels, name) => {
     if (pad) pad.clear();
@@ -61,7 +63,7 @@ function makeAnswer(thumbnails) {
     requestAnimationFrame(() => {
       byId("seen-caption").textContent = `test ${DATA.noun} ${thumbnails.numbers[index].toLocaleString("en")}`;
       answer(thumbnails.pixels(index), DATA.classes[thumbnails.labels[index]]);
-      byId("try").scrollIntoView({ block: "start" });
+      byId("try-panel").scrollIntoView({ block: "nearest" });
     });
   };
 }
@@ -122,6 +124,17 @@ function experience(confidence) {
   const bin = bins[index];
   return `Of the ${counted(bin.count, `test ${DATA.noun}`)} of which it was about as sure (${percent(bin.confidence, 0)}), ` +
     `${percent(bin.accuracy, bin.accuracy > 0.99 ? 2 : 0)} were right.`;
+}
+
+// A test image of each class, to begin with.
+function fillSamples(thumbnails, ask) {
+  byId("samples-lead").textContent = `Or take a test ${DATA.noun}, which it has not learned from:`;
+  thumbnails.examples.forEach((index) => {
+    const words = `Test ${DATA.noun} ${thumbnails.numbers[index]}, a ${DATA.classes[thumbnails.labels[index]]}`;
+    byId("samples").append(element("button", {
+      type: "button", class: "card", title: words, "aria-label": words, on: { click: () => ask(index) },
+    }, thumbnails.canvasOf(index)));
+  });
 }
 
 // Let picture files be opened, by the button or by dropping them.

@@ -33,14 +33,15 @@ function lineChart(host, chart) {
 }
 
 function legend(chart) {
-  if (chart.series.length < 2 && !chart.series.some((series) => series.named)) return "";
-  return element("span", { class: "legend" }, ...chart.series.map((series) =>
-    element("span", { class: "key" },
-      svg("svg", { width: 26, height: 10, "aria-hidden": "true" },
-        svg("line", { x1: 1, x2: 25, y1: 5, y2: 5, class: `curve ${series.style}` })),
-      series.name,
-    ),
-  ));
+  if (chart.series.length < 2 || chart.hasOwnLegend === false) return "";
+  const keys = chart.series.map((series) => element("span", { class: "key" }, lineSample(series.style), series.name));
+  return element("span", { class: "legend" }, ...keys);
+}
+
+// A piece of a curve, for a legend.
+function lineSample(style) {
+  return svg("svg", { class: "line-sample", width: 30, height: 10, "aria-hidden": "true" },
+    svg("line", { x1: 2, x2: 28, y1: 5, y2: 5, class: `curve ${style}` }));
 }
 
 function drawChart(chart, width, tip) {

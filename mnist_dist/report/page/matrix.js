@@ -28,13 +28,13 @@ async function loadThumbnails() {
 }
 
 // A test image with what the model said of it. A click shows it to the network.
-function card(thumbnails, index, ask) {
+//   isBrief: whether what it is, and was taken for, is said elsewhere.
+function card(thumbnails, index, ask, isBrief = false) {
   const label = DATA.classes[thumbnails.labels[index]];
   const predicted = DATA.classes[thumbnails.predictions[index]];
   const sure = percent(thumbnails.of_prediction[index], 1);
   const isRight = label === predicted;
-  const words = isRight
-    ? [element("b", {}, predicted), element("span", { class: "quiet" }, sure)]
+  const words = isBrief ? [element("span", { class: "quiet" }, sure)]
     : [element("b", {}, `${predicted}?`), element("span", { class: "quiet" }, sure),
       element("span", { class: "truth" }, `is ${label}`)];
   const name = `Test ${DATA.noun} ${thumbnails.numbers[index]}: a ${label}, taken for ${predicted} with ${sure}` +
@@ -66,8 +66,6 @@ function makeMatrix(table, cell, thumbnails, ask) {
     showCell(cell, label, predicted, counts[label][predicted], totals[label], thumbnails, ask);
   }
 
-  const long = Math.max(...DATA.classes.map((name) => name.length)) > 2;
-  table.classList.toggle("long-names", long);
   table.append(
     element("caption", {}, "Rows: what it is. Columns: what it was taken for."),
     element("thead", {}, element("tr", {}, element("td", {}),
@@ -88,7 +86,7 @@ function makeMatrix(table, cell, thumbnails, ask) {
       const heat = label === predicted ? 0 : Math.sqrt(shares[label][predicted] / largest);
       button.style.setProperty("--heat", `${Math.round(100 * heat)}%`);
       button.className = [
-        label === predicted ? "diagonal" : "", count ? "" : "none", heat > 0.55 ? "hot" : "",
+        label === predicted ? "diagonal" : "", count ? "" : "none", heat > 0.8 ? "hot" : "",
       ].join(" ").trim();
       buttons[label].push(button);
       return element("td", {}, button);
@@ -132,6 +130,6 @@ function showCell(cell, label, predicted, count, total, thumbnails, ask) {
   cell.replaceChildren(
     element("h3", {}, heading),
     element("p", { class: "quiet" }, `${share}.${count ? some : ""}`),
-    element("div", { class: "gallery small" }, ...shown.map((index) => card(thumbnails, index, ask))),
+    element("div", { class: "gallery small" }, ...shown.map((index) => card(thumbnails, index, ask, true))),
   );
 }

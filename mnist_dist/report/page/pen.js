@@ -90,7 +90,10 @@ function makePad(canvas, changed) {
     }
     update();
   });
-  canvas.addEventListener("focus", show);
+  canvas.addEventListener("focus", () => {
+    if (canvas.matches(":focus-visible")) cursor ||= [0.5, 0.2];
+    show();
+  });
   canvas.addEventListener("blur", show);
 
   function clear() {

@@ -1,6 +1,9 @@
 // The page of one run.
 
 async function main() {
+  const longest = Math.max(...DATA.classes.map((name) => name.length));
+  document.documentElement.style.setProperty("--name-width", `${0.3 + 0.62 * Math.max(longest, 1.5)}em`);
+  document.body.classList.toggle("long-names", longest > 2);
   const isGarment = DATA.dataset === "fashion-mnist";
   fillHeader();
   fillCurves();
@@ -18,6 +21,7 @@ async function main() {
     byId("pad-hint").textContent = isGarment ? ""
       : "By keys: arrows move the pen, space lowers or lifts it, Escape clears.";
     ask = makeAnswer(thumbnails);
+    fillSamples(thumbnails, ask);
   } else {
     byId("try-panel").remove();
   }
@@ -27,7 +31,7 @@ async function main() {
   }
   const misses = DATA.total - DATA.correct;
   byId("confusion-lead").textContent =
-    `${counted(misses, "mistake")}, darker where they are a larger share of the class. Choose a cell to see the ${DATA.noun}s behind it.`;
+    `${counted(misses, "mistake")}, stronger in colour where they are a larger share of their class. Choose a cell to see the ${DATA.noun}s behind it.`;
   makeMatrix(byId("matrix"), byId("cell"), thumbnails, ask);
   fillMistakes(thumbnails, ask);
   document.documentElement.dataset.ready = "yes";
