@@ -124,6 +124,8 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
     results: dict[str, Evaluation] = {}
 
     with tracker:
+        if tracker.trained:  # the run was stopped in the evaluation of an epoch
+            results = end_epoch(accelerator, trained, loaders, tracker, checkpoints)
         for epoch in range(train_loader.next_epoch, config.epochs):
             stopwatch.start_epoch()
             model.train()
@@ -149,7 +151,7 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
                     tracker.curve({"global_step": accelerator.updates} | point)
                 checkpoints.after_update()
 
-            line = {
+            tracker.trained = {
                 "epoch": epoch + 1,
                 "global_step": accelerator.updates,
                 "train_loss": train_loss.compute(),
@@ -157,20 +159,16 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
                 "samples_per_second": len(samples.train) / stopwatch.end_epoch(),
             }
             train_loss.reset()
-            results = {
-                name: evaluate(accelerator, trained, loader) for name, loader in loaders.items()
-            }
-            for name, result in results.items():
-                line |= result.metrics(name)
-            tracker.epoch(line)
-            announce_epoch(line, results, config.epochs)
+            # Now, for the evaluation may take long: a run that is stopped in it goes on with it.
             checkpoints.save(last=epoch + 1 == config.epochs)
+            results = end_epoch(accelerator, trained, loaders, tracker, checkpoints)
 
         # Finish: save the weights, the plots and, last, the summary. A run that has a summary.json
         # has succeeded.
         if not results:  # resumed after the last epoch: only the results are missing
-            results = {"test": evaluate(accelerator, trained, test_loader)}
+            results = {"test": evaluate(accelerator, trained, test_loader, checkpoints)}
         test = results["test"]
+        checkpoints.save(last=True)
         save_weights(run.folder / WEIGHTS, trained)
         with all_or_none():
             if accelerator.is_main_process and config.plots:
@@ -203,8 +201,29 @@ def is_logged(accelerator: ExactAccelerator, updates_per_epoch: int, every: int)
     return accelerator.sync_gradients and (update % every == 0 or update == 0)
 
 
+def end_epoch(
+    accelerator: ExactAccelerator,
+    network: nn.Module,
+    loaders: dict[str, ExactDataLoader],
+    tracker: Tracker,
+    checkpoints: Checkpoints,
+) -> dict[str, Evaluation]:
+    """Evaluate what an epoch has trained, and record its figures."""
+    results = {}
+    figures: dict[str, float] = {}
+    for name, loader in loaders.items():
+        results[name] = evaluate(accelerator, network, loader, checkpoints)
+        figures |= results[name].metrics(name)
+    tracker.epoch(figures)
+    announce_epoch(tracker.lines[-1], results, tracker.settings["epochs"])
+    return results
+
+
 def evaluate(
-    accelerator: ExactAccelerator, network: nn.Module, loader: ExactDataLoader
+    accelerator: ExactAccelerator,
+    network: nn.Module,
+    loader: ExactDataLoader,
+    checkpoints: Checkpoints,
 ) -> Evaluation:
     """Classify every sample once, each process its rows, and gather the logits on all processes."""
     gathered = []
@@ -212,6 +231,7 @@ def evaluate(
         for images, labels, numbers in loader:
             logits = network(images)
             gathered.append(accelerator.gather_for_metrics((logits, labels, numbers)))
+            checkpoints.stop_if_asked()
     return evaluation_of(gathered, samples=len(loader.dataset))
 
 

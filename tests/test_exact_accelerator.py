@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from mnist_dist.core import MeanLoss, UserError, as_stored
+from mnist_dist.core import MeanLoss, UserError, as_stored, files
 from mnist_dist.core.checkpointing import Checkpoints
 from mnist_dist.core.stopping import SIGNALS
 
@@ -726,6 +726,38 @@ def test_a_signal_is_noted_and_answered_after_the_update(tmp_path):
         and stop.value.run == tmp_path
         and list((tmp_path / "checkpoints").glob("step-*"))
     )
+
+
+def test_asked_to_stop_in_an_evaluation_it_leaves_if_all_updates_are_saved(tmp_path):
+    checkpoints = checkpoints_with(tmp_path)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    checkpoints.stop_if_asked()  # nothing is saved yet
+    checkpoints.save(last=True)
+    with pytest.raises(UserError, match="stopped on request at update 0, saved in"):
+        checkpoints.stop_if_asked()
+    checkpoints.accelerator.updates = 1
+    checkpoints.stop_if_asked()
+    resumed = checkpoints_with(tmp_path)
+    assert resumed.resume()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    with pytest.raises(UserError, match="stopped on request at update 0, saved in"):
+        resumed.stop_if_asked()
+
+
+def test_a_checkpoint_that_could_not_be_written_is_none_to_go_on_from(tmp_path, monkeypatch):
+    checkpoints = checkpoints_with(tmp_path)
+    checkpoints.save()
+    place = checkpoints.accelerator.last_checkpoint
+
+    def refused(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(files, "write_folder", refused)
+    checkpoints.accelerator.updates = 1
+    checkpoints.save(last=True)
+    assert checkpoints.accelerator.last_checkpoint == place
+    os.kill(os.getpid(), signal.SIGUSR1)
+    checkpoints.stop_if_asked()
 
 
 # The loaders.

@@ -318,7 +318,10 @@ def test_a_finished_run_keeps_its_summary_until_it_goes_on(tmp_path, accelerator
     summary.touch()
     tracker = Tracker(accelerator, Run(tmp_path, False, "", {}), {"epochs": 2})
     tracker.load_state_dict(
-        {"history": [{"epoch": 1, "global_step": 5}, {"epoch": 2, "global_step": 10}]}
+        {
+            "history": [{"epoch": 1, "global_step": 5}, {"epoch": 2, "global_step": 10}],
+            "trained": {},
+        }
     )
     with tracker:
         assert summary.exists()
@@ -411,6 +414,41 @@ def begin_on_two(flags: list, run: Path) -> subprocess.Popen:
         assert running.poll() is None
         time.sleep(0.01)
     return running
+
+
+@pytest.mark.slow
+def test_asked_to_stop_in_a_long_evaluation_it_leaves_at_once_and_goes_on_there(tmp_path):
+    def command(seconds: float, folder: str, *more: str) -> list:
+        flags = "--dataset mnist-5k --cpu --wandb disabled --batch-size 50 --no-plots".split()
+        run = ["--epochs", "2", "--output-dir", tmp_path / folder]
+        script = REPOSITORY / "tests" / "long_evaluation.py"
+        start = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        return [*start, script, str(seconds), *flags, *run, *more]
+
+    whole = call(*command(0, "whole"))
+    assert whole.returncode == 0, whole.stderr
+    running = subprocess.Popen(
+        [str(word) for word in command(3, "run")],
+        cwd=REPOSITORY,
+        env=clean_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    updates = 80  # of 4,000 samples
+    while not (tmp_path / "run" / "checkpoints" / f"step-{updates:010d}").exists():
+        assert running.poll() is None
+        time.sleep(0.01)
+    time.sleep(1)
+    running.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    _, errors = running.communicate(timeout=60)
+    assert time.monotonic() - asked < 20, "the 20 batches of the evaluation take 60 seconds"
+    assert f"stopped on request at update {updates}, saved in" in errors
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
+    done = call(*command(0, "run", "--resume"))
+    assert done.returncode == 0, done.stderr
+    assert f"going on from update {updates} " in done.stdout
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
 
 
 @pytest.mark.slow

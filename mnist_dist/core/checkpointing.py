@@ -2,7 +2,7 @@
 
 import errno
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from accelerate.utils import broadcast_object_list
 
@@ -51,12 +51,13 @@ class Checkpoints:
         self.every = every
         self.request = StopRequest()
         self.stopping = False
+        self.saved: int | None = None  # updates of the checkpoint that was written or read last
 
     def after_update(self) -> None:
         """At the end of the loop's body: save if it is time, or a process was asked to stop.
 
         Between the micro-batches of an update there is nothing to do. After an epoch's last update
-        `save` is to be called, when what belongs to the epoch is done.
+        `save` is to be called, best before its evaluation, which may take long.
 
         Raises:
             Stopped: on every process, if one was asked to stop.
@@ -69,11 +70,24 @@ class Checkpoints:
         if (due or self.stopping) and not epoch_is_complete:
             self.save()
 
+    def stop_if_asked(self) -> None:
+        """Between the batches of an evaluation: leave if a process was asked to stop.
+
+        Nothing is saved: a run that goes on repeats what has been done since the last `save`. So
+        this does nothing if there were updates since, or that checkpoint could not be written.
+
+        Raises:
+            Stopped: on every process, if one was asked to stop.
+        """
+        self.stopping = self.request.agreed(ask_each_time=True) or self.stopping
+        if self.stopping and self.saved == self.accelerator.updates:
+            self.stop()
+
     def save(self, last: bool = False) -> None:
         """Write a checkpoint.
 
         Args:
-            last: the run is complete, so a request to stop is no reason to leave. Nor is a
+            last: all updates are made, so a request to stop is no reason to leave at once. Nor is a
                 checkpoint that cannot be written, of which there is a warning: the trained weights
                 can be written yet.
 
@@ -86,29 +100,47 @@ class Checkpoints:
         call_hooks("checkpoint", self.accelerator)
         payload = {"fixed": self.fixed, "state": state.collect(self.accelerator)}
         updates = self.accelerator.updates
+        written = False
         with all_or_none():
             if self.accelerator.is_main_process:
-                self.write(payload, updates, last=last)
+                written = self.write(payload, updates, last=last)
+        (written,) = broadcast_object_list([written])
+        if written:
+            self.saved = updates
+            self.accelerator.last_checkpoint = place_of(self.run, updates)
         if self.stopping and not last:
-            raise Stopped(
-                f"stopped on request at update {updates}, saved in {self.run / FOLDER}",
-                STOPPED,
-                self.run,
-            )
+            self.stop()
 
-    def write(self, payload: dict[str, Any], updates: int, *, last: bool) -> None:
+    def stop(self) -> NoReturn:
+        """Leave, for a process was asked to stop.
+
+        Raises:
+            Stopped: always.
+        """
+        raise Stopped(
+            f"stopped on request at update {self.accelerator.updates}, saved in {self.run / FOLDER}",
+            STOPPED,
+            self.run,
+        )
+
+    def write(self, payload: dict[str, Any], updates: int, *, last: bool) -> bool:
         """Write a checkpoint, on the process that writes.
+
+        Returns:
+            Whether it was written.
 
         Raises:
             OSError: it cannot be written. Of the run's last one there is only a warning, unless the
                 disk is full, and the trained weights cannot be written either.
         """
         try:
-            self.accelerator.last_checkpoint = write_checkpoint(self.run, payload, updates)
+            write_checkpoint(self.run, payload, updates)
+            return True
         except OSError as error:
             if not last or error.errno in NO_SPACE:
                 raise
             warn(f"the run's last checkpoint is missing ({explain(error)})")
+            return False
 
     def resume(self) -> bool:
         """Go back to where the newest intact checkpoint was taken.
@@ -136,7 +168,8 @@ class Checkpoints:
             return False
         with all_or_none():
             self.restore(payload)
-        self.accelerator.last_checkpoint = place_of(self.run, self.accelerator.updates)
+        self.saved = self.accelerator.updates
+        self.accelerator.last_checkpoint = place_of(self.run, self.saved)
         return True
 
     def restore(self, payload: dict[str, Any]) -> None:

@@ -58,13 +58,20 @@ class StopRequest:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
 
-    def agreed(self) -> bool:
+    def agreed(self, *, ask_each_time: bool = False) -> bool:
         """Whether some process had been asked to stop when the last question was put.
 
         To be called by all processes, once after every update.
+
+        Args:
+            ask_each_time: put a question now, however short ago the last one was: what comes until
+                the next call may take long.
         """
         if self.group is None:
             return self.received is not None
+        if ask_each_time:
+            self.gap = 1
+            self.updates_left = 1
         stop = self.read_answer() if self.question else False
         self.updates_left -= 1
         if self.updates_left <= 0:

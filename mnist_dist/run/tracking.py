@@ -28,6 +28,7 @@ class Tracker:
     Attributes:
         history: all figures so far, in order: points of the curves and epochs, each with its
             `global_step`.
+        trained: figures of an epoch whose updates are made and whose evaluation is to come.
     """
 
     def __init__(self, accelerator: Accelerator, run: Run, settings: dict[str, Any]) -> None:
@@ -35,15 +36,17 @@ class Tracker:
         self.folder = run.folder
         self.settings = settings | {"wandb_id": run.wandb_id, "job": run.job}
         self.history: list[dict[str, Any]] = []
+        self.trained: dict[str, Any] = {}
         self.wandb: WandB | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The history, for a checkpoint."""
-        return {"history": self.history}
+        return {"history": self.history, "trained": self.trained}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the history of a checkpoint."""
         self.history = state["history"]
+        self.trained = state["trained"]
 
     def __enter__(self) -> "Tracker":
         is_writer = self.accelerator.is_main_process
@@ -108,14 +111,16 @@ class Tracker:
             self.wandb.put(point)
 
     def epoch(self, line: dict[str, Any]) -> None:
-        """Add an epoch's figures.
+        """Add an epoch's figures, with those that `trained` held of it.
 
         Args:
-            line: values by name, among them `epoch` and `global_step`.
+            line: values by name. With those in `trained` there are `epoch` and `global_step`.
 
         Raises:
             UserError: on every process, if metrics.jsonl could not be written.
         """
+        line = self.trained | line
+        self.trained = {}
         self.history.append(line)
         with all_or_none():
             if self.accelerator.is_main_process:

@@ -165,6 +165,7 @@ class Watch:
         """Compare what an update begins with, and note the samples that it is made of."""
         micro_batch = accelerator.micro_batch
         if micro_batch.loader != TRAINING:
+            self.observation.line = "evaluation"
             return
         if micro_batch.opens_batch:
             self.before_update(accelerator, micro_batch)
@@ -264,7 +265,8 @@ class Watch:
             self.compare("moving average", found, updates)
         position = accelerator._dataloaders[TRAINING].state_dict()
         is_at_end_of_epoch = position["batch"] == 0
-        if is_at_end_of_epoch:
+        is_new = not self.figures or self.figures[-1]["epoch"] < position["epoch"]
+        if is_at_end_of_epoch and is_new:  # there is another one at the run's end
             self.figures.append(self.figures_of(position["epoch"], updates))
 
     def figures_of(self, epoch: int, updates: int) -> Figures:
