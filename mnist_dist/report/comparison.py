@@ -88,7 +88,9 @@ def groups(
     found = []
     for members in same_but_seed([row for row in rows if epochs[row["run"]]]):
         first = members[0]
-        label = described(first, apart).replace("_", " ") or as_text(Path(first["run"]).resolve().name)
+        label = described(first, apart).replace("_", " ") or as_text(
+            Path(first["run"]).resolve().name
+        )
         done = seed_groups(members)
         found.append(
             {
