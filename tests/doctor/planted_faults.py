@@ -369,6 +369,44 @@ PLAIN = {
     ),
 }
 
+PLAIN["a slow process"] = Fault(
+    "plain.py",
+    (
+        (
+            f"        {FORWARD}\n",
+            f"        __import__('time').sleep(0.2 * rank)\n        {FORWARD}\n",
+        ),
+    ),
+    "pace",
+    FORWARD,
+    "process 1 takes",
+    slow=True,
+)
+PLAIN["a slow loader"] = Fault(
+    "plain.py",
+    (
+        (
+            "loader = DataLoader(dataset, batch_size=8, sampler=sampler)",
+            "def together(rows):\n"
+            "    __import__('time').sleep(0.2 * rank)\n"
+            "    return torch.utils.data.default_collate(rows)\n\n\n"
+            "loader = DataLoader(dataset, 8, sampler=sampler, collate_fn=together)",
+        ),
+    ),
+    "pace",
+    LOOP,
+    "for its loader",
+    slow=True,
+)
+PLAIN["a barrier on one process"] = Fault(
+    "plain.py",
+    ((STEP, f"{STEP}        if rank == 0 and number == 3:\n            dist.barrier()\n"),),
+    "hang",
+    "dist.barrier()",
+    "no other process has come to",
+    deadline=100.0,
+    slow=True,
+)
 PLAIN["a schedule for one process"] = Fault(
     "plain.py",
     (("T_max=EPOCHS * len(loader)", "T_max=EPOCHS * len(dataset) // 8"),),
@@ -508,6 +546,19 @@ ACCELERATED = {
         "dropout",
         FORWARD,
         "the same masks",
+        slow=True,
+    ),
+    "saved by one process": Fault(
+        "accelerated.py",
+        (
+            (
+                "    torch.save(accelerator",
+                '    accelerator.save_state(output / "all")\n    torch.save(accelerator',
+            ),
+        ),
+        "operations",
+        "accelerator.save_state",
+        "save_state is called 1 x on process 0 and 0 x on 1",
         slow=True,
     ),
     "several write": Fault(

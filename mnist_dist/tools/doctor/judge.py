@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from mnist_dist.tools.doctor import (
     rules_against,
     rules_course,
+    rules_pace,
     rules_results,
     rules_samples,
     rules_schedule,
@@ -72,6 +73,8 @@ BETWEEN_RANKS = [
     rule("buffers", rules_training.parting_buffers, "equal", f"{ALONE} {TRAINED}"),
     rule("layers", rules_training.batch_norm, "no statistics of a process's own", ALONE),
     rule("dropout", rules_training.same_masks, "not the same masks", f"{ALONE} {SAMPLES}"),
+    rule("pace", rules_pace.slow_process, "no process is waited for", f"{ALONE} updates shares"),
+    rule("operations", rules_pace.unequal_operations, "the same ones", f"{ALONE} updates end hang"),
     rule("cost", rules_training.needless_exchanges, "one exchange an update", ALONE),
     rule("schedule", rules_schedule.schedule, "stepped as planned"),
     rule("evaluation", rules_results.evaluation, "each sample counts once", ALONE),

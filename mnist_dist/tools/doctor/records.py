@@ -226,6 +226,7 @@ class Sign:
         waits: whether it waits for other processes there.
         ended: whether its program has ended.
         worked: seconds for which it has computed, if it does not wait.
+        computed: seconds for which it has computed in any case.
     """
 
     rank: int = 0
@@ -235,6 +236,14 @@ class Sign:
     waits: bool = False
     ended: bool = False
     worked: float = 0.0
+    computed: float = 0.0
+
+    @property
+    def waits_at(self) -> str:
+        """The operation between processes, or else the line, where it waits for ever if it does."""
+        if self.ended:
+            return "the end"
+        return self.call.partition(" at ")[0] or self.place
 
 
 def write(path: Path, value: Record | Sign) -> None:

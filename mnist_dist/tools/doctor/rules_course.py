@@ -109,6 +109,13 @@ def hang(case: Case) -> Finding | None:
     waiting = [sign for sign in case.hang if sign.waits and not sign.ended]
     others = [sign for sign in case.hang if sign not in waiting]
     words = [said_of(sign) for sign in (*others, *waiting)]
+    lonely = next((sign for sign in waiting if is_reached_by_one(case, sign)), None)
+    if lonely is not None:
+        place = lonely.call.partition(" at ")[2]
+        words.append(f"no other process has come to {place}")
+        advice = "call it on all processes: barriers, gathering, save_state and sharded state_dict "
+        advice += "are no matter of one"
+        return Finding("FAIL", "hang", "; ".join(words), advice, place)
     if others:
         names = processes([sign.rank for sign in others])
         advice = f"the others wait for {names}: all must reach the same operations"
@@ -117,6 +124,12 @@ def hang(case: Case) -> Finding | None:
         advice = "all wait, and not for the same: each operation must be reached by all processes"
         place = waiting[0].place
     return Finding("FAIL", "hang", "; ".join(words), advice, place)
+
+
+def is_reached_by_one(case: Case, sign: Sign) -> bool:
+    """Return whether a process waits in an operation at a line that no other one has come to."""
+    others = [record for record in case.ranks if record.rank != sign.rank]
+    return bool(sign.call) and not any(sign.call in record.collectives for record in others)
 
 
 def said_of(sign: Sign) -> str:

@@ -14,6 +14,8 @@ from mnist_dist.tools.whereabouts import whereabouts
 BEAT = 0.5  # seconds between two signs
 WRAPPER = "nn/parallel/distributed.py"  # in which a wrapper waits for buffers
 BUSY = 5.0  # times the deadline for processes that compute
+AT_ODDS = 10.0  # seconds in which all wait, for different things, and nobody computes: a hang, too
+IDLE = 0.2  # seconds of computing in that time that the signs themselves may take
 STILL = 4  # beats without an event, after which the record is written in any case
 
 
@@ -51,6 +53,7 @@ class Signs:
         if frame is not None and frame.f_code.co_filename.endswith(WRAPPER):
             waits = True
         waits = waits or bool(recorder.call)
+        computed = round(time.process_time(), 2)
         sign = Sign(
             rank=recorder.record.rank,
             events=recorder.events,
@@ -58,7 +61,8 @@ class Signs:
             call=recorder.call,
             waits=waits,
             ended=recorder.record.ended,
-            worked=0.0 if waits else round(time.process_time(), 1),
+            worked=0.0 if waits else round(computed, 1),
+            computed=computed,
         )
         with suppress(OSError):  # the first process removes the folder when it has judged
             write(recorder.folder / f"sign-{sign.rank}.json", sign)
@@ -90,6 +94,8 @@ class HangWatch:
         self.worked: list[float] = []
         self.no_event_since = time.monotonic()
         self.no_work_since = time.monotonic()
+        self.computed: list[float] = []
+        self.at_odds_since = time.monotonic()
 
     def hanging(self) -> list[Sign]:
         """Return the signs of all processes if they hang, otherwise nothing."""
@@ -106,7 +112,21 @@ class HangWatch:
         self.worked = worked
         is_idle = now > self.no_work_since + self.deadline
         is_late = now > self.no_event_since + self.deadline * BUSY
+        is_late |= self.are_at_odds(signs, now)
         somebody_waits = any(sign.waits and not sign.ended for sign in signs)
         if (is_idle or is_late) and somebody_waits and len(signs) == self.world:
             return signs
         return []
+
+    def are_at_odds(self, signs: list[Sign], now: float) -> bool:
+        """Return whether all processes wait, for different things, so that waiting is in vain."""
+        computed = [sign.computed for sign in signs]
+        all_wait = all(sign.waits or sign.ended for sign in signs)
+        is_same = len(computed) == len(self.computed)
+        spent = sum(computed) - sum(self.computed) if is_same else 0.0
+        for_different = len({sign.waits_at for sign in signs}) > 1
+        has_event = now == self.no_event_since
+        if has_event or not (all_wait and for_different and is_same) or spent > IDLE * len(signs):
+            self.computed = computed
+            self.at_odds_since = now
+        return now > self.at_odds_since + AT_ODDS

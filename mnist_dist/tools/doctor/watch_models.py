@@ -1,5 +1,7 @@
 """Watches models: what they are given, by which wrapper they are called, and their layers."""
 
+import sys
+from types import FrameType
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from mnist_dist.tools.doctor.patches import call_after, call_before
 from mnist_dist.tools.doctor.places import place
 from mnist_dist.tools.doctor.recorder import Recorder
 
+FRAMES = 10  # of the stack, in which the call of a module is looked for
 DROPOUTS = (
     "dropout",
     "dropout1d",
@@ -107,7 +110,7 @@ class ModelWatch:
         if self.first_root[0] != now.number:
             self.first_root = (now.number, id(bare))
         if self.first_root[1] == id(bare):
-            self.note_inputs(tensors_in(list(args)))
+            self.note_inputs(tensors_in([*args, *arguments_by_name(module)]))
         if type(module).__name__ == "FullyShardedDataParallel":
             self.recorder.record.is_sharded = True
 
@@ -160,3 +163,20 @@ class ModelWatch:
         if self.root is None:
             return {}
         return {id(parameter): name for name, parameter in self.root.named_parameters()}
+
+
+def arguments_by_name(module: nn.Module) -> list[Any]:
+    """Return what a module is being called with by name, which torch does not tell global hooks.
+
+    Args:
+        module: the one whose forward pass begins; its call is a few frames above the hook.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(FRAMES):
+        if frame is None:
+            break
+        values = frame.f_locals
+        if values.get("self") is module and isinstance(values.get("kwargs"), dict):
+            return list(values["kwargs"].values())
+        frame = frame.f_back
+    return []

@@ -1,6 +1,7 @@
 """Watches the operations between processes: which, how often, and by which line."""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch.distributed as dist
@@ -30,6 +31,7 @@ OPERATIONS = (
     "scatter_object_list",
     "send",
 )
+SAVE_STATE = "save_state"  # of Accelerate: no operation between processes by itself
 
 
 class ProcessWatch:
@@ -55,18 +57,19 @@ class ProcessWatch:
         call_before(Accelerator, "__init__", quietly(self.accelerator))
         for kind in (Accelerator, ExactAccelerator):
             call_before(kind, "gather_for_metrics", quietly(self.gathered))
+        call_before(Accelerator, "save_state", quietly(self.state_saved))
 
     def begin_of(self, name: str) -> Any:
         """Return the hook for the beginning of an operation."""
 
         def begin(*args: Any, **kwargs: Any) -> None:
-            del args, kwargs
             recorder = self.recorder
             recorder.events += 1
             recorder.begins_to_wait()
             line = place()
             recorder.call = f"{name} at {line}"
-            self.calls[recorder.call] += 1
+            if not is_of_some([*args, *kwargs.values()]):
+                self.calls[recorder.call] += 1
             recorder.record.collectives = dict(self.calls)
             if recorder.batches_from is not None:
                 counts = recorder.batches_from.collectives
@@ -88,7 +91,19 @@ class ProcessWatch:
         self.recorder.record.accelerate = True
         self.recorder.record.exact = isinstance(accelerator, ExactAccelerator)
 
+    def state_saved(self, *args: Any, **kwargs: Any) -> None:
+        """Note that Accelerate saves a state, of which each process has a part."""
+        del args, kwargs
+        self.calls[f"{SAVE_STATE} at {place()}"] += 1
+        self.recorder.record.collectives = dict(self.calls)
+
     def gathered(self, *args: Any, **kwargs: Any) -> None:
         """Note that Accelerate was asked to leave padding out."""
         del args, kwargs
         self.recorder.record.gathered_for_metrics = True
+
+
+def is_of_some(arguments: Iterable[Any]) -> bool:
+    """Return whether an operation is one of some processes only, by the group that it is given."""
+    groups = [each for each in arguments if isinstance(each, dist.ProcessGroup)]
+    return any(group.size() < dist.get_world_size() for group in groups)
