@@ -28,6 +28,7 @@ PLACES = {
     "mnist_dist/run/weights.py:save_weights": "the weights are written",
     "mnist_dist/plots/classification.py:draw_mistakes": "pictures are drawn",
     "mnist_dist/plots/classification.py:digits": "pictures are drawn",
+    "mnist_dist/report/thumbnails.py:picture": "and shown in the run's page",
     "evaluate.py:main": "the weights go to the device",
 }
 OF_FP16 = {

@@ -62,7 +62,7 @@ def thumbnails(result: Evaluation, samples: DataSet) -> dict[str, Any]:
 
 def first_right(result: Evaluation) -> list[int]:
     """Return the number of the first sample of each class that is classified correctly."""
-    found = {}
+    found: dict[int, int] = {}
     for number in torch.nonzero(result.predictions == result.labels).flatten().tolist():
         found.setdefault(int(result.labels[number]), number)
     return [found[label] for label in sorted(found)]
@@ -132,8 +132,8 @@ def picture(numbers: Sequence[int], samples: DataSet) -> bytes:
         The PNG file, with the pixels as they are in the data set.
     """
     images = samples.test.images
-    chosen = images[torch.tensor(numbers, device=images.device, dtype=torch.long), 0]
-    grey = (255 * samples.pixels(chosen)).round().byte().cpu().numpy()
+    chosen = images[torch.tensor(numbers, dtype=torch.long).to(images.device), 0]
+    grey = (255 * samples.pixels(chosen).cpu()).round().byte().numpy()
     rows = max(1, -(-len(numbers) // COLUMNS))
     grid = np.zeros((rows * COLUMNS, SIDE, SIDE), np.uint8)
     grid[: len(grey)] = grey

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from mnist_dist.core.agreement import all_or_none
 from mnist_dist.core.errors import Stopped
 from mnist_dist.run.files import append_json, write_json, write_json_lines
-from mnist_dist.run.folder import CONFIG, ENDED, METRICS, SUMMARY, Run
+from mnist_dist.run.folder import CONFIG, ENDED, METRICS, REPORT, SUMMARY, Run
 from mnist_dist.run.wandb_run import AtEnd, WandB, first_line
 
 
@@ -82,7 +82,8 @@ class Tracker:
         write_json_lines(self.folder / METRICS, self.lines)
         epochs = self.settings.get("epochs", math.inf)
         if len(self.lines) < epochs:  # a finished run that is given more epochs is not finished
-            (self.folder / SUMMARY).unlink(missing_ok=True)
+            for name in (SUMMARY, REPORT):
+                (self.folder / name).unlink(missing_ok=True)
 
     def note_end(self, error: BaseException) -> None:
         """Write why the run ended before it was finished.
