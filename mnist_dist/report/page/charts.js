@@ -1,6 +1,6 @@
 // Curves that tell their values where the pointer is, and by the arrow keys.
 
-const MARGIN = { left: 52, right: 14, top: 12, bottom: 34 };
+const MARGIN = { left: 52, right: 22, top: 12, bottom: 34 };
 
 // Draw curves into an element, anew whenever its width changes.
 //   chart.title: what the vertical axis shows.

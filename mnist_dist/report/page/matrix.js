@@ -82,7 +82,7 @@ function makeMatrix(table, cell, thumbnails, ask) {
           click: () => choose(label, predicted),
           keydown: (event) => move(event, label, predicted),
         },
-      }, count ? count.toLocaleString("en") : "·");
+      }, count ? String(count) : "·");
       const heat = label === predicted ? 0 : Math.sqrt(shares[label][predicted] / largest);
       button.style.setProperty("--heat", `${Math.round(100 * heat)}%`);
       button.className = [

@@ -23,7 +23,10 @@ function fillCurves() {
   const of = (...series) => series.filter((one) => one.points && one.points.length);
   const shared = { xLabel: "epoch", xName: epochName, wholeX: true };
 
-  const training = curves.loss ? named("training", "train", "loss", false) : named("training", "train", "train_loss");
+  // With these flags what is minimised is not the cross-entropy that a test has.
+  const isOther = DATA.settings.some(([flag, , isChanged]) => isChanged && ["--label-smoothing", "--teacher"].includes(flag));
+  const name = isOther ? "training, as minimised" : "training";
+  const training = curves.loss ? named(name, "train", "loss", false) : named(name, "train", "train_loss");
   const losses = of(training, named("held out", "val", "val_loss"), named("test", "test", "test_loss"));
   if (losses.length) {
     const log = isWide(losses);
@@ -96,7 +99,8 @@ function fillCalibration() {
     : gap > 0 ? "less often than it says" : "more often than it says";
   byId("calibration-lead").textContent =
     `On average it is ${percent(sure)} sure, and it is right in ${percent(DATA.accuracy)}: ${way}. ` +
-    `The expected calibration error is ${percent(DATA.calibration_error)}.`;
+    `The expected calibration error is ${percent(DATA.calibration_error)}. ` +
+    `Grey bars: how many ${DATA.noun}s, on a logarithmic scale.`;
   const points = bins.map((bin) => [bin.confidence, bin.accuracy]);
   const most = Math.max(...bins.map((bin) => bin.count));
   lineChart(byId("reliability"), {
