@@ -407,6 +407,78 @@ PLAIN["a barrier on one process"] = Fault(
     deadline=100.0,
     slow=True,
 )
+PLAIN["divided by processes"] = Fault(
+    "plain.py",
+    ((BACKWARD, "        (loss / world).backward()\n"),),
+    "gradient",
+    "(loss / world).backward()",
+    "the loss is divided by 2, and by 1 on 1 process",
+    against=True,
+    slow=True,
+)
+PLAIN["a copy's parameters"] = Fault(
+    "plain.py",
+    (
+        ("import sys\n", "import copy\nimport sys\n"),
+        ("SGD(model.parameters()", "SGD(copy.deepcopy(model.module).parameters()"),
+    ),
+    "optimizer",
+    "optimizer.step()",
+    "none of its 4 parameters has a gradient",
+    slow=True,
+)
+PLAIN["clipped before the exchange"] = Fault(
+    "plain.py",
+    (
+        UNWRAPPED,
+        (
+            STEP,
+            "        nn.utils.clip_grad_norm_(model.parameters(), 0.1)\n"
+            "        for parameter in model.parameters():\n"
+            "            dist.all_reduce(parameter.grad)\n"
+            f"{STEP}",
+        ),
+    ),
+    "clipping",
+    "clip_grad_norm_",
+    "each process clips a gradient of its own",
+    slow=True,
+)
+PLAIN["evaluation mode on one process"] = Fault(
+    "plain.py",
+    (
+        ("    model.train()\n", "    if rank == 0 or epoch == 0:\n        model.train()\n"),
+        ("    model.eval()\n", "    model.eval()\n"),
+    ),
+    "mode",
+    "loss.backward()",
+    "in update 7 the model is in evaluation mode on process 1 only",
+    slow=True,
+)
+PLAIN["evaluation mode for ever"] = Fault(
+    "plain.py",
+    (("    model.train()\n", ""),),
+    "mode",
+    "loss.backward()",
+    "from update 7 on the model is in evaluation mode",
+    slow=True,
+)
+PLAIN["a layer put in later"] = Fault(
+    "plain.py",
+    ((WRAP, f"{WRAP}model.module[3] = nn.Linear(8, 3)\n"),),
+    "gradients",
+    FORWARD,
+    "3.weight, 3.bias: put into the model after it was wrapped",
+    slow=True,
+)
+PLAIN["an operation of one process"] = Fault(
+    "plain.py",
+    (("    dist.all_reduce(counts)\n", "    if rank == 0:\n        dist.all_reduce(counts)\n"),),
+    "end",
+    "dist.all_reduce(counts)",
+    "which no other process has come to",
+    slow=True,
+)
 PLAIN["a schedule for one process"] = Fault(
     "plain.py",
     (("T_max=EPOCHS * len(loader)", "T_max=EPOCHS * len(dataset) // 8"),),

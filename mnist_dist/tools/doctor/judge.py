@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from mnist_dist.tools.doctor import (
     rules_against,
     rules_course,
+    rules_modes,
     rules_pace,
     rules_results,
     rules_samples,
@@ -61,6 +62,7 @@ BETWEEN_RANKS = [
     rule("padding", rules_samples.padding, "no sample comes twice", f"{ALONE} {SAMPLES}"),
     rule("order", rules_samples.same_order, "each epoch has its own order"),
     rule("shares", rules_samples.uneven_shares, "equal shares", f"{ALONE} updates"),
+    rule("optimizer", rules_modes.without_gradients, "its parameters have gradients", ALONE),
     rule("gradients", rules_training.not_exchanged, "equal when used", f"{ALONE} not-finite"),
     rule(
         "first weights",
@@ -70,6 +72,8 @@ BETWEEN_RANKS = [
     ),
     rule("rate", rules_training.unequal_rates, "equal on all processes", f"{ALONE} updates"),
     rule("weights", rules_training.parting_weights, "equal to the end", f"{ALONE} {TRAINED}"),
+    rule("mode", rules_modes.mode, "in training mode where it trains", ALONE),
+    rule("clipping", rules_modes.clipping, "of what all have", f"{ALONE} gradients not-finite"),
     rule("buffers", rules_training.parting_buffers, "equal", f"{ALONE} {TRAINED}"),
     rule("layers", rules_training.batch_norm, "no statistics of a process's own", ALONE),
     rule("dropout", rules_training.same_masks, "not the same masks", f"{ALONE} {SAMPLES}"),
@@ -77,7 +81,12 @@ BETWEEN_RANKS = [
     rule("operations", rules_pace.unequal_operations, "the same ones", f"{ALONE} updates end hang"),
     rule("cost", rules_training.needless_exchanges, "one exchange an update", ALONE),
     rule("schedule", rules_schedule.schedule, "stepped as planned"),
-    rule("evaluation", rules_results.evaluation, "each sample counts once", ALONE),
+    rule(
+        "evaluation",
+        rules_results.evaluation,
+        "each sample counts once",
+        f"{ALONE} end hang updates",
+    ),
     rule("files", rules_results.shared_files, "each is written by one process"),
 ]
 

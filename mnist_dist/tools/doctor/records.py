@@ -24,6 +24,10 @@ class Update:
         bare: forward passes of what a wrapper holds, past the wrapper.
         forward_place, backward_place: the lines of the last pass.
         bare_place: the line of the last pass past the wrapper.
+        divisor: number by which the last loss was divided before its backward pass; 1: none was seen.
+        in_eval: backward passes through a model that is in evaluation mode.
+        clip_norm: the gradient's norm when it was clipped, None if it was not.
+        clip_place: the line that did it.
         finite_loss: whether all losses were finite; None if nobody looked.
         examined: whether the digests below were taken.
         weights, gradients: a digest of each parameter before the step, and of its gradient.
@@ -53,6 +57,10 @@ class Update:
     forward_place: str = ""
     backward_place: str = ""
     bare_place: str = ""
+    divisor: float = 1.0
+    in_eval: int = 0
+    clip_norm: float | None = None
+    clip_place: str = ""
     finite_loss: bool | None = None
     examined: bool = False
     weights: list[int] = field(default_factory=list)
@@ -166,6 +174,7 @@ class Record:
         stopped_with: a digest of each parameter when doctor stopped the process.
         names: of the optimizer's parameters.
         wrapper: the class that wraps the model, empty if none was made.
+        outside: parameters of the optimizer that the wrapper did not have when it was made.
         broadcasts_buffers: whether the wrapper does so before each forward pass.
         batch_norm: the class of a layer that normalises over this process's rows, if any.
         batch_norm_place: the line by which it was called.
@@ -196,6 +205,7 @@ class Record:
     stopped_with: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     wrapper: str = ""
+    outside: list[str] = field(default_factory=list)
     broadcasts_buffers: bool = False
     batch_norm: str = ""
     batch_norm_place: str = ""

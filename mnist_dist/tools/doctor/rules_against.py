@@ -118,17 +118,35 @@ def of_other_samples(case: Case, ratio: float, off: float) -> Finding | None:
         off: by how much they point elsewhere.
     """
     points_alike = off < math.sqrt(1 - ALIKE**2)
+    found = divided_by_processes(case)
+    if found:
+        return found
     is_sum = abs(ratio / case.world - 1) < ROUGHLY
-    if case.world == 1 or not points_alike or not is_sum:
+    is_part = abs(ratio * case.world - 1) < ROUGHLY
+    if case.world == 1 or not points_alike or not (is_sum or is_part):
         return None
-    return Finding(
-        "WARN",
-        "gradient",
-        f"the first gradient is {ratio:.2f} times as large as on 1 process, about as often as "
-        "there are processes: a sum where a mean was meant?",
-        "divide the sum of gradients, or the loss, by the number of processes, once",
-        case.first.updates[0].backward_place,
-    )
+    words = f"the first gradient is {ratio:.2f} times as large as on 1 process, about "
+    if is_sum:
+        words += f"{case.world} times: a sum where a mean was meant?"
+        advice = "divide the sum of gradients, or the loss, by the number of processes, once"
+    else:
+        words += f"a part in {case.world}: a loss that is divided by the number of processes?"
+        advice = "leave that out: DistributedDataParallel takes the mean over processes itself"
+    place = case.first.updates[0].backward_place
+    return Finding("WARN", "gradient", words, advice, place)
+
+
+def divided_by_processes(case: Case) -> Finding | None:
+    """Judge a loss that is divided by the number of processes before DDP takes their mean."""
+    assert case.alone is not None
+    update = case.first.updates[0]
+    one = case.alone.updates[0].divisor
+    if not update.wrapped or case.world == 1 or update.divisor != one * case.world:
+        return None
+    words = f"the loss is divided by {update.divisor:g}, and by {one:g} on 1 process; the wrapper "
+    words += "divides by the number of processes, too"
+    advice = "leave your own division out: the wrapper takes the mean over processes"
+    return Finding("FAIL", "gradient", words, advice, update.backward_place)
 
 
 def rates_of(record: Record) -> list[float]:

@@ -26,6 +26,7 @@ def not_connected(case: Case) -> Finding | None:
 def own_error(case: Case) -> Finding | None:
     """An error of some process that does not follow from another one's."""
     failed = [record for record in case.ranks if record.error]
+    failed = [record for record in failed if not follows_from_wrapping(record)]
     own = [record for record in failed if not is_lost_connection(record.error)]
     if own:
         ranks = [record.rank for record in own]
@@ -37,6 +38,11 @@ def own_error(case: Case) -> Finding | None:
             advice = "all processes end by it"
         return Finding("FAIL", "end", words, advice, record.error_place)
     return silent_end(case) or left_behind(case, failed)
+
+
+def follows_from_wrapping(record: Record) -> bool:
+    """Return whether DDP waits for parameters that were replaced, of which another rule tells."""
+    return bool(record.outside) and "finished reduction in the prior iteration" in record.error
 
 
 def left_behind(case: Case, failed: list[Record]) -> Finding | None:
@@ -61,6 +67,12 @@ def silent_end(case: Case) -> Finding | None:
         record = dead[0]
         words = f"process {record.rank} died after update {record.made} without a word"
         advice = "look at the memory of its node, and for a segmentation fault"
+        alone = operation_of_one(case, record)
+        if alone:
+            name, _, place = alone.partition(" at ")
+            words += f", in {name}, which no other process has come to"
+            advice = "call it on all processes: it meets another operation of theirs"
+            return Finding("FAIL", "end", words, advice, place)
         return Finding("FAIL", "end", words, advice, last_place(record))
     refused = [record for record in case.ranks if record.status > 0 and not record.error]
     if refused:
@@ -68,6 +80,15 @@ def silent_end(case: Case) -> Finding | None:
         words = f"process {record.rank} ends with status {record.status} after update {record.made}"
         return Finding("FAIL", "end", words, "look at its own last words")
     return None
+
+
+def operation_of_one(case: Case, record: Record) -> str:
+    """Return an operation, with its line, that only this process has come to."""
+    others = [other for other in case.ranks if other.rank != record.rank]
+    for call in reversed(record.collectives):
+        if not any(call in other.collectives for other in others):
+            return call
+    return ""
 
 
 def last_place(record: Record) -> str:

@@ -64,6 +64,9 @@ def why_not_exchanged(case: Case, update: Update, differing: list[str]) -> Findi
     elif some_agree and (update.wrapped or has_reduced):
         cause = f"{listed(differing)}: not among those that are exchanged"
         advice = "wrap one module that holds all that the optimizer has"
+    elif case.first.outside and update.wrapped:
+        cause = f"{listed(case.first.outside)}: put into the model after it was wrapped"
+        advice = "change the model first, then wrap it, then make the optimizer"
     elif not case.first.wrapper:
         cause = "the model is not wrapped"
         advice = "DistributedDataParallel(model), or what accelerator.prepare(model) returns"

@@ -115,6 +115,7 @@ class LoaderWatch:
         self.recorder.batches_from = epoch
         self.recorder.events += 1
         epoch.given += 1
+        epoch.complete |= epoch.given == epoch.length  # a loop may count, and not ask for one more
         if self.iterations[epoch.place] <= KEPT:
             epoch.batches.append(as_numbers(numbers, iterator._dataset))
 

@@ -37,6 +37,8 @@ class LossWatch:
         now.backward += 1
         now.backward_place = place()
         self.recorder.events += 1
+        now.divisor = divisor_of(loss) if self.recorder.examines else 1.0
+        now.in_eval += self.models.is_in_eval
         self.note_batch()
         is_over_nothing = self.models.last_rows == 0  # such a mean is no number, and harms nothing
         is_cheap = loss.device.type == "cpu" or self.recorder.examines
@@ -69,3 +71,14 @@ def position_in(epoch: Epoch) -> int:
     if epoch.given < epoch.length or epoch.length < 0:
         return max(1, epoch.given - 1)
     return min(epoch.length, max(epoch.position + 1, epoch.length - 1))
+
+
+def divisor_of(loss: Tensor) -> float:
+    """Return the number by which a loss was divided as the last thing; 1 if none can be seen."""
+    operation = loss.grad_fn
+    if operation is None or operation.name() != "DivBackward0":
+        return 1.0
+    divisor = getattr(operation, "_saved_other", None)
+    if isinstance(divisor, Tensor) and divisor.numel() == 1:
+        return float(divisor)
+    return 1.0

@@ -42,6 +42,8 @@ class ModelWatch:
         root: the model of the last training pass, without a wrapper.
         last_rows: rows that a model was given last, None if that cannot be seen.
         first_root: the number of the update in the making, and the identity of its first model.
+        is_in_eval: whether the last forward pass with gradients was of a model in evaluation mode.
+        wrapped_parameters: identities of those that wrappers were given.
         is_in_backward: whether a backward pass is in progress, which may repeat forward passes.
     """
 
@@ -52,6 +54,8 @@ class ModelWatch:
         self.root: nn.Module | None = None
         self.first_root = (0, 0)
         self.last_rows: int | None = None
+        self.is_in_eval = False
+        self.wrapped_parameters: set[int] = set()
         self.is_in_backward = False
 
     def install(self) -> None:
@@ -70,6 +74,7 @@ class ModelWatch:
         record.wrapper = type(wrapper).__name__
         record.broadcasts_buffers = wrapper.broadcast_buffers
         self.inner.add(id(wrapper.module))
+        self.wrapped_parameters |= {id(parameter) for parameter in wrapper.module.parameters()}
 
     def before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Note a forward pass that begins."""
@@ -90,6 +95,8 @@ class ModelWatch:
             return  # a loss
         self.recorder.events += 1
         is_training = torch.is_grad_enabled() and bare.training
+        if torch.is_grad_enabled():
+            self.is_in_eval = not bare.training
         if is_training:
             self.note_training(module, bare, args)
         elif self.recorder.batches_from is not None:

@@ -14,6 +14,7 @@ from torch.optim.optimizer import (
 )
 
 from mnist_dist.tools.doctor.digests import digest, sketch
+from mnist_dist.tools.doctor.patches import call_after
 from mnist_dist.tools.doctor.places import place
 from mnist_dist.tools.doctor.recorder import Recorder
 from mnist_dist.tools.doctor.watch_models import ModelWatch
@@ -42,6 +43,8 @@ class OptimizerWatch:
         quietly = self.recorder.quietly
         register_optimizer_step_pre_hook(quietly(self.before_step))
         register_optimizer_step_post_hook(quietly(self.after_step))
+        for owner in (torch.nn.utils, torch.nn.utils.clip_grad):
+            call_after(owner, "clip_grad_norm_", quietly(self.clipped))
         if self.recorder.stop_after:
             register_optimizer_step_post_hook(self.stop)
 
@@ -77,6 +80,13 @@ class OptimizerWatch:
             self.recorder.batches_from.updates += 1
         self.recorder.finish_update()
 
+    def clipped(self, norm: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Note the norm of a gradient that is clipped."""
+        del args, kwargs
+        if self.recorder.examines and type(norm) is Tensor:
+            self.recorder.now.clip_norm = float(norm)
+            self.recorder.now.clip_place = place()
+
     def stop(self, optimizer: Optimizer, *_: Any) -> None:
         """Send this process SIGTERM after the update after which it is to be stopped.
 
@@ -102,6 +112,10 @@ class OptimizerWatch:
         names = self.models.parameter_names()
         for number, parameter in enumerate(parameters):
             record.names.append(names.get(id(parameter), f"parameter {number} of the optimizer"))
+        given = self.models.wrapped_parameters
+        if given:
+            pairs = zip(record.names, parameters, strict=True)
+            record.outside = [name for name, each in pairs if id(each) not in given]
         record.device = name_of(parameters[0].device)
         is_sharded = [hasattr(each, "_local_tensor") for each in parameters]
         if any(is_sharded) or "deepspeed" in sys.modules:

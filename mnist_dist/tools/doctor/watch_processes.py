@@ -71,6 +71,8 @@ class ProcessWatch:
             if not is_of_some([*args, *kwargs.values()]):
                 self.calls[recorder.call] += 1
             recorder.record.collectives = dict(self.calls)
+            if self.calls[recorder.call] == 1:
+                recorder.write()  # the process may die in it
             if recorder.batches_from is not None:
                 counts = recorder.batches_from.collectives
                 counts[name] = counts.get(name, 0) + 1
