@@ -31,34 +31,33 @@ from mnist_dist.usage import UsageError, require
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Evaluate a trained model, or the mean of several, exactly, at any number of processes."""
+    """Evaluate a trained model or an ensemble, with the same result on any number of processes."""
 
     models: tyro.conf.Positional[tuple[Path, ...]]
-    """Runs' folders, or .pth files with a model's state_dict; the probabilities of several are averaged."""
+    """Run folders, or .pth files holding a state_dict; several models are averaged (an ensemble)."""
     dataset: datasets.Name | None = None
-    """Default: what the run was trained on; auto for a lone .pth file."""
+    """Default: the data set of the run; auto for a .pth file that belongs to no run."""
     data_dir: Path | None = None
-    """Folder with MNIST/raw/... in it; default: the run's if the data set is there, else data."""
+    """Folder that contains MNIST/raw/...; default: the run's data folder if it has the data set, else data."""
     split: Literal["test", "train", "val"] = "test"
     """Which samples; val are those that the run held out of its training set."""
     shifts: bool = False
-    """Average the probabilities over four copies of each image, too, moved up, down, left and right by a pixel."""
+    """Test-time augmentation: average over each image and its four one-pixel shifts."""
     distortions: int = 0
-    """Average the probabilities over so many distorted copies of each image, too."""
+    """Test-time augmentation: also average over this many randomly distorted copies of each image."""
     affine: float = 0.3
-    """Strength of rotation, scale, shear and shift of these copies, as in train.py."""
+    """Strength of rotation, scaling, shear and shift for --distortions, as in train.py."""
     elastic: float = 0.3
-    """Strength of their bending, as in train.py."""
+    """Strength of elastic deformation for --distortions, as in train.py."""
     cpu: bool = False
     """Force the CPU."""
     output_dir: Path | None = None
-    """Where evaluation.json and the pictures go; default: the model's folder, where a run's own pictures stay; needed
-    for several."""
+    """Folder for evaluation.json and the plots; default: the model's folder. Required for several models."""
     pictures: Literal["png", "pdf", "svg"] = "png"
     """Format of the pictures."""
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Validate the settings.
 
         Raises:
             UsageError: names the flag, its value and what to give instead.
@@ -91,8 +90,8 @@ def main(config: EvaluateConfig | None = None) -> None:
     config = config or parse(EvaluateConfig)
     accelerator = launch.start(config.cpu, mixed_precision="no")
 
-    # The models, from their weights alone; the data they were trained on, as their runs' settings
-    # tell.
+    # Build the models from their weights alone. Which data they were trained on is read from their
+    # runs' settings.
     with all_or_none():
         trained = [weights.locate(path) for path in config.models]
         loaded = [weights.load_weights(one.weights) for one in trained]
@@ -122,8 +121,8 @@ def main(config: EvaluateConfig | None = None) -> None:
                 f"--split val: the run of {first.weights} held no samples out: use --split test"
             )
         name = config.dataset or first.dataset
-        # What a file from elsewhere names is looked into and never written to: a download goes to
-        # our own folder.
+        # A data folder named by somebody else's file is only read, never written to: downloads go
+        # to our own folder.
         place = config.data_dir or datasets.folder_with(
             name, Path(first.data_dir), datasets.DATA_DIR
         )
@@ -139,7 +138,7 @@ def main(config: EvaluateConfig | None = None) -> None:
         dtype,
     )
 
-    # Every sample counted once, each process its share; and the same again for every shifted or
+    # Classify every sample exactly once, split across the processes, and again for every shifted or
     # distorted copy.
     def distorted(copy: int, images: Tensor, micro_batch: MicroBatch) -> Tensor:
         return distort(

@@ -41,7 +41,7 @@ from mnist_dist.run.tracking import Tracker
 from mnist_dist.run.weights import fingerprint, save_weights
 
 LONGEST = 64  # characters, after which a line is cut
-NONE = -1  # what follows a line's end, and is not to be guessed
+NONE = -1  # padding after the end of a line, ignored by the loss
 HELP_LINES = 4000  # of Python's help texts
 HELD_OUT = 6  # one of so many lines is held out, to test on
 
@@ -53,12 +53,12 @@ WIDTH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Config(settings.OwnConfig):
-    """Train a network that writes text letter by letter, the same on any number of processes."""
+    """Train a character-level language model, the same on any number of processes."""
 
     text: Path | None = None
     """A text; default: 4,000 lines of Python's help."""
     dropout: float = 0.0
-    """Share of what the layers compute that is dropped; it needs --virtual-processes."""
+    """Dropout probability; requires --virtual-processes."""
 
     def check(self) -> None:
         """Refuse impossible values.
@@ -134,7 +134,7 @@ def pieces_of_lines(text: str) -> list[str]:
 
 
 class Transformer(nn.Module):
-    """Guesses what follows each character of a line.
+    """A causal language model: predicts the character that follows each character of a line.
 
     Args:
         characters: how many different ones there are.
@@ -158,7 +158,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(WIDTH, characters)
 
     def forward(self, lines: Tensor) -> Tensor:
-        """Guess.
+        """Predict the next characters.
 
         Args:
             lines: (N, T), the numbers of characters; NONE for none.
@@ -253,7 +253,7 @@ def main() -> None:
         scheduler,
     )
 
-    # The run's folder, its record, and where it left off if it was stopped.
+    # Open the run's folder, set up its tracker and checkpoints, and resume if asked to.
     run = folder.open_run(config.output_dir, "characters", config.resume, weights="model.pth")
     tracker = Tracker(accelerator, run, about)
     train_loss = MeanLoss(accelerator)
@@ -272,7 +272,7 @@ def main() -> None:
             for (batch,) in progress_bar(accelerator, train_loader, title):
                 logits = model(batch[:, :-1])
                 wanted = batch[:, 1:]
-                # The mean over the characters, of which lines have more or fewer.
+                # The mean over the characters, because lines differ in length.
                 loss = F.cross_entropy(logits.transpose(1, 2), wanted, ignore_index=NONE)
                 characters = (wanted != NONE).sum()
                 train_loss.update(loss, terms=characters)

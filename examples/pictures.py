@@ -5,10 +5,10 @@ python examples/pictures.py --data FOLDER        a folder with a folder of pictu
 python examples/pictures.py --data FILE.npz      arrays `images` and `labels`
 torchrun --nproc-per-node 2 examples/pictures.py --cpu --model resnet18 --virtual-processes 8
 
-It is the loop of Accelerate's documentation. Pictures are read when their batch is due, by the
-workers of a `DataLoader`, which also crop, mirror and colour those to train on at random. With
---virtual-processes even torchvision's ResNet-18, with its batch normalisation, is the same to the
-bit on 1 to so many processes.
+This is the training loop from Accelerate's documentation. Pictures are read when their batch is
+due, by the workers of a `DataLoader`, which also augment the training pictures (random crop, flip,
+colour jitter). With --virtual-processes N, even torchvision's ResNet-18, with its batch
+normalisation, gives bit-identical results on 1 to N processes.
 """
 
 import math
@@ -59,9 +59,9 @@ class Config(settings.OwnConfig):
     model: Literal["small", "resnet18"] = "small"
     """Two convolutions, or torchvision's ResNet-18, whose batch normalisation then covers the global batch."""
     plain: bool = False
-    """Leave the pictures as they are, and do not crop, mirror and colour them at random."""
+    """No random augmentation of the pictures (crop, flip, colour jitter)."""
     workers: int = 2
-    """Processes that read pictures for each process that trains; 0: it reads them itself."""
+    """DataLoader workers per training process; 0: it reads the pictures itself."""
 
     def check(self) -> None:
         """Refuse impossible values.
@@ -82,7 +82,7 @@ class Pictures(Dataset):
 
     Args:
         pictures: all of them.
-        numbers: of those that are meant.
+        numbers: indices of the pictures in this subset.
         transform: makes a tensor of a picture. What it draws at random depends on the seed, the
             epoch and the picture, whichever process or worker reads it.
         side: pixels a side that the transform needs.
@@ -129,7 +129,7 @@ def stripes() -> PictureArray:
 
 
 def transforms(config: Config, dtype: torch.dtype) -> tuple[v2.Compose, v2.Compose]:
-    """What makes tensors of pictures, those to train on and those to test on."""
+    """The transforms from pictures to tensors, for training and for testing."""
     side = SIDES[config.model]
     resize = v2.Resize((side, side))
     at_random = [
@@ -249,7 +249,7 @@ def main() -> None:
         scheduler,
     )
 
-    # The run's folder, its record, and where it left off if it was stopped.
+    # Open the run's folder, set up its tracker and checkpoints, and resume if asked to.
     run = folder.open_run(config.output_dir, "pictures", config.resume, weights="model.pth")
     tracker = Tracker(accelerator, run, about)
     train_loss = MeanLoss(accelerator)

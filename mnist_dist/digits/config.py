@@ -27,24 +27,24 @@ class TrainConfig(RunFlags, Settings):
     RECIPES: ClassVar[dict[str, dict[str, Any]]] = RECIPES
 
     gradient_accumulation_steps: int = 1
-    """Pieces in which a process works through its share of a batch, to need less memory; changes nothing else."""
+    """Micro-batches each process splits its share of a batch into, to save memory; changes only rounding."""
     compile: bool = False
-    """Compile the network with torch.compile, for 10 seconds or more; it did not pay on the CPUs we measured."""
+    """Compile the network with torch.compile, which takes 10 s or more; no gain on the CPUs we measured."""
     recipe: RecipeOrNone = field(default=None, metadata=MAY_CHANGE)
-    """Named settings; explicit flags win over them."""
+    """Preset of settings; explicit flags override it."""
     output_dir: FolderOfRun = field(default=None, metadata=MAY_CHANGE)
     """The run's folder."""
     log_every: int = field(default=50, metadata=MAY_CHANGE)
     """Updates between two points of the loss curve."""
     plots: bool = field(default=True, metadata=MAY_CHANGE)
-    """Draw learning curves, confusion matrix and mistakes at the end."""
+    """Plots of learning curves, confusion matrix and mistakes at the end; --no-plots skips them."""
     report: bool = field(default=True, metadata=MAY_CHANGE)
-    """Write report.html at the end, a page that shows the run and on which digits can be drawn."""
+    """The page report.html, which shows the run and classifies digits you draw; --no-report skips it."""
     wandb_model: bool = field(default=False, metadata=MAY_CHANGE)
     """Store the trained model in Weights & Biases as an artifact."""
 
     def check(self) -> None:
-        """Refuse what cannot be, before anything is loaded.
+        """Validate the settings, before anything is loaded.
 
         Raises:
             UsageError: names the flag, its value and what to give instead.
@@ -64,9 +64,8 @@ class TrainConfig(RunFlags, Settings):
         """The mode in which torch.compile is to work on the network, or None for not at all."""
         if not self.compile:
             return None
-        # On CUDA, reduce-overhead makes graphs, whose launches need not be waited for. But the next
-        # replay writes over the gradients of the one before, which accumulation adds up (pytorch
-        # #169545).
+        # On CUDA, reduce-overhead uses CUDA graphs, which cut launch overhead. But each replay
+        # overwrites the gradients of the previous one, which breaks accumulation (pytorch #169545).
         if self.gradient_accumulation_steps == 1:
             return "reduce-overhead"
         return "default"

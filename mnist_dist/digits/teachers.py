@@ -1,4 +1,4 @@
-"""Teachers: trained models from whose predictions another model learns."""
+"""Teachers for knowledge distillation: trained models whose predictions another model learns."""
 
 import hashlib
 import sys
@@ -73,7 +73,7 @@ def refuse_other_data(path: Path, trained: Trained, samples: DataSet) -> None:
 
 
 def warn_of_seen(path: Path, trained: Trained, settings: Settings, samples: DataSet) -> None:
-    """Warn of a teacher that knows samples by which the student will be judged.
+    """Warn if a teacher may have been trained on samples that are held out here.
 
     Args:
         path: what the user calls the teacher.

@@ -17,8 +17,8 @@ COLUMNS = ("sample", "image", "class", "predicted", "confidence")  # of that tab
 class Tracker(tracking.Tracker):
     """Records a training on digits.
 
-    Its settings must have `dataset`, `model`, `wandb_model`, which is whether W&B is to keep the
-    trained model, and `report`, which is whether it is to keep the run's page.
+    Its settings must have `dataset`, `model`, `wandb_model` (whether to store the trained model in
+    W&B) and `report` (whether to store the run's page).
     """
 
     def end(self, test: Evaluation, samples: DataSet) -> None:

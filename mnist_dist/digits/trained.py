@@ -1,4 +1,4 @@
-"""Trained models of digits: found, with what their runs say of the data that they saw."""
+"""Finds trained models, and what their runs recorded about their training data."""
 
 import json
 import math

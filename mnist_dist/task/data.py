@@ -180,9 +180,9 @@ def load(
 
 
 def hold_out(seed: int) -> torch.Generator:
-    """What decides which samples are held out: not the core's streams, which may change when models must not.
+    """The generator that selects held-out samples; deliberately not one of the core's, which may change.
 
-    A model of before must find the samples that it has not seen where they were.
+    Models trained with earlier versions must get the same held-out samples again.
     """
     return torch.Generator().manual_seed(
         int(np.random.SeedSequence((seed, 2)).generate_state(1, np.uint64)[0])

@@ -33,7 +33,7 @@ class Source:
     md5: tuple[tuple[str, str], ...] = ()  # of the uncompressed files, if published
 
 
-DATA_DIR = Path("data")  # the only folder that is made for a download that nobody asked for
+DATA_DIR = Path("data")  # the only folder created for an automatic download
 DIGITS = tuple("0123456789")
 MNIST_NORMALIZATION = (0.1307, 0.3081)
 SOURCES = {

