@@ -5,7 +5,7 @@ accelerate launch train.py
 torchrun --nproc-per-node 2 train.py --cpu
 """
 
-import mnist_dist.startup  # noqa: F401  # isort: skip  # first: it says in words if nothing can be imported
+import mnist_dist.startup  # noqa: F401  # isort: skip  # first: reports a broken environment
 import torch
 from accelerate.utils import set_seed
 from torch import nn
@@ -43,10 +43,10 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
     """Train, evaluate after every epoch, and leave the trained model and its metrics in the run's folder.
 
     Args:
-        config: the settings; None for those of the command line.
-        samples: the data, on the device; None for those that the settings name.
+        config: the settings; None parses them from the command line.
+        samples: the data, already on the device; None loads the data set named in the settings.
     """
-    # The settings, and the processes, which must agree on them.
+    # Parse the settings, start the processes, and check that they all have the same settings.
     config = config or parse(TrainConfig)
     dtype = getattr(torch, config.dtype)
     accelerator = launch.start(
@@ -57,14 +57,14 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
         config.tf32,
         virtual_processes=config.virtual_processes,
         seed=config.seed,
-        # The batch size is that of an update already, so to accumulate is to cut it into pieces.
+        # batch_size already counts a whole update, so accumulating means splitting the batch.
         micro_batches=config.gradient_accumulation_steps,
     )
     for name, value in as_json(config).items():
         same_everywhere("the settings", f"{flag(name)} {value}")
     announce(launch.describe(accelerator))
 
-    # The data, whole on every process's device. The batch size is that of all processes together.
+    # Every process holds the whole data set on its device. batch_size is the global batch size.
     samples = samples or data.obtain(
         accelerator, config.dataset, config.data_dir, config.val_size, config.seed, dtype
     )
@@ -73,13 +73,13 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
     train_loader = DataLoader(train_data, batch_size=config.batch_size, shuffle=True)
     test_loader = evaluation_loader(samples.test)
 
-    # The model, its optimizer, what is minimised, and the learning rate of every update.
+    # The model, optimizer, loss function and learning-rate schedule.
     set_seed(config.seed)
     network = networks.build(config.model, config.hidden, config.channels).to(
         accelerator.device, dtype
     )
     optimizer = adam(network, config)
-    # A hook of the optimizer moves the average on after every step.
+    # An optimizer hook updates the moving average after every step.
     averaged = average(network, optimizer, config.ema) if config.ema else None
     trained = averaged.module if averaged else network
     teachers = load_teachers(config, samples, accelerator.device)
@@ -93,7 +93,7 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
     if samples.val:
         loaders["val"] = accelerator.prepare(evaluation_loader(samples.val))
 
-    # The run's folder, its record, and where it left off if it was stopped.
+    # Open the run's folder, set up its tracker and checkpoints, and resume if asked to.
     run = open_run(config.output_dir, f"{samples.name}-{config.model}", config.resume)
     settings = as_json(config) | {
         "dataset": samples.name,
@@ -132,7 +132,7 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
             for images, labels in progress_bar(
                 accelerator, train_loader, f"epoch {epoch + 1}/{config.epochs}"
             ):
-                # It draws random numbers for these rows, the same on any number of processes.
+                # micro_batch.rand gives each sample the same numbers on any number of processes.
                 loss = loss_function(model, images, labels, accelerator.micro_batch.rand)
                 train_loss.update(loss)
                 accelerator.backward(loss)
@@ -159,7 +159,7 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
                 "samples_per_second": len(samples.train) / stopwatch.end_epoch(),
             }
             train_loss.reset()
-            # Now, for the evaluation may take long: a run that is stopped in it goes on with it.
+            # Save before the (perhaps long) evaluation, so that a stop during it loses no update.
             checkpoints.save(last=epoch + 1 == config.epochs)
             results = end_epoch(accelerator, trained, loaders, tracker, checkpoints)
 
@@ -196,7 +196,7 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
 
 
 def is_logged(accelerator: ExactAccelerator, updates_per_epoch: int, every: int) -> bool:
-    """Whether the update that has just been made gets a point in the loss curve: every so many, and an epoch's last."""
+    """Whether to log this update: every `every`-th one, and the last one of each epoch."""
     update = accelerator.updates % updates_per_epoch
     return accelerator.sync_gradients and (update % every == 0 or update == 0)
 
@@ -208,7 +208,7 @@ def end_epoch(
     tracker: Tracker,
     checkpoints: Checkpoints,
 ) -> dict[str, Evaluation]:
-    """Evaluate what an epoch has trained, and record its figures."""
+    """Evaluate the model after an epoch, and record the metrics."""
     results = {}
     figures: dict[str, float] = {}
     for name, loader in loaders.items():
@@ -225,7 +225,7 @@ def evaluate(
     loader: ExactDataLoader,
     checkpoints: Checkpoints,
 ) -> Evaluation:
-    """Classify every sample once, each process its rows, and gather the logits on all processes."""
+    """Classify every sample exactly once, split across the processes, and gather all logits everywhere."""
     gathered = []
     with as_stored(network):
         for images, labels, numbers in loader:

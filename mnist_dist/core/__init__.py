@@ -1,7 +1,7 @@
-"""The exact part: Accelerate's loop, the same training at any number of processes.
+"""Exact distributed training: an Accelerate loop whose result is the same on any number of processes.
 
-It can be copied alone: it imports torch, accelerate and NumPy, and nothing of this project. Read
-`accelerator` first, then `sharing`, `update` and `exchange`.
+The package is self-contained (it imports only torch, accelerate and NumPy), so you can copy it into
+another project. Read `accelerator` first, then `sharing`, `update` and `exchange`.
 """
 
 from .accelerator import ExactAccelerator

@@ -1,4 +1,4 @@
-"""How processes agree: a step that all take or none, a value that must be the same on all of them."""
+"""Agreement between processes: blocks that fail on all or none, and values that must be equal on all."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,8 +60,7 @@ def same_everywhere(what: str, value: object) -> None:
 def announce(text: str) -> None:
     """Print a line once, on the first process; `accelerator.print` prints it once on every node.
 
-    Where that is no longer possible, because the terminal was closed, the line is lost and nothing
-    else.
+    If the terminal has been closed, the line is silently dropped.
     """
     if PartialState().is_main_process:
         say(text)

@@ -40,7 +40,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         return self._normalize_over_processes(input)
 
     def _normalize_over_processes(self, input: Tensor) -> Tensor:
-        """The forward pass where statistics are those of the batch; not traced, for it waits for other processes."""
+        """Normalise by the statistics of the batch, over all processes."""
         self._check_input_dim(input)
         output, mean, variance, count = NormalizeOverProcesses.apply(
             input, self.weight, self.bias, self.eps
@@ -51,9 +51,9 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def _move_running_statistics(self, mean: Tensor, unbiased_variance: Tensor) -> None:
-        """Move the running statistics as `BatchNorm` does.
+        """Update the running statistics as `BatchNorm` does.
 
-        By `momentum`, or to the mean of all batches if it is None.
+        With `momentum`, or as the cumulative average over all batches if it is None.
         """
         if self.running_mean is None or self.running_var is None:
             return
@@ -142,7 +142,7 @@ class NormalizeOverProcesses(torch.autograd.Function):
         """Returns the output, and mean, biased variance and count per channel, of all processes."""
         mean, variance, count = global_statistics(input)
         values_here = input.numel() // max(input.shape[1], 1)
-        if values_here <= 1 and count <= 1:  # asked for tiny shares only: a GPU is waited for
+        if values_here <= 1 and count <= 1:  # for tiny shares: `count` syncs the GPU
             raise ValueError(
                 "Expected more than 1 value per channel when training, over all processes: "
                 f"this one has input of size {tuple(input.shape)}"
@@ -227,7 +227,7 @@ def sum_over_processes(own: Tensor) -> Tensor:
 
 
 def refuse_pieces(model: nn.Module) -> None:
-    """Refuse to compute over pieces of a batch that are given one after the other.
+    """Raise if a BatchNorm layer would see its batch in pieces.
 
     Raises:
         UserError: names the layer.

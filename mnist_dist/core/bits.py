@@ -1,4 +1,4 @@
-"""What decides the bits of a computation beside its numbers, and how it is fixed for virtual processes."""
+"""Everything besides its inputs that affects a computation's exact result, pinned for virtual processes."""
 
 import os
 from typing import Any
@@ -9,19 +9,19 @@ from .agreement import same_everywhere
 
 
 def fix_bits(device: torch.device) -> dict[str, Any]:
-    """Let bits depend on nothing but the kind of device: one thread a process, and deterministic kernels on a GPU.
+    """Make results depend only on the type of device: one thread per process, deterministic GPU kernels.
 
     Args:
         device: of this process.
 
     Returns:
-        What bits depend on, by name: all processes have it, and a training that goes on must have
-        it again.
+        The settings that still affect exact results, by name. They are equal on all processes, and
+        must be equal again when the training is resumed.
 
     Raises:
         UserError: on every process, if they differ in it.
     """
-    torch.set_num_threads(1)  # sums are cut by threads
+    torch.set_num_threads(1)  # the thread count decides how sums are split
     found: dict[str, Any] = {
         "threads a process": 1,
         "torch": str(torch.__version__),

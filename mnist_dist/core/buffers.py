@@ -1,4 +1,4 @@
-"""What a model keeps beside its parameters, such as batch normalisation's running statistics, under virtual processes.
+"""Averages model buffers, such as BatchNorm's running statistics, over the shares of an update.
 
 Every share of an update finds the buffers as they were before the update. Afterwards each
 floating-point buffer has moved by the mean of what the shares moved it by, added up along the same
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class BufferMean:
-    """Puts the buffers of models back before each share, and finds out what each share has changed.
+    """Restores the models' buffers before each share, and records what each share changed.
 
     Args:
         models: bare, without wrappers.
@@ -32,11 +32,11 @@ class BufferMean:
         return bool(self.all) and any(model.training for model in self.models)
 
     def begin(self, *, opens_share: bool, empty: bool) -> None:
-        """Before a micro-batch: let it find the buffers as they were before the update.
+        """Before a micro-batch: restore the buffers to their state before the update.
 
         Args:
-            opens_share: whether it is the first of its share.
-            empty: whether it has no samples, so that what it does to buffers is to be forgotten.
+            opens_share: whether it is the first micro-batch of its share.
+            empty: whether it has no samples, so that its changes to buffers are discarded.
         """
         if not self.before_update:
             self.before_update = [buffer.clone() for buffer in self.all]
@@ -45,7 +45,7 @@ class BufferMean:
         self.before_micro_batch = [buffer.clone() for buffer in self.floating] if empty else []
 
     def changes(self, *, closes_share: bool) -> list[Tensor]:
-        """After a micro-batch: what its share has changed floating-point buffers by; zeros before its last piece."""
+        """After a micro-batch: its share's change to each floating-point buffer; zeros before the last piece."""
         if self.before_micro_batch:
             put(self.floating, self.before_micro_batch)
         if not self.before_update or not closes_share:

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: written when it is time or somebody asks the run to stop, and gone on from."""
+"""The checkpoints of a run: written at intervals or when the run is asked to stop, and resumed from."""
 
 import errno
 from pathlib import Path
@@ -20,21 +20,21 @@ FOLDER = "checkpoints"
 NAMES = f"step-{10 * '[0-9]'}"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 KEPT = 2  # checkpoints of a run, the newest
-READABLE = 40  # characters of a value that is no digest
-SHOWN = 12  # characters of a digest
+READABLE = 40  # longer values are taken for digests, and shortened in messages
+SHOWN = 12  # characters shown of a digest
 
 
 class Checkpoints:
     """The checkpoints of a run, in a folder of its own; the newest two are kept.
 
-    Create one on every process, and make the same calls on all of them. What was prepared by the
-    accelerator or registered by `register_for_checkpointing` is in a checkpoint.
+    Create one on every process, and make the same calls on all of them. A checkpoint holds
+    everything that the accelerator prepared or that `register_for_checkpointing` registered.
 
     Args:
         accelerator: of the training.
         run: the run's folder.
-        fixed: plain values that may not differ when the run goes on, by the name that messages give
-            them.
+        fixed: plain values that must not change when the run is resumed, keyed by the name to use
+            in error messages.
         every: updates between two checkpoints within an epoch; 0: none within an epoch.
     """
 
@@ -54,10 +54,10 @@ class Checkpoints:
         self.saved: int | None = None  # updates of the checkpoint that was written or read last
 
     def after_update(self) -> None:
-        """At the end of the loop's body: save if it is time, or a process was asked to stop.
+        """Save if a checkpoint is due or a process was asked to stop; call it at the end of the loop body.
 
-        Between the micro-batches of an update there is nothing to do. After an epoch's last update
-        `save` is to be called, best before its evaluation, which may take long.
+        Between the micro-batches of an update this does nothing. It does not save after the last
+        update of an epoch either: call `save` there, ideally before a long evaluation.
 
         Raises:
             Stopped: on every process, if one was asked to stop.
@@ -71,10 +71,10 @@ class Checkpoints:
             self.save()
 
     def stop_if_asked(self) -> None:
-        """Between the batches of an evaluation: leave if a process was asked to stop.
+        """Exit if a process was asked to stop; call it between the batches of an evaluation.
 
-        Nothing is saved: a run that goes on repeats what has been done since the last `save`. So
-        this does nothing if there were updates since, or that checkpoint could not be written.
+        Nothing is saved, so a resumed run repeats everything since the last `save`. This method
+        therefore does nothing if there were updates since, or if that checkpoint was not written.
 
         Raises:
             Stopped: on every process, if one was asked to stop.
@@ -87,15 +87,15 @@ class Checkpoints:
         """Write a checkpoint.
 
         Args:
-            last: all updates are made, so a request to stop is no reason to leave at once. Nor is a
-                checkpoint that cannot be written, of which there is a warning: the trained weights
-                can be written yet.
+            last: whether all updates have been made. A request to stop is then ignored, and a
+                checkpoint that cannot be written causes only a warning, because the trained weights
+                can still be saved.
 
         Raises:
             Stopped: on every process, if one was asked to stop.
             UserError: on every process, if the checkpoint cannot be written.
         """
-        # Ask here, too, for nobody may have asked after the updates.
+        # Check here as well, because `after_update` may never have been called.
         self.stopping = self.request.agreed() or self.stopping
         call_hooks("checkpoint", self.accelerator)
         payload = {"fixed": self.fixed, "state": state.collect(self.accelerator)}
@@ -112,7 +112,7 @@ class Checkpoints:
             self.stop()
 
     def stop(self) -> NoReturn:
-        """Leave, for a process was asked to stop.
+        """Exit, because a process was asked to stop.
 
         Raises:
             Stopped: always.
@@ -130,8 +130,8 @@ class Checkpoints:
             Whether it was written.
 
         Raises:
-            OSError: it cannot be written. Of the run's last one there is only a warning, unless the
-                disk is full, and the trained weights cannot be written either.
+            OSError: it cannot be written. For the run's last checkpoint this is only a warning,
+                unless the disk is full, because then the trained weights cannot be written either.
         """
         try:
             write_checkpoint(self.run, payload, updates)
@@ -143,10 +143,10 @@ class Checkpoints:
             return False
 
     def resume(self) -> bool:
-        """Go back to where the newest intact checkpoint was taken.
+        """Restore the newest intact checkpoint.
 
         Returns:
-            Whether there is one; False also means that nothing was changed.
+            Whether there was one; if not, nothing has been changed.
 
         Raises:
             UserError: on every process, if all checkpoints are damaged, or the newest one is of
@@ -186,11 +186,10 @@ class Checkpoints:
             raise UserError(f"{what}: delete it, or start another run") from error
 
     def refuse_other_values(self, then: dict[str, Any]) -> None:
-        """Refuse to go on with other values than the run was begun with.
+        """Raise if a fixed value differs from the one the run was started with.
 
         Raises:
-            UserError: names one that differs, if possible one that says something to a reader,
-                unlike a digest.
+            UserError: names one value that differs, preferring a readable one to a digest.
         """
         names = {**then, **self.fixed}
         different = [name for name in names if then.get(name) != self.fixed.get(name)]
@@ -207,7 +206,7 @@ class Checkpoints:
 
 
 def shortened(value: Any) -> str:
-    """A value in a message: of a digest its first characters, by which two can be told apart."""
+    """A value as shown in messages; a digest is cut to its first few characters."""
     text = str(value)
     return text if len(text) <= READABLE else f"{text[:SHOWN]}..."
 
@@ -224,13 +223,13 @@ def write_checkpoint(run: Path, payload: dict[str, Any], updates: int) -> Path:
         Its folder.
 
     Raises:
-        OSError: it cannot be written; those of before are as they were.
+        OSError: it cannot be written; earlier checkpoints are unchanged.
     """
     folder = run / FOLDER
     place = place_of(run, updates)
     files.write_folder(place, payload, {"updates": updates})
-    # Newer ones are damaged, or the run would have gone on from them; what begins with a dot was
-    # never finished.
+    # Newer ones must be damaged, or the run would have resumed from them; a leading dot marks a
+    # write that never finished.
     newer = [other for other in folder.glob(NAMES) if other > place]
     unfinished = list(folder.glob(f".{NAMES}*"))
     older = sorted(other for other in folder.glob(NAMES) if other <= place)

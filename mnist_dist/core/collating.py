@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def as_it_is(rows: Any) -> Any:
-    """What a `DataLoader` without a batch size is to do with what its data set gives."""
+    """An identity `collate_fn`, for a `DataLoader` without a batch size."""
     return rows
 
 

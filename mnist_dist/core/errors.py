@@ -1,4 +1,4 @@
-"""What goes wrong, said in one sentence that names the value, the reason and the way out."""
+"""Errors for the user, each one sentence that names the value, the reason and the remedy."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ class UserError(Exception):
 
 
 class OwnError(UserError):
-    """What one process has met alone: it says so itself, and the others notice that it is gone."""
+    """An error on one process only: that process reports it, and the others notice that it has exited."""
 
 
 class Stopped(UserError):

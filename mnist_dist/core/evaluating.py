@@ -11,11 +11,11 @@ from torch import nn
 def as_stored(model: nn.Module) -> Iterator[nn.Module]:
     """Evaluate a network in the precision of its weights, in eval mode and without gradients.
 
-    The forward pass that Accelerate puts in its place is in mixed precision, which is for training.
+    The `forward` that Accelerate installs runs in mixed precision, which is meant for training.
 
     Args:
-        model: bare; afterwards every layer is in the mode that it was in before, and the forward
-            pass is Accelerate's.
+        model: the unwrapped model. On exit, every layer's mode and Accelerate's `forward` are
+            restored.
     """
     modes = [(layer, layer.training) for layer in model.modules()]
     prepared_forward = model.__dict__.get("forward")

@@ -5,6 +5,8 @@ down. A process adds the subtrees of which it has every share before it sends an
 virtual processes the sum has the same bits at any number of processes.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -15,17 +17,30 @@ from torch import Tensor
 from .errors import UserError
 from .sharing import Sharing
 
-# Processes and bytes up to which every process sends its sums to every other: fewer messages, which
-# one after the other take longer than their bytes.
+# Up to this many processes and bytes, every process sends its sums to every other one: latency
+# dominates then, and this takes the fewest messages in sequence.
 FEW_PROCESSES = 4
 SMALL_GRADIENT = 1 << 20
-PATIENCE = timedelta(minutes=15)  # with a process that says nothing
+PATIENCE = timedelta(minutes=15)  # timeout for a process that does not respond
 
-Stretch = tuple[int, int]  # shares from the first on to behind the last
+Stretch = tuple[int, int]  # half-open range of shares: first, stop
+
+
+@contextmanager
+def not_profiled() -> Iterator[None]:
+    """Keep torch's profiler from watching messages that may arrive when it has ended.
+
+    It would then write into memory that has been freed (torch 2.14).
+    """
+    torch.autograd._enable_record_function(False)
+    try:
+        yield
+    finally:
+        torch.autograd._enable_record_function(True)
 
 
 def complete_subtrees(held: range, first: int, stop: int) -> list[Stretch]:
-    """The largest stretches that halving [first, stop) leads to of which a process has every share.
+    """The largest subtrees of [first, stop), by repeated halving, whose shares a process holds completely.
 
     Args:
         held: the shares that the process has.
@@ -40,7 +55,7 @@ def complete_subtrees(held: range, first: int, stop: int) -> list[Stretch]:
 
 
 def tree_sum(sums: dict[Stretch, list[Tensor]], first: int, stop: int) -> list[Tensor]:
-    """The sum over a stretch of the shares: that over its first half plus that over its second, whoever adds them.
+    """The sum over a range of shares: its first half's sum plus its second half's, on whichever process.
 
     Args:
         sums: tensors for each stretch that has been added up already; together they cover [first,
@@ -61,7 +76,7 @@ def tree_sum(sums: dict[Stretch, list[Tensor]], first: int, stop: int) -> list[T
 
 
 class GradientSum:
-    """Takes the gradients of one share after the other, and gives their sum over all shares of all processes.
+    """Accumulates gradients share by share, and returns their sum over all shares on all processes.
 
     Args:
         like: one tensor for each gradient, with its shape, dtype and device.
@@ -102,7 +117,7 @@ class GradientSum:
         self.sums = added | incomplete
 
     def total(self) -> list[Tensor]:
-        """The sum over all shares, the same on every process; after it the next sum begins from nothing.
+        """Return the sum over all shares, the same on every process, and reset for the next sum.
 
         Every process must call this after the same update.
         """
@@ -116,7 +131,7 @@ class GradientSum:
 def choose_exchange(
     like: list[Tensor], sharing: Sharing
 ) -> "PeerExchange | PartExchange | AllReduce | None":
-    """The fastest way for processes to exchange their sums that keeps the bits where these are promised."""
+    """The fastest exchange between processes that is bit-identical where that is promised."""
     if sharing.world == 1:
         return None
     few = sharing.world <= FEW_PROCESSES
@@ -129,7 +144,7 @@ def choose_exchange(
 
 
 class AllReduce:
-    """The library's own all-reduce of all gradients in one vector; the bits of the sum are the library's choice.
+    """One all-reduce of all gradients as a flat vector; the backend chooses the order of summation.
 
     The arguments are those of `GradientSum`.
     """
@@ -149,9 +164,9 @@ class AllReduce:
 class PeerExchange:
     """Every process sends its sums to every other, and each adds them along the same tree.
 
-    On gloo there is a connection for each direction, since gloo burns time if one has to send and
-    to receive at once. And receives are posted one update ahead, so that gloo sends without asking
-    first.
+    With gloo there is a connection for each direction, because gloo wastes time when one connection
+    has to send and receive at once. Receives are posted one update ahead, so that gloo can send
+    without a handshake.
 
     The arguments are those of `GradientSum`.
     """
@@ -198,12 +213,13 @@ class PeerExchange:
         return received
 
     def expect(self, rows: Tensor) -> None:
-        """Make room for what the others will send next, and tell gloo."""
+        """Allocate buffers for what the others will send next, and post the receives."""
         self.expected = self.room_for_others(rows)
         self.receives = []
-        for rank, its_rows in self.expected.items():
-            group = self.upwards if rank < self.sharing.rank else self.downwards
-            self.receives.append(dist.irecv(its_rows, rank, group))
+        with not_profiled():
+            for rank, its_rows in self.expected.items():
+                group = self.upwards if rank < self.sharing.rank else self.downwards
+                self.receives.append(dist.irecv(its_rows, rank, group))
 
     def at_once(self, rows: Tensor) -> dict[int, Tensor]:
         """Send and receive in one batch of messages, as NCCL needs it; returns the rows of each other process."""
@@ -224,11 +240,11 @@ class PeerExchange:
 
 
 class PartExchange:
-    """Every process adds up one part of the gradients, along the same tree, and gives the others the sum.
+    """A reduce-scatter followed by an all-gather; every sum is added along the same tree.
 
-    Each sends about twice the gradient, however many processes there are: to every other process
-    the part that this one adds up, and then the sum of its own part. `PeerExchange` sends all to
-    everybody. The bits are the same, because a sum is added up number by number either way.
+    Each process sends about twice the size of the gradient, however many processes there are, while
+    `PeerExchange` sends the whole gradient to every other process. Both give the same bits, because
+    sums are computed element by element either way.
 
     The arguments are those of `GradientSum`.
     """

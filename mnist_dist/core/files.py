@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: a folder with the state and its digest, moved into place whole, and read as data."""
+"""Checkpoint files: a folder with the state and its checksum, written atomically and read as plain data."""
 
 import errno
 import hashlib
@@ -19,12 +19,12 @@ from .output import warn
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"
-FORMAT = 8  # raised when a checkpoint of before can no longer be read
+FORMAT = 8  # incremented whenever older checkpoints become unreadable
 
-# What a file system answers that does not offer to flush a folder or a file, as some network mounts
-# do.
+# Error codes of file systems that do not support fsync on a file or folder, such as some network
+# mounts.
 NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
-# Seconds after a rename that was refused: a scanner or an indexer may have held the file.
+# Seconds to wait before retrying a failed rename: a virus scanner or indexer may hold the file.
 PAUSES = (
     0.1,
     0.5,
@@ -35,9 +35,9 @@ WARNED: set[str] = set()  # what this process has been warned of
 def write_folder(place: Path, payload: dict[str, Any], about: dict[str, Any]) -> None:
     """Write a checkpoint that `torch.load(weights_only=True)` can read.
 
-    It is written aside, flushed to the disk and then renamed: a crash or an `OSError` leaves what
-    was there as it was. Where the file system renames no folders it is copied into place, the
-    manifest last: without one it is not read.
+    It is written to a temporary folder, flushed to the disk and then renamed, so that a crash or an
+    `OSError` leaves the previous contents untouched. If the file system cannot rename folders, it
+    is copied into place, the manifest last: a folder without a manifest is never read.
 
     Args:
         place: its folder, which may hold an older checkpoint, but nothing else.
@@ -109,7 +109,7 @@ def refuse_other_files(place: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """See a file's content, or a folder's entries, on the disk, as far as its file system offers that."""
+    """Flush a file's content, or a folder's entries, to the disk, if its file system supports that."""
     if not path.is_file() and not hasattr(os, "O_DIRECTORY"):
         return  # Windows opens no folders
     descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
@@ -120,11 +120,11 @@ def flush(path: Path) -> None:
 
 
 def sync(descriptor: int, path: Path) -> None:
-    """Do as `os.fsync`, and pass over a file system that does not offer it, with one warning.
+    """Call `os.fsync`; if the file system does not support it, warn once and carry on.
 
     Args:
-        descriptor: of an open file or folder.
-        path: where that is, for the warning.
+        descriptor: the descriptor of an open file or folder.
+        path: its path, for the warning.
     """
     try:
         os.fsync(descriptor)
@@ -205,7 +205,7 @@ def make_folder(folder: Path) -> None:
 
 
 def refuse_lost_link(path: Path) -> None:
-    """Refuse a path that leads over a symbolic link to nowhere, as when a disk is gone or was cleared.
+    """Raise if a path contains a dangling symbolic link, as when a disk is unmounted or was erased.
 
     Raises:
         UserError: names the link and its target.

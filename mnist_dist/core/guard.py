@@ -1,4 +1,4 @@
-"""What is looked at once an epoch without virtual processes: that nothing depends on how batches are shared."""
+"""A check, once per epoch and without virtual processes, that no result depends on how batches are split."""
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from .sharing import MicroBatch
 
 
 class ForwardGuard:
-    """Looks at an epoch's first forward and backward pass, and refuses what each process would do otherwise.
+    """Checks an epoch's first forward and backward pass for anything that depends on how batches are split.
 
     Args:
         device: this process's.
@@ -27,11 +27,11 @@ class ForwardGuard:
         self.before: tuple[GeneratorStates, list[Tensor]] | None = None
 
     def begin_micro_batch(self, micro_batch: MicroBatch, models: list[nn.Module]) -> None:
-        """Before a forward pass: note what it may not change, unless this epoch has been looked at.
+        """Before a forward pass: record the state it must not change, unless this epoch has been checked.
 
         Raises:
-            UserError: on every process, if a layer depends on a process's samples alone. Some fail
-                where a process has one sample, and the others would wait for it.
+            UserError: on every process, if a layer depends on which samples its process holds. Such
+                a layer may fail on a process with a single sample, and leave the others waiting.
         """
         self.before = None
         if self.looked_at == (micro_batch.loader, micro_batch.epoch):
@@ -49,8 +49,8 @@ class ForwardGuard:
         """After a backward pass; every process calls this.
 
         Raises:
-            UserError: on every process, if a layer, the model or the loss depends on a process's
-                samples alone.
+            UserError: on every process, if a layer, the model or the loss depends on which samples
+                its process holds.
         """
         if self.before is None:
             return
@@ -80,11 +80,11 @@ def refuse_draws(generators: GeneratorStates) -> None:
 
 
 def refuse_changes(models: list[nn.Module], before: list[Tensor]) -> None:
-    """Refuse buffers that have changed.
+    """Raise if a buffer has changed.
 
     Args:
-        models: that have them.
-        before: what all of them held, in order.
+        models: the models that own the buffers.
+        before: the earlier values of all buffers, in order.
 
     Raises:
         UserError: names the first one.

@@ -1,8 +1,8 @@
-"""What the kernels of this machine compute for a model, as a digest, for virtual processes.
+"""A fingerprint of this machine's kernels for a model, used with virtual processes.
 
-Which bits a matrix product has depends on the kernels that MKL, oneDNN or cuDNN choose for a
-processor, and on settings such as MKL_CBWR. No list of these is complete. So fixed numbers are run
-through the operations of the model's layers, and what comes out is compared.
+The exact result of a matrix product depends on the kernels that MKL, oneDNN or cuDNN choose for a
+processor, and on settings such as MKL_CBWR. No list of these is complete, so fixed inputs are run
+through the operations of the model's layers, and the results are compared.
 """
 
 import hashlib
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 Convolution = nn.modules.conv._ConvNd
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
-# Sizes of an image's sides, by their number: small, for the sake of time.
+# Side lengths of test images by number of spatial dimensions; small, to save time.
 SIDES = {1: 64, 2: 8, 3: 4}
 SMALL_SIDES = {1: 16, 2: 4, 3: 4}
-LARGE = 1 << 20  # numbers in a weight, above which the sides are small
-LARGEST = 1 << 22  # numbers in a weight, above which only its first rows are used
-WORK = 1 << 29  # multiplications of all forward passes, above which these have fewer rows
-IMAGES = 1 << 18  # numbers in a layer's input, above which it has fewer rows
-DIFFERENT = 64  # layers at most
+LARGE = 1 << 20  # weights with more elements than this get the small side lengths
+LARGEST = 1 << 22  # of weights with more elements than this, only the first rows are used
+WORK = 1 << 29  # multiplications in all forward passes; above this, fewer rows are used
+IMAGES = 1 << 18  # elements in a layer's input; above this, fewer rows are used
+DIFFERENT = 64  # at most this many distinct layers are run
 PERIOD = (
     65_521  # random numbers that are drawn and repeated; a prime, so that no two rows are alike
 )
@@ -50,7 +50,7 @@ FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda rows: rows.sum(1),
     lambda rows: F.scaled_dot_product_attention(rows[None], rows[None], rows[None]),
 )
-# How the names of settings begin that choose kernels.
+# Prefixes of environment variables that affect the choice of kernels.
 SETTINGS = (
     "MKL_",
     "ONEDNN_",
@@ -79,7 +79,7 @@ class Kernels:
         self.found = ""
 
     def digest(self) -> str:
-        """Give the digest for what was prepared so far; without virtual processes it is empty."""
+        """Return the digest for the models prepared so far; empty without virtual processes."""
         accelerator = self.accelerator
         if not accelerator.sharing.fixed:
             return ""
@@ -102,10 +102,10 @@ class Kernels:
         return 1
 
     def compare(self) -> None:
-        """See that all processes have the same; every process calls this when more was prepared.
+        """Check that all processes have the same kernels; call it on every process after each `prepare`.
 
         Raises:
-            UserError: on every process, if one has others.
+            UserError: on every process, if the kernels of any process differ.
         """
         before = self.looked_at
         own = self.digest()
@@ -118,11 +118,11 @@ class Kernels:
 
 
 def refuse_other_kernels(whose: str, others: str) -> NoReturn:
-    """Refuse kernels that give other bits.
+    """Raise because two sets of kernels do not give bit-identical results.
 
     Args:
-        whose: they are, such as "the kernels of this machine".
-        others: that give the right ones.
+        whose: the kernels that were checked, such as "the kernels of this machine".
+        others: the kernels they were compared with.
 
     Raises:
         UserError: names the settings that are commonly responsible.
@@ -187,11 +187,11 @@ def undisturbed(device: torch.device) -> Iterator[None]:
 
 
 class FixedNumbers:
-    """Gives tensors of numbers that are the same wherever they are asked for in the same order.
+    """Makes tensors filled with the same pseudo-random numbers on every machine.
 
     Args:
-        device: where they are to be.
-        work: multiplications of a forward pass, above which `fewer` gives fewer rows.
+        device: the device of the tensors.
+        work: multiplications per forward pass above which `fewer` reduces the number of rows.
     """
 
     def __init__(self, device: torch.device, work: int) -> None:
@@ -210,10 +210,10 @@ class FixedNumbers:
         return repeated[:count].reshape(shape).to(dtype, copy=True)
 
     def fewer(self, rows: int, work: int, size: int) -> int:
-        """Give so many rows that the time stays within bounds.
+        """Return a number of rows that keeps the running time bounded.
 
         Args:
-            rows: wanted.
+            rows: the number wanted.
             work: multiplications that a row takes.
             size: numbers in a row.
         """
@@ -226,9 +226,9 @@ def results(
     """Run a function forward and backward.
 
     Args:
-        function: of the inputs.
-        inputs: whose gradients are computed.
-        numbers: give the gradient of its output.
+        function: a function of the inputs.
+        inputs: the tensors whose gradients are computed.
+        numbers: supplies the gradient of the output.
 
     Returns:
         The output, and the gradients.
@@ -244,7 +244,7 @@ def results(
 
 
 def layers_of(model: nn.Module) -> Iterator[Layer]:
-    """Give what decides which kernels each layer with parameters takes."""
+    """Yield, for each layer with parameters, everything that determines its kernels."""
     for layer in model.modules():
         shapes = [tuple(each.shape) for each in layer.parameters(recurse=False)]
         if isinstance(layer, Convolution):
@@ -263,8 +263,8 @@ def layers_of(model: nn.Module) -> Iterator[Layer]:
         elif isinstance(layer, nn.GroupNorm):
             yield "group_norm", layer.num_groups, layer.num_channels
         else:
-            # Whatever layer it is, its matrices are multiplied: those of attention and of recurrent
-            # layers, too.
+            # Any other layer multiplies by its weight matrices; this covers attention and recurrent
+            # layers.
             for shape in shapes:
                 if len(shape) == 2:
                     yield "linear", *shape
@@ -283,7 +283,7 @@ def padding_of(layer: Convolution) -> tuple[int, ...]:
 def linear(
     numbers: FixedNumbers, dtype: torch.dtype, rows: int, outputs: int, inputs: int
 ) -> list[Tensor]:
-    """Run fixed numbers through a linear layer, of which only so many outputs are used."""
+    """Run fixed inputs through a linear layer, with its number of outputs capped."""
     outputs = max(1, min(outputs, LARGEST // max(inputs, 1)))
     rows = numbers.fewer(rows, outputs * inputs, inputs)
     leaves = [

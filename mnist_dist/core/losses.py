@@ -1,4 +1,4 @@
-"""The mean loss over all samples of all processes, and what its reading tells of a training that has gone wrong."""
+"""The mean loss over all samples on all processes, and checks for a training run that has gone wrong."""
 
 import math
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class MeanLoss:
     """Averages the losses of updates over samples (or terms), the same at any number of processes.
 
-    Nothing waits for the device until the mean is asked for.
-    `accelerator.register_for_checkpointing` takes it, so that an epoch's mean survives a stop.
+    Nothing waits for the device until the mean is read. Pass it to
+    `accelerator.register_for_checkpointing`, so that an epoch's mean survives a stop.
 
     Args:
         accelerator: the processes. Create one on each, and make the same calls on all of them.
@@ -58,7 +58,7 @@ class MeanLoss:
         )
 
     def compute(self) -> float:
-        """The mean over all samples since the last `reset`; every process must ask.
+        """The mean over all samples since the last `reset`; every process must call this.
 
         Raises:
             UserError: on every process, if a loss is not finite or the processes' weights differ.
@@ -67,7 +67,7 @@ class MeanLoss:
         return self.loss_sum / (self.terms or 1)
 
     def compute_recent(self) -> float:
-        """The mean over the samples since this was last asked; every process must ask.
+        """The mean over the samples since the previous call; every process must call this.
 
         Raises:
             UserError: as `compute`.
@@ -85,7 +85,7 @@ class MeanLoss:
         self.terms = 0.0
 
     def collect(self) -> None:
-        """Add up what waits, over all processes; they also compare their weights, in the same message.
+        """Add up the pending losses of all processes, and compare weights in the same communication.
 
         Raises:
             UserError: on every process, if a loss is not finite or the processes' weights differ.
@@ -93,7 +93,7 @@ class MeanLoss:
         complete = [number for number, item in enumerate(self.waiting, 1) if item.closes_update]
         if not complete:
             return
-        # Those of an update in progress wait: a checkpoint is of the update before, too.
+        # Losses of an unfinished update stay pending, as a checkpoint covers only finished ones.
         waiting, self.waiting = self.waiting[: complete[-1]], self.waiting[complete[-1] :]
         opened = [item for item in waiting if item.opens_batch]
         losses, norms = self.sum_over_shares(waiting, len(opened), [item.loss for item in waiting])
@@ -109,7 +109,7 @@ class MeanLoss:
         self.recent_terms += terms
 
     def terms_of(self, waiting: list["Waiting"], opened: list["Waiting"]) -> float:
-        """The terms of all processes that the losses of these micro-batches are sums over.
+        """The number of terms in the losses of these micro-batches, over all processes.
 
         Args:
             waiting: the micro-batches of this process.
@@ -178,7 +178,7 @@ class MeanLoss:
 
 
 def weighed(loss: Tensor, count: int | float | Tensor) -> Tensor:
-    """A mean times the number of its terms; 0 if there are none, though the mean is NaN then."""
+    """The sum behind a mean: mean times count, or 0 if there are no terms and the mean is NaN."""
     if isinstance(count, Tensor):
         return torch.where(count != 0, loss * count, torch.zeros_like(loss))
     return loss * count if count else torch.zeros_like(loss)
@@ -194,7 +194,7 @@ class Waiting:
         share: its number; None if the process had no samples to work on.
         opens_batch: whether it is this process's first of a global batch.
         closes_update: whether it is this process's last of an update.
-        size: terms in the global batch, if known without asking the others.
+        size: number of terms in the global batch, if known without communication.
         update: the number of the update that it is a part of, from 1.
     """
 

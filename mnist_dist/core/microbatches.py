@@ -1,4 +1,4 @@
-"""What each process has of every global batch of an epoch: its micro-batches."""
+"""Splits the global batches of an epoch into each process's micro-batches."""
 
 from collections.abc import Iterator
 
@@ -10,14 +10,14 @@ from .sharing import MicroBatch, Sharing, cut_in_pieces, positions_of_share
 
 
 class MicroBatchSampler:
-    """Cuts the order of an epoch where global batches end, and gives what this process has of each.
+    """Splits an epoch into global batches, and yields this process's micro-batches of each of them.
 
     Args:
         orders: the samples of every epoch in order, and where its global batches end.
         sharing: who works on which shares.
-        seed: of the micro-batches' random numbers.
-        pieces: micro-batches that every share is given in, to save memory.
-        number: the loader's number among those of its accelerator.
+        seed: seed for the micro-batches' random numbers.
+        pieces: number of micro-batches that each share is split into, to save memory.
+        number: index of the loader among its accelerator's loaders.
         device: where the micro-batches' random numbers are drawn.
     """
 
@@ -65,7 +65,7 @@ class MicroBatchSampler:
     def micro_batches(
         self, order: EpochOrder, numbers: Tensor, epoch: int, batch: int, batches_per_update: int
     ) -> list[MicroBatch]:
-        """This process's micro-batches of one global batch, of which every process has equally many.
+        """This process's micro-batches of one global batch; every process has the same number of them.
 
         Args:
             order: of the epoch.

@@ -1,4 +1,4 @@
-"""Optimizers and schedulers that make one step an update, however many micro-batches it is computed from."""
+"""Optimizers and schedulers that step once per update, however many micro-batches it consists of."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ class ExactOptimizer(AcceleratedOptimizer):
 
     Args:
         optimizer: the one to step.
-        accelerator: says when, and is told of it.
+        accelerator: decides when to step, and counts the updates.
         device_placement: move the optimizer's state to the device.
     """
 
@@ -76,7 +76,7 @@ class ExactOptimizer(AcceleratedOptimizer):
 
 
 class ExactScheduler(AcceleratedScheduler):
-    """Accelerate's scheduler, which moves on once an update, where Accelerate's own does so once a process."""
+    """Accelerate's scheduler, except that it steps once per update instead of once per process."""
 
     _is_accelerate_prepared = True
 

@@ -1,4 +1,4 @@
-"""The order of the samples in an epoch and where its global batches end, by any sampler, the same on every process."""
+"""The sample order and batch boundaries of each epoch, for any sampler, equal on every process."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class Orders(Protocol):
 
 
 class EqualBatches:
-    """Global batches of one size, but for the last one, in an order that seed and epoch decide.
+    """Global batches of equal size (except perhaps the last), in an order set by seed and epoch.
 
     Args:
         sampler: the order.
@@ -78,12 +78,12 @@ class EqualBatches:
 
 
 class DrawnBatches:
-    """Global batches as a sampler or batch sampler of the user's draws them, on each process from the same seed.
+    """Global batches drawn by the user's sampler or batch sampler, seeded identically on every process.
 
     Args:
-        draw: gives the batches of an epoch anew at each call.
-        sampler: that draws them, and whose generator, if it has one, is seeded.
-        length: gives the number of batches in an epoch.
+        draw: returns the batches of an epoch, drawn anew at each call.
+        sampler: the sampler that draws them; its generator, if it has one, is seeded.
+        length: returns the number of batches in an epoch.
         seed, loader: what the draws depend on, beside the epoch.
     """
 
@@ -135,11 +135,11 @@ def orders_of(loader: DataLoader, sharing: Sharing, *, seed: int, number: int) -
     Args:
         loader: with a map-style data set, and any sampler or batch sampler.
         sharing: who works on which shares.
-        seed: of the orders.
-        number: of the loader among those of its accelerator.
+        seed: seed for the orders.
+        number: index of the loader among its accelerator's loaders.
 
     Raises:
-        UserError: its samples have been shared out already, or are not batched.
+        UserError: its samples are already split over processes, or not batched.
     """
     refuse_shared_samples(loader)
     usual = type(loader.batch_sampler) is BatchSampler
@@ -166,7 +166,7 @@ def visits_each_sample_once(loader: DataLoader) -> bool:
 
 
 def refuse_shared_samples(loader: DataLoader) -> None:
-    """Refuse a loader of a part of the samples, and one without batches.
+    """Raise if a loader covers only part of the samples, or does not batch them.
 
     Raises:
         UserError: says why, and what to give instead.

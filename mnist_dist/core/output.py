@@ -1,4 +1,4 @@
-"""Lines for whoever watches a program. What cannot be printed any more is no reason to stop it."""
+"""Console output. A line that can no longer be printed is dropped rather than ending the program."""
 
 import sys
 from typing import Any

@@ -17,7 +17,7 @@ def seed_of(*words: Word) -> int:
 
 
 def stream(*words: Word, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose numbers depend on these words and the kind of device (two models of GPU are two kinds)."""
+    """A generator seeded from these words; its numbers also depend on the device type and GPU model."""
     return torch.Generator(device).manual_seed(seed_of(*words))
 
 
@@ -35,10 +35,10 @@ def seed_generators(seed: int, device: torch.device | str = "cpu") -> None:
 
 
 class GeneratorStates:
-    """What the global generators of this process held at one moment.
+    """A snapshot of the global random generators of this process.
 
     Args:
-        device: the process's, whose generator is one of them.
+        device: this process's device; on a GPU, its generator is included.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -65,7 +65,7 @@ class GeneratorStates:
             torch.cuda.set_rng_state(self.states["torch.cuda"], self.device)
 
     def changed(self) -> list[str]:
-        """The generators that something has drawn from since, by name."""
+        """The names of the generators that have been drawn from since the snapshot."""
         now = self.read()
         return [name for name, before in self.states.items() if not same_state(before, now[name])]
 

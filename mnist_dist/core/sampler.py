@@ -12,7 +12,7 @@ from .sharing import Sharing
 
 
 class ExactSampler(DistributedSampler):
-    """Deals each epoch's samples to the processes: to process r of W every W-th from the r-th on, P[r::W].
+    """Deals each epoch's samples out to the processes in turn: process r of W gets P[r::W].
 
     Unlike its base class it neither repeats samples nor drops any to make the processes' parts
     equal. The order is a function of seed and epoch alone, drawn on the CPU, so it is the same on
@@ -44,7 +44,7 @@ class ExactSampler(DistributedSampler):
             )
 
     def order(self, epoch: int) -> Tensor:
-        """P: (N,) int64 on the CPU, the numbers of all samples in the order of an epoch."""
+        """P, the order of an epoch: the indices of all samples, (N,) int64 on the CPU."""
         if not self.shuffle:
             return torch.arange(self.samples)
         return torch.randperm(self.samples, generator=stream("order", self.seed, epoch))

@@ -24,8 +24,7 @@ class Sharing:
         shares: V, the shares of a global batch.
         world: W, the number of processes.
         rank: the number of this process, from 0.
-        fixed: whether the number of shares was chosen (virtual processes), and not by the number of
-            processes.
+        fixed: whether V was set by the user (virtual processes); otherwise V equals W.
     """
 
     shares: int
@@ -46,7 +45,7 @@ class Sharing:
 
     @property
     def rounds(self) -> int:
-        """The most shares that any process has. One that has fewer takes part in the last round with no samples."""
+        """The largest number of shares on a process; one with fewer joins the last round without samples."""
         return -(-self.shares // self.world)
 
     def share_in_round(self, rank: int, number: int) -> int | None:
@@ -78,7 +77,7 @@ def cut_in_pieces(positions: range, pieces: int) -> list[range]:
 
 @dataclass(eq=False)
 class MicroBatch:
-    """What a process works on at one time: its share of a global batch, or a piece of it; n samples, n may be 0.
+    """The rows a process handles in one step: a share of a global batch, or a piece of one; n may be 0.
 
     Attributes:
         seed, loader, epoch, batch: the seed of the training, the loader's number, the epoch and the
@@ -87,8 +86,8 @@ class MicroBatch:
         start: the place of the global batch's first sample in the order of the epoch.
         size: samples in the global batch.
         shares: V, the shares that the global batch is divided into.
-        share: the number of the share; None if this process has no more of this batch, and only
-            keeps step.
+        share: the index of the share; None if this process has no shares left in this batch and
+            only takes part in communication.
         piece, pieces: the number of the piece of the share, and how many there are.
         round: the number of the share among those of this process.
         rows: n.
@@ -156,4 +155,4 @@ class MicroBatch:
             self.drawn[key] = draw(self.size, *shape, generator=generator, device=self.device)
         positions = self.positions
         mine = self.drawn[key][positions.start : positions.stop : positions.step]
-        return mine.clone()  # which the caller may change in place
+        return mine.clone()  # a copy: the caller may modify it

@@ -1,4 +1,4 @@
-"""The state of a training, as `save_state` writes it and `load_state` reads it: plain data, for any processes."""
+"""The state of a training run, written by `save_state` and read by `load_state`: plain data, any world size."""
 
 import os
 import re
@@ -16,12 +16,12 @@ from .kernels import dtype_of, refuse_other_kernels
 if TYPE_CHECKING:
     from .accelerator import ExactAccelerator
 
-# What a wrong payload makes the parts of a training raise.
+# Exceptions that loading the state of a different training may raise.
 WRONG_STATE = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)
 
 
 def collect(accelerator: "ExactAccelerator") -> dict[str, Any]:
-    """All that a training needs to go on; every process calls this, for some parts ask the others.
+    """Everything needed to resume; call it on every process, because some parts communicate.
 
     Returns:
         Numbers, strings, tensors, and lists and dicts of these.
@@ -41,8 +41,8 @@ def collect(accelerator: "ExactAccelerator") -> dict[str, Any]:
 
 
 def must_be_equal(accelerator: "ExactAccelerator") -> dict[str, Any]:
-    """What decides the training, and must be as it was when a training goes on."""
-    # Without virtual processes the pieces of a share and the precision decide no more than rounding.
+    """Everything that must be unchanged when a training run is resumed."""
+    # Without virtual processes, micro_batches and the precision affect only rounding.
     pieces = accelerator.micro_batches if accelerator.sharing.fixed else 0
     precision = precision_of(accelerator) if accelerator.sharing.fixed else ""
     return {
@@ -60,20 +60,20 @@ def must_be_equal(accelerator: "ExactAccelerator") -> dict[str, Any]:
 
 
 def precision_of(accelerator: "ExactAccelerator") -> str:
-    """What the models are computed in, and what their weights are."""
+    """A description of the compute precision and the weights' dtype."""
     return f"{accelerator.mixed_precision} mixed precision of {dtype_of(accelerator.bare_models)}"
 
 
 def plain_scheduler_state(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's state without what is neither number nor text, such as the functions of `LambdaLR`."""
+    """A scheduler's state without entries that are not plain data, such as the functions of `LambdaLR`."""
     return {name: value for name, value in scheduler.state_dict().items() if name != "lr_lambdas"}
 
 
 def restore(accelerator: "ExactAccelerator", found: dict[str, Any]) -> None:
-    """Put a training back to where `collect` was called.
+    """Restore the state that `collect` returned.
 
     Raises:
-        UserError: the state is that of another training.
+        UserError: the state belongs to a different training.
     """
     refuse_another_training(accelerator, found)
     parts = {

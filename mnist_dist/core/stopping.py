@@ -12,11 +12,11 @@ import torch.distributed as dist
 # first two.
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
-# Two questions are this many seconds or updates apart, whichever is shorter. One costs half a
-# millisecond on gloo.
+# Processes poll each other at least every so many seconds or updates, whichever comes first. A
+# poll takes half a millisecond on gloo.
 MOST_SECONDS = 0.1
 MOST_UPDATES = 10
-PATIENCE = timedelta(minutes=15)  # with a process that says nothing
+PATIENCE = timedelta(minutes=15)  # timeout for a process that does not respond
 
 
 def signals_heard() -> list[signal.Signals]:
@@ -31,13 +31,13 @@ def signals_heard() -> list[signal.Signals]:
 
 
 class StopRequest:
-    """Notes signals, and tells all processes of one after the same update.
+    """Records stop signals, and makes them known to all processes after the same update.
 
-    The processes ask each other after every tenth update, or more often if updates are slow,
-    through a gloo group on the CPU. The answer is read with the next update, so that no update
+    The processes poll each other after every tenth update, or more often if updates are slow,
+    through a gloo group on the CPU. The result is read after the next update, so that no update
     waits for it.
 
-    Create one on every process, and ask all of them after the same updates.
+    Create one on every process, and call `agreed` on all of them after the same updates.
     """
 
     def __init__(self) -> None:
@@ -59,13 +59,13 @@ class StopRequest:
         self.received = signal.Signals(number).name
 
     def agreed(self, *, ask_each_time: bool = False) -> bool:
-        """Whether some process had been asked to stop when the last question was put.
+        """Whether any process had been asked to stop at the last poll.
 
-        To be called by all processes, once after every update.
+        Every process must call this once after every update.
 
         Args:
-            ask_each_time: put a question now, however short ago the last one was: what comes until
-                the next call may take long.
+            ask_each_time: poll at every call, for loops in which the time between two calls may be
+                long.
         """
         if self.group is None:
             return self.received is not None

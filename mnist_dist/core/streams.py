@@ -1,4 +1,4 @@
-"""Data sets that can only be read from the beginning: every process reads on, and keeps its rows."""
+"""Iterable data sets: every process reads the whole stream, and keeps only its own rows."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """Stands where other loaders have their orders: nobody knows those of a stream before it is read.
+    """Takes the place of `Orders` for an iterable data set, whose order is unknown until it is read.
 
     Args:
         loader: with an iterable data set and a batch size.
@@ -41,8 +41,8 @@ class Stream:
         self.loader = loader
 
     def epoch(self, epoch: int) -> EpochOrder:
-        """Not known."""
-        raise TypeError(f"the order of epoch {epoch} of a stream is known when it has been read")
+        """Always raises: the order of a stream is not known in advance."""
+        raise TypeError(f"the order of epoch {epoch} is unknown until the stream has been read")
 
     def __len__(self) -> int:
         """Global batches in an epoch, if the data set knows its length."""
@@ -53,8 +53,8 @@ class StreamReader:
     """Reads a stream to its end on every process, and keeps this process's rows of every global batch.
 
     What the data set draws at random while it is read depends on seed and epoch alone. All
-    processes must use the same number of workers, for torch takes batches from them in turns. A
-    resume reads up to where it goes on.
+    processes must use the same number of workers, because torch takes batches from them in turns.
+    After a resume, the batches before the resume point are read and discarded.
 
     Args:
         loader: the user's, with an iterable data set.
@@ -95,7 +95,7 @@ class StreamReader:
 
         Args:
             epoch: its number, from 0.
-            first: global batches to read over.
+            first: number of global batches to skip.
             batches_per_update: global batches that the gradients of an update are accumulated over.
         """
         start = 0
@@ -157,7 +157,7 @@ class StreamReader:
             yield *before, True
 
     def read(self, epoch: int) -> Iterator[list[Any]]:
-        """The samples of each global batch, read with generators of its own, which go on between two batches."""
+        """The samples of each global batch, read with random-generator states separate from the training's."""
         seed = seed_of("stream", self.batches.seed, self.batches.number, epoch)
         self.generator.manual_seed(seed)
         outside = GeneratorStates()

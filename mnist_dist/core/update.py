@@ -22,8 +22,8 @@ class UpdateGradients:
         ddp: whether models are wrapped in `DistributedDataParallel`.
 
     Attributes:
-        buffers: of the models, which are averaged with the gradients under virtual processes; None
-            otherwise.
+        buffers: averages the models' buffers together with the gradients; None without virtual
+            processes.
     """
 
     def __init__(self, sharing: Sharing, device: torch.device, *, ddp: bool) -> None:
@@ -33,9 +33,9 @@ class UpdateGradients:
         self.buffers: BufferMean | None = None
         self.sums: dict[tuple[int, ...], GradientSum] = {}
         self.kept: list[Tensor | None] | None = (
-            None  # gradients of earlier updates that nobody has forgotten yet
+            None  # gradients from before this update, not cleared by zero_grad
         )
-        self.kept_of: list[nn.Parameter] = []  # the parameters that they are of
+        self.kept_of: list[nn.Parameter] = []  # the parameters whose gradients `kept` holds
         self.terms: Tensor | None = None  # counted in this update, under DDP
         self.counts_terms: bool | None = None  # in the update in progress, if it has begun
         self.wrappers: list[DistributedDataParallel] = []
@@ -43,7 +43,7 @@ class UpdateGradients:
         self.nothing: GradientsOfNothing | None = None  # during a backward pass beside DDP
 
     def watch(self, wrapper: DistributedDataParallel) -> None:
-        """Let a wrapper sum gradients over processes, where it would average them."""
+        """Make a DDP wrapper sum gradients over processes instead of averaging them."""
         if any(wrapper is known for known in self.wrappers):
             return
         wrapper.register_comm_hook(self, sum_gradients)
@@ -58,11 +58,11 @@ class UpdateGradients:
     def add(self, micro_batch: MicroBatch, parameters: list[nn.Parameter], terms: Terms) -> None:
         """After a backward pass: add its gradients to those of the update.
 
-        After the update's last micro-batch the parameters' `grad` is the gradient of the mean over
-        the whole update, added to what nobody had forgotten before it.
+        After the update's last micro-batch, `grad` holds the gradient of the mean loss over the
+        whole update, plus any gradient that had not been cleared before it.
 
         Args:
-            micro_batch: that the loss was of.
+            micro_batch: the micro-batch of the loss.
             parameters: all that take gradients, the same ones on every process.
             terms: what the loss was the mean over, if not over rows.
 
@@ -82,9 +82,9 @@ class UpdateGradients:
             self.add_to_sum(micro_batch, parameters, terms)
 
     def set_aside(self, parameters: list[nn.Parameter]) -> None:
-        """Before an update's first backward pass: keep gradients that `zero_grad` has not forgotten.
+        """Before an update's first backward pass: set aside gradients that `zero_grad` has not cleared.
 
-        They are the sum over all processes already, and are not to be summed again.
+        They are already summed over all processes, and must not be summed again.
         """
         if self.kept is not None:
             return
@@ -96,10 +96,10 @@ class UpdateGradients:
     def begin_backward(
         self, micro_batch: MicroBatch, parameters: list[nn.Parameter], terms: Terms
     ) -> None:
-        """Before a backward pass: beside DDP, see to it that the mean over nothing adds nothing.
+        """Before a backward pass under DDP: make sure that an empty micro-batch adds no gradient.
 
-        Without DDP `take_gradients` does that afterwards, which would be too late here: DDP sums
-        over processes during the pass.
+        Without DDP, `take_gradients` does that afterwards. With DDP that would be too late, because
+        it sums gradients over processes during the pass.
         """
         counts = is_of_something(micro_batch, terms)
         self.nothing = None
@@ -107,7 +107,7 @@ class UpdateGradients:
             self.nothing = GradientsOfNothing(parameters, counts)
 
     def abandon(self) -> None:
-        """Forget an update that was left before it was complete, as if it had not begun."""
+        """Discard an incomplete update, as if it had never begun."""
         if self.buffers is not None:
             self.buffers.abandon()
         if self.kept is None:
@@ -130,7 +130,7 @@ class UpdateGradients:
     def add_to_sum(
         self, micro_batch: MicroBatch, parameters: list[nn.Parameter], terms: Terms
     ) -> None:
-        """Add this micro-batch's gradients to those of the update, and let them be the sum after its last one."""
+        """Add a micro-batch's gradients to the update's; after the last one, store their sum in `grad`."""
         found = take_gradients(parameters, keep=is_of_something(micro_batch, terms))
         changes = []
         if self.buffers is not None and self.buffers.floating:
@@ -153,14 +153,14 @@ class UpdateGradients:
         self.add_kept(parameters)
 
     def as_number(self, terms: int | float | Tensor, parameters: list[nn.Parameter]) -> Tensor:
-        """A number of terms as a scalar on the device: float32, exact up to 16,777,216, or float64 if weights are."""
+        """A number of terms as a scalar tensor: float32 (exact up to 16,777,216), or float64 like the weights."""
         precise = any(parameter.dtype == torch.float64 for parameter in parameters)
         return scalar(terms, torch.float64 if precise else torch.float32, self.device)
 
     def sum_for(
         self, parameters: list[nn.Parameter], changes: list[Tensor], counted: list[Tensor]
     ) -> GradientSum:
-        """The sum of gradients for these parameters, made once: there are others if layers are frozen or thawed."""
+        """The cached `GradientSum` for these parameters; freezing or unfreezing layers makes another one."""
         key = len(changes), len(counted), *map(id, parameters)
         if key not in self.sums:
             self.sums[key] = GradientSum([*parameters, *changes, *counted], self.sharing)
@@ -195,13 +195,13 @@ class UpdateGradients:
 
 
 class GradientsOfNothing:
-    """What a backward pass of a mean over no rows or terms, which may be NaN, is to leave in parameters beside DDP.
+    """Keeps the backward pass of an empty micro-batch, whose loss may be NaN, from changing gradients under DDP.
 
-    The pass itself is made like those of the other processes, for layers may exchange numbers in it.
+    The pass still runs as on the other processes, because layers may communicate during it.
 
     Args:
-        parameters: whose gradients, of earlier micro-batches of the update, are to stay as they are.
-        counts: False, or a tensor on the device that says whether the loss is of something.
+        parameters: their gradients, from earlier micro-batches of the update, are preserved.
+        counts: False, or a tensor on the device that says whether the loss has any rows or terms.
     """
 
     def __init__(self, parameters: list[nn.Parameter], counts: bool | Tensor) -> None:
@@ -215,7 +215,7 @@ class GradientsOfNothing:
                 parameter.grad = self.chosen(parameter, parameter.grad)
 
     def take_back_in(self, bucket: dist.GradBucket) -> None:
-        """Give a bucket of DDP's, before it is sent, the gradients from before the pass."""
+        """Restore the gradients from before the pass in a DDP bucket, before it is sent."""
         buffer = bucket.buffer()
         if buffer.is_sparse:  # of one parameter
             buffer.copy_(self.chosen(bucket.parameters()[0], buffer))
@@ -252,7 +252,7 @@ def scalar(number: int | float | Tensor, dtype: torch.dtype, device: torch.devic
 
 
 def is_of_something(micro_batch: MicroBatch, terms: Terms) -> bool | Tensor:
-    """Whether a loss is the mean over one row or term at least; a tensor if only the device knows."""
+    """Whether a loss averages over at least one row or term; a tensor if that is known only on the device."""
     if len(micro_batch) == 0:
         return False
     if terms is None:
@@ -262,11 +262,11 @@ def is_of_something(micro_batch: MicroBatch, terms: Terms) -> bool | Tensor:
 
 
 def take_gradients(parameters: list[nn.Parameter], *, keep: bool | Tensor) -> list[Tensor]:
-    """Take the gradients off parameters: dense, each in memory of its own, and zeros where there is none.
+    """Move gradients out of the parameters: dense, in separate memory, and zeros where there is none.
 
     Args:
-        parameters: whose `grad` is None afterwards.
-        keep: whether they count; those of a mean over nothing do not, and may be NaN.
+        parameters: the parameters; their `grad` is None afterwards.
+        keep: whether to use the gradients; those of an empty mean are dropped, and may be NaN.
     """
     found = []
     for parameter in parameters:
@@ -283,7 +283,7 @@ def take_gradients(parameters: list[nn.Parameter], *, keep: bool | Tensor) -> li
 
 
 def divide(gradients: list[Tensor], terms: Tensor) -> None:
-    """Divide gradients in place by the number of terms that they are a sum over; that of no terms is 0 and stays so."""
+    """Divide summed gradients in place by their number of terms; with no terms they are 0 and stay 0."""
     torch._foreach_div_(gradients, torch.where(terms == 0, torch.ones_like(terms), terms))
 
 

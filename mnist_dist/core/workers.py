@@ -1,4 +1,4 @@
-"""Workers that read for a training, and must not die of a request to stop."""
+"""DataLoader workers that survive a request to stop."""
 
 import os
 import signal
@@ -10,14 +10,14 @@ from .stopping import SIGNALS
 
 
 def begin_worker(then: Callable[[int], None] | None, number: int) -> None:
-    """Prepare a worker, which is not to die of a request to stop.
+    """Set up a worker so that a stop signal does not kill it.
 
-    Launchers and terminals send it to a whole group of processes. The one that trains answers it
-    with a checkpoint, for which it still needs its workers.
+    Launchers and terminals send stop signals to a whole process group. The training process reacts
+    by writing a checkpoint, until which it still needs its workers.
 
     Args:
         then: the user's `worker_init_fn`.
-        number: the worker's.
+        number: the worker's id.
     """
     for each in SIGNALS:
         if each != signal.SIGTERM:

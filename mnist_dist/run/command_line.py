@@ -1,4 +1,4 @@
-"""Command lines: words into settings, and settings into words."""
+"""Parses command-line arguments into settings, and formats settings as arguments."""
 
 import contextlib
 import io
@@ -22,11 +22,11 @@ def parse(config_type: Any, args: Sequence[str] | None = None, prog: str | None 
     """Read the settings from a command line, and check them.
 
     Args:
-        config_type: a dataclass with a field for each flag. Its method `check`, if it has one,
-            refuses what cannot be. Its `GROUPS`, if it has some, divide the flags in --help. If it
-            has a field `recipe`, its `RECIPES` are settings by name, which explicit flags win over.
-            If it has a field `flags_given`, the names of the flags on the command line go there.
-        args: the words after the program's name. The default is those of this process.
+        config_type: a dataclass with a field for each flag. Its optional method `check` validates
+            the settings. Its optional `GROUPS` arrange the flags in --help. If it has a field
+            `recipe`, its `RECIPES` are named presets, which explicit flags override. If it has a
+            field `flags_given`, the names of the flags on the command line are stored there.
+        args: the arguments after the program's name. The default is those of this process.
         prog: the program's name in help and messages. The default is this process's.
 
     Returns:
@@ -97,7 +97,7 @@ def flags_in(words: Sequence[str]) -> frozenset[str]:
 
 
 def refuse_empty_values(words: Sequence[str]) -> None:
-    """Refuse empty words: as a path such a word would mean the current folder.
+    """Reject empty arguments: as a path, an empty string would mean the current folder.
 
     Args:
         words: the words after the program's name.

@@ -93,8 +93,8 @@ def refuse_a_divided_model(environ: Mapping[str, str]) -> None:
 def check_that_one_process_was_meant(environ: Mapping[str, str]) -> None:
     """Look for signs that a process without WORLD_SIZE was meant to be one of several.
 
-    One sign does not prove it: a Slurm allocation may have tasks that are not used. For that this
-    prints a warning. That a launcher has started one process is no sign.
+    Several tasks in the Slurm allocation are not proof, because they may go unused, and cause only
+    a warning. A launcher that has started a single process is fine.
 
     Args:
         environ: the environment variables of the process, without WORLD_SIZE.

@@ -1,4 +1,4 @@
-"""A run's folder: the names of its files, how it is made, and how a run in it is gone on with."""
+"""A run's folder: its file names, how it is created, and how its run is resumed."""
 
 import itertools
 import json
@@ -31,12 +31,12 @@ EVALUATION = "evaluation.json"
 ENDED = "ended.json"  # why a run stopped or failed; a run that finished or was killed has none
 PLOTS = "plots"
 REPORT = "report.html"
-JOURNAL = "journal.jsonl"  # of a search for settings, whose folder lies among those of runs
+JOURNAL = "journal.jsonl"  # of a hyperparameter search, whose folder is also in runs/
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run is, and what it is known by.
+    """A run's folder and identifiers.
 
     Attributes:
         folder: where its files are.
@@ -68,11 +68,12 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 
 def open_run(folder: Path | None, name: str, resume: bool, weights: str = WEIGHTS) -> Run:
-    """Make the folder of a new run, or find that of a run to go on with.
+    """Create the folder of a new run, or find the folder of a run to resume.
 
-    A run that its own job has started again goes on by itself: after `--max-restarts`, with nodes
-    lost or joined, or requeued by Slurm. For that the launcher of some process of the last attempt,
-    or the Slurm job, must still be there. Every process must call this.
+    A run that is restarted by its own job resumes automatically: after a restart by torchrun
+    (`--max-restarts`), after nodes were lost or joined, or when Slurm requeues the job. This works
+    only while a launcher of the previous attempt, or the Slurm job, still exists. Every process
+    must call this.
 
     Args:
         folder: the folder asked for, or None for runs/<timestamp>-<name>.
@@ -175,7 +176,7 @@ def begin(folder: Path | None, job: dict[str, Any], name: str, resume: bool, wei
         make_folder(folder)
     locks.lock(folder)
     wandb_id = wandb_id_of(folder)
-    # A run that another job has begun is still the other's until its checkpoint has been read.
+    # A run started by another job stays recorded as that job's until its checkpoint has been read.
     if is_new:
         note_job(folder, wandb_id, job)
     return Run(folder, resume, wandb_id, job)
@@ -218,8 +219,8 @@ def check_folder(folder: Path, resume: bool, weights: str) -> bool:
         Whether a run in it is new.
 
     Raises:
-        UserError: it is a file, a symbolic link to nowhere, or its checkpoints are one; it holds a
-            run already, or a run without any checkpoint.
+        UserError: it is a file or a dangling symbolic link, or its checkpoints folder is such a
+            link; or it already holds a run, or a run without any checkpoint.
     """
     refuse_lost_link(folder / CHECKPOINTS)
     if folder.exists() and not folder.is_dir():
@@ -240,8 +241,8 @@ def check_folder(folder: Path, resume: bool, weights: str) -> bool:
 def wandb_id_of(folder: Path) -> str:
     """Find the name of a run within Weights & Biases, or make one up.
 
-    A name that is left in the environment is that of another run, unless an agent of W&B's that
-    searches for settings has just given it to this one.
+    An id in the environment belongs to another run, unless a W&B sweep agent has just assigned it
+    to this one.
 
     Args:
         folder: the run's folder.
@@ -258,7 +259,7 @@ def wandb_id_of(folder: Path) -> str:
 
 
 def note_job(folder: Path, wandb_id: str, job: dict[str, Any]) -> None:
-    """Note at once whose a run is, for this attempt may end before its first update.
+    """Record right away which job a run belongs to, as this attempt may end before its first update.
 
     Args:
         folder: the run's folder.
@@ -271,17 +272,17 @@ def note_job(folder: Path, wandb_id: str, job: dict[str, Any]) -> None:
 
 
 def go_on(run: Run, checkpoints: Checkpoints, loader: ExactDataLoader, epochs: int) -> None:
-    """Put a run that is resumed back to where it was left off.
+    """Restore a resumed run to where it left off.
 
     Args:
-        run: the run. One that is not resumed stays at its beginning.
+        run: the run; nothing happens if it is not to be resumed.
         checkpoints: those of the run.
         loader: the prepared loader of the training data, whose `next_epoch` then says how far the
             training is.
         epochs: how many epochs the run is to have in the end.
 
     Raises:
-        UserError: it has done more than that, or its checkpoints cannot be gone on from.
+        UserError: it has done more epochs than that, or its checkpoints cannot be restored.
     """
     if not run.resume or not checkpoints.resume():
         return

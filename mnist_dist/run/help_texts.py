@@ -1,4 +1,4 @@
-"""tyro's help and complaints, rewritten to be read without frames and to say what to do."""
+"""Rewrites tyro's help and error messages: no box drawing, and advice on what to do."""
 
 import difflib
 import itertools
@@ -18,7 +18,7 @@ SEVERAL_IN_ONE_WORD = re.compile(r"Error parsing (--[\w-]+).*: \['(.*[, ].*)'\]$
 
 
 def complaint_in_a_sentence(box: str, known: Sequence[str]) -> str:
-    """Say in one sentence what tyro complains of, and what was probably meant.
+    """Turn a tyro error into one sentence, with a suggestion if there is one.
 
     Args:
         box: what tyro printed: a heading, a ruler, the complaint, and perhaps remarks below another

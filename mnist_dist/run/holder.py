@@ -1,4 +1,4 @@
-"""A file that says which process is at work in a folder, where the file system's locks do not.
+"""A lock file with a heartbeat, for file systems whose own locks cannot be relied on.
 
 The file holds JSON:
     host: the node, and its namespace of processes.
@@ -25,9 +25,9 @@ from mnist_dist.core.errors import UserError
 
 NAME = ".holder.json"
 BEAT = 5.0  # seconds between two heartbeats
-FRESH = 30.0  # seconds for which one is good
-WATCH = 12.0  # seconds in which an old one may prove to be another clock's
-MOMENT = 0.5  # seconds in which another may begin, too, that has seen nobody
+FRESH = 30.0  # seconds for which a heartbeat counts as recent
+WATCH = 12.0  # seconds to watch an old heartbeat, in case it only looks old by another node's clock
+MOMENT = 0.5  # seconds to wait for another process that took the folder at the same time
 
 # File systems of several nodes, as the list of what is mounted calls them. A lock there may hold on
 # one node only, as with NFS's `local_lock` and Lustre's `localflock`.
@@ -36,13 +36,14 @@ ON_THIS_NODE = ("fuseblk", "fuse.lxcfs")
 
 
 class Holder:
-    """What holds a folder for this process, until `let_go`.
+    """A lock on a folder, held by this process until `let_go`.
 
-    A thread of its own renews the heartbeat. If it finds that another process has taken the folder
-    over, which it does only if this one was silent, for instance frozen, it ends this process.
+    A background thread renews the heartbeat. If another process has taken over the folder, which
+    happens only if this process sent no heartbeats (for example while suspended), the thread ends
+    this process.
 
     Args:
-        folder: the folder, which nobody else holds.
+        folder: the folder, which no other process holds.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -90,7 +91,7 @@ class Holder:
                     self.beat()
 
     def let_go(self) -> None:
-        """Hold the folder no longer."""
+        """Release the folder."""
         self.released.set()
         self.thread.join()
         found = read(self.path)
@@ -100,7 +101,7 @@ class Holder:
 
 
 def hold(folder: Path) -> Holder:
-    """Hold a folder for this process, also if one has left it that is no longer there.
+    """Lock a folder for this process, replacing a stale lock of a process that has died.
 
     Args:
         folder: the folder, which must exist.
@@ -117,7 +118,7 @@ def hold(folder: Path) -> Holder:
     if found:
         refuse_if_alive(path, found)
     holder = Holder(folder)
-    # Of two that begin in the same moment the file is the last one's.
+    # If two processes start at the same moment, the last one to write owns the file.
     time.sleep(MOMENT)
     found = read(path)
     if found and found.get("token") != holder.about["token"]:
@@ -134,8 +135,8 @@ def refuse_if_alive(path: Path, found: dict[str, Any]) -> None:
         found: what it holds.
 
     Raises:
-        UserError: the holder is this node's and still there, or its heartbeat is fresh, or turns
-            out to go on, by a clock that is not this node's.
+        UserError: the holder is a live process of this node, or its heartbeat is recent or keeps
+            changing (by another node's clock).
     """
     if found.get("host") == host() and not is_there(found):
         return
@@ -149,7 +150,7 @@ def refuse_if_alive(path: Path, found: dict[str, Any]) -> None:
 
 
 def is_there(found: dict[str, Any]) -> bool:
-    """Tell whether the process of a holder's file of this node is there, and no later one."""
+    """Whether the process named in this node's lock file still runs, and its pid was not reused."""
     try:
         process = psutil.Process(found["pid"])
         return process.create_time() < found["started"] + 1

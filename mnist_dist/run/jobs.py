@@ -1,4 +1,4 @@
-"""The job that started the processes of a run, by which a restarted attempt finds its run again.
+"""Identifies the job that started a run, so that a restarted attempt can find its run again.
 
 A job is a dict of plain values, as config.json notes it:
     launchers: the names of the launchers of all processes, as `launcher` tells them.
@@ -16,12 +16,12 @@ from typing import Any
 import psutil
 from accelerate.utils import broadcast_object_list, gather_object
 
-# What torchrun and accelerate launch tell a process, and what it hands on to those that it starts.
+# Environment variables set by torchrun and accelerate launch, and inherited by child processes.
 TOLD = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK")
 
 
 def launcher() -> str | None:
-    """Name the launcher of this process, torchrun or accelerate launch, unlike every other.
+    """Return a unique name for this process's launcher (torchrun or accelerate launch).
 
     Returns:
         Its node, its process id, and its start in seconds since the node was booted. If it cannot
@@ -56,8 +56,8 @@ def launcher_and_worker() -> tuple[psutil.Process | None, psutil.Process | None]
     """Find the launcher among the parents of this process, beyond shells and other wrappers.
 
     Returns:
-        The nearest parent that was not told what this process was told, or None if there is no
-        such process in sight; and the one below it, or None if processes cannot be looked at.
+        The nearest ancestor without this process's launcher variables, or None if no such process
+        is visible; and its child on the way here, or None if processes cannot be inspected.
     """
     try:
         process = own_process()
@@ -79,7 +79,7 @@ def own_process() -> psutil.Process:
 
 
 def was_told_the_same(parent: psutil.Process) -> bool:
-    """Tell whether a parent is a wrapper: it was told by the launcher what this process was."""
+    """Whether a parent is a wrapper, with the same launcher variables as this process."""
     try:
         environ = parent.environ()
     except psutil.AccessDenied:
@@ -88,7 +88,7 @@ def was_told_the_same(parent: psutil.Process) -> bool:
 
 
 def name_of(process: psutil.Process) -> str:
-    """Name a process unlike every other, those of other nodes and of earlier included."""
+    """Return a name for a process that is unique across nodes and over time."""
     # Both times move if the clock is set, but their difference does not.
     started = process.create_time() - psutil.boot_time()
     return f"{platform.node()}:{process.pid}:{started:.2f}"
@@ -97,7 +97,7 @@ def name_of(process: psutil.Process) -> str:
 def this_job() -> dict[str, Any]:
     """Describe the job of the processes. Every process must call this.
 
-    `torchrun --rdzv-id` is no name for a job: it is "none" unless somebody chose one.
+    `torchrun --rdzv-id` does not identify a job: it is "none" unless the user sets it.
 
     Returns:
         The job as the first process sees it, the same on every process.
@@ -119,7 +119,7 @@ def this_job() -> dict[str, Any]:
 
 
 def has_begun(job: dict[str, Any], noted: dict[str, Any]) -> bool:
-    """Tell whether a job has begun a run, because a launcher lives on or Slurm requeued the job.
+    """Whether a run was started by an earlier attempt of this job, under the same launcher or requeued by Slurm.
 
     Args:
         job: the job of these processes.

@@ -1,4 +1,4 @@
-"""How the processes of a program start: the Accelerator, on devices that suit the request.
+"""Starts the processes of a program: creates the accelerator on the requested devices.
 
 The names in `__all__` are what a script needs. Some of them are defined in the modules beside this
 one: how the processes leave is in `leaving`.
@@ -153,7 +153,7 @@ def connect(world: int, **options: Any) -> ExactAccelerator:
 
 
 def why_not(error: Exception) -> str:
-    """Say what Accelerate, or what connects the processes, stumbled on.
+    """Explain why Accelerate could not start, or the processes could not be connected.
 
     Args:
         error: what was raised while they were to be connected.

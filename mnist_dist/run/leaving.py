@@ -19,7 +19,7 @@ from mnist_dist.shell import shell
 
 GRACE = 5  # seconds in which the first process of a node can say why all leave
 STAY = 2  # seconds in which every torchrun, which looks every 0.1, notices that a node has joined
-ALONE = (OwnError, OSError)  # what only one process meets, once they are connected
+ALONE = (OwnError, OSError)  # errors of a single process, once all are connected
 INTERRUPTED = 130  # the exit status by which shells report SIGINT
 RESUME = "run the same command with --output-dir {run} --resume"
 
@@ -27,14 +27,14 @@ RESUME = "run the same command with --output-dir {run} --resume"
 def run(main: Callable[[], None], name: str, again: str = RESUME) -> None:
     """Run a script's `main` and end the process with the status that the README promises.
 
-    Once the processes are connected, a `UserError` is raised on all of them alike (see
-    `all_or_none`), and the first one prints it. Before that every process of a node sees the same
-    error, and the first one of the node prints it, or else each that has it. Whatever else goes
-    wrong is a process's own, and it says so itself.
+    Once the processes are connected, a `UserError` is raised on all of them (see `all_or_none`),
+    and the first process prints it. Before that, all processes of a node normally see the same
+    error, and the first one on the node prints it; otherwise each process that has the error does.
+    Any other error concerns a single process, which prints it itself.
 
     Args:
         main: does the work.
-        name: what the user called, for messages.
+        name: the program's name, for messages.
         again: how to resume a run that was stopped. `{run}` stands for its folder.
     """
     status = 0
@@ -76,9 +76,9 @@ def leave(status: int, has_failed_alone: bool) -> NoReturn:
     status = status or status_of_output()
     sys.stderr.flush()
     if status == STOPPED and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
-        # A torchrun that ends its processes for a node that joins makes those of the others end,
-        # too. One whose process was gone before it had noticed the node would count a failure, and
-        # with none left to count it would give up.
+        # When a node joins, torchrun stops its processes, which makes those on other nodes exit,
+        # too. A torchrun whose process exits before it has noticed the new node would count that as
+        # a failure, and give up if no restarts are left.
         time.sleep(STAY)
     if connected:
         # Python's own exit can abort in a thread that the process group left behind (1 of 12 runs
@@ -89,7 +89,7 @@ def leave(status: int, has_failed_alone: bool) -> NoReturn:
 
 
 def status_of_output() -> int:
-    """Write what is left of the output, and say if that is not possible.
+    """Flush the standard output, and report an error if that fails.
 
     Returns:
         The exit status for it.
@@ -106,8 +106,8 @@ def status_of_output() -> int:
 def disconnect() -> None:
     """Take the connections of all processes down together.
 
-    After a bug that is impossible: the others may be in a collective operation, for whose end NCCL
-    would wait without limit.
+    This is not possible after a bug, because the other processes may be inside a collective
+    operation, for which NCCL would wait forever.
     """
     for one in NEIGHBOURS:
         one.farewell()
@@ -132,7 +132,7 @@ def leave_without_the_others(error: Exception, name: str, again: str) -> NoRetur
 
 
 def again_in_words(again: str) -> str:
-    """Say how a training is gone on with, whose folder is not known here.
+    """Say how to resume a run whose folder is not known here.
 
     Args:
         again: as in `run`.
@@ -205,7 +205,7 @@ def own_rank() -> str:
 
 
 def own_label() -> str:
-    """The words by which this process's lines are told from others in a log that they share.
+    """The prefix that identifies this process's lines in a shared log.
 
     Returns:
         An empty text for the first process.

@@ -15,7 +15,7 @@ from mnist_dist.core.errors import UserError
 from mnist_dist.core.files import warn_once
 from mnist_dist.run import holder
 
-TAKE_OVER = 60  # seconds for the process of the attempt before to end; a launcher kills it after 30
+TAKE_OVER = 60  # seconds to wait for the previous attempt to exit; launchers kill it after 30
 LOCKS: list[int] = []  # the descriptors that hold the locks of this process
 HOLDERS: list[holder.Holder] = []  # what holds folders where locks do not
 
@@ -85,7 +85,7 @@ def lock_holds(folder: Path) -> bool:
 
 
 def take_over(folder: Path) -> None:
-    """Lock a run as soon as the attempt before has left it, whose processes may be about to end.
+    """Lock a run as soon as the previous attempt, whose processes may still be exiting, has released it.
 
     Args:
         folder: the run's folder.
@@ -105,7 +105,7 @@ def take_over(folder: Path) -> None:
 
 
 def let_go() -> None:
-    """Unlock all runs of this process, which is to go on without them."""
+    """Release all locks of this process, which keeps running."""
     while HOLDERS:
         HOLDERS.pop().let_go()
     while LOCKS:

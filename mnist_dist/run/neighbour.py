@@ -1,4 +1,4 @@
-"""On GPUs a process ends soon after another has died, even while it waits for CUDA.
+"""A watchdog: on GPUs, a process exits soon after another one dies, even while blocked in CUDA.
 
 While a process waits for CUDA, Python cannot handle signals. NCCL notices by itself after
 `rendezvous.TIMEOUT`; torchrun kills after 30 seconds, and srun never does. So a thread of each
@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 FOREVER = timedelta(days=365)
 
-# What a process that ends for another says of going on; `leaving.run` knows it.
+# The advice printed by a process that exits because another one did; set by `leaving.run`.
 how_to_go_on = "a training goes on from its last checkpoint"
 
 
@@ -48,7 +48,7 @@ class Neighbour:
             os._exit(1)
 
     def farewell(self) -> None:
-        """Leave in peace. All processes must call this."""
+        """Tell the neighbour that this exit is normal; every process must call this."""
         previous = (self.rank - 1) % self.world
         dist.send(torch.empty(1), dst=previous, group=self.group)
         self.thread.join()

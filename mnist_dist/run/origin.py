@@ -1,4 +1,4 @@
-"""Where a result comes from: code, machine, versions, and the command that began it.
+"""The provenance of a result: code, machine, versions, and the command that started it.
 
 A run notes all this for its readers. None of it is compared when the run is resumed.
 """
@@ -41,7 +41,7 @@ def about(accelerator: Accelerator) -> dict[str, Any]:
         "commit": commit(),
         "code": code_digest(),
         "processor": processor(accelerator.device),
-        # Of each process. On a CPU their number decides the last bits.
+        # Per process. On a CPU, the number of threads affects rounding.
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
@@ -90,7 +90,7 @@ def commit() -> str | None:
 
 
 def processor(device: torch.device) -> str:
-    """Find the name of what computes.
+    """Find the name of the processor in use.
 
     Args:
         device: the device of this process.

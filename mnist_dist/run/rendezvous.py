@@ -21,12 +21,12 @@ METHOD = f"{SCHEME}://"  # for `init_process_group(init_method=...)`
 # for NCCL, so Accelerate does not hand it on (accelerate 1.15), and gloo waits for 30.
 TIMEOUT = PATIENCE
 
-UNKNOWN = 10  # seconds that the first node's name may be unknown: a container's may come with it
+UNKNOWN = 10  # seconds to retry while the first node's name does not resolve yet
 SILENCE = 30  # seconds of waiting after which one process of a node says what it waits for
 
 
 def rendezvous(_: str, **options: Any) -> Iterator[tuple[dist.Store, int, int]]:
-    """Do as torch's rendezvous by environment variables, with keys that no earlier attempt wrote.
+    """Like torch's env:// rendezvous, but with keys that no earlier attempt has written.
 
     `torchrun --max-restarts` keeps one store for all attempts (torch 2.15), so a process that is
     started again would read the address of one that is dead: `connectFullMesh failed ... Connection
@@ -108,8 +108,8 @@ def agree(store: dist.Store, rank: int, world: int, timeout: timedelta) -> str:
     """Find a name for this attempt that its processes share, whatever earlier ones left behind.
 
     Counters would not do: launchers on several nodes count restarts differently. So each process
-    asks with a token of its own. The first process answers all tokens, also those of processes that
-    are dead, until every process has thanked for the name of this attempt.
+    sends a token of its own. The first process answers all tokens, even those of dead processes,
+    until every process has acknowledged the name of this attempt.
 
     Args:
         store: where the processes leave messages for each other.

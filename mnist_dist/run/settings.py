@@ -22,7 +22,7 @@ class RunFlags:
     output_dir: FolderOfRun = field(default=None, metadata=MAY_CHANGE)
     """The run's folder."""
     resume: bool = field(default=False, metadata=MAY_CHANGE)
-    """Go on from the newest intact checkpoint in --output-dir; from scratch, saying so, if there is none."""
+    """Resume from the newest intact checkpoint in --output-dir, or start from scratch if there is none."""
     checkpoint_every: int = field(default=0, metadata=MAY_CHANGE)
     """Updates between two checkpoints; 0: at the ends of epochs only."""
     wandb: WandbMode = field(default="auto", metadata=MAY_CHANGE)
@@ -55,18 +55,18 @@ class RunFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnConfig(RunFlags):
-    """The flags of a training of your own, as in examples/: add what else it has."""
+    """Base class for the flags of your own training script, as in examples/; add your own fields."""
 
     epochs: int = 10
     """Passes over the training set."""
     batch_size: int = 32
-    """Samples an update, over all processes together."""
+    """Global batch size: samples per update, over all processes."""
     seed: int = 0
-    """Decides the first weights, the order of the samples and those held out."""
+    """Random seed for the initial weights, the sample order and the held-out samples."""
     virtual_processes: int = 0
-    """Shares of a batch, for the same bits on 1 to so many processes, a thread each; 0: a share for each process."""
+    """Split each batch into V shares: bit-identical results on 1 to V processes, one thread each; 0: off."""
     dtype: Literal["float32", "float64"] = "float32"
-    """Arithmetic."""
+    """Data type of the weights and the computation."""
     cpu: bool = field(default=False, metadata=MAY_CHANGE)
     """Force the CPU."""
 

@@ -1,4 +1,4 @@
-"""How long a training takes, also if it is stopped in between."""
+"""Measures training time, even if the run is stopped and resumed."""
 
 from time import perf_counter
 from typing import Any

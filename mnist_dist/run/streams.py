@@ -1,4 +1,4 @@
-"""The standard streams of a program, to which writing is no reason to end it."""
+"""Standard streams that a program can always write to, even after a terminal was closed."""
 
 import errno
 import io
@@ -8,15 +8,15 @@ from typing import Any
 
 
 class LastingStream:
-    """A text stream that may be written to when nobody can read it any more.
+    """A text stream that tolerates write errors once nobody can read it any more.
 
-    Where a terminal was closed (EIO), what is written is lost. Of the standard output all other
-    failures are told: it may be the very thing that a program was called for. What warnings and
-    progress bars go to, the standard error, is never a reason to end.
+    If the terminal was closed (EIO), output is dropped. On the standard output, all other errors
+    are raised, because the output may be the whole purpose of the program. On the standard error,
+    which takes warnings and progress bars, all errors are ignored.
 
     Args:
-        stream: the stream, whose other methods are this one's, too.
-        loses_all: whether no failure is told.
+        stream: the underlying stream; all other methods are delegated to it.
+        loses_all: whether to ignore all errors instead of only EIO.
     """
 
     def __init__(self, stream: Any, loses_all: bool) -> None:
@@ -69,10 +69,10 @@ def lasting_error() -> Any:
 
 
 def prepare_streams() -> None:
-    """Let this process write to its standard streams whatever has become of them.
+    """Make the standard streams of this process safe to write to.
 
-    One that was closed leads nowhere. What an encoding lacks is written as an escape: a path may
-    hold any bytes.
+    A closed stream is replaced by the null device. Characters that the encoding lacks are escaped,
+    because a path may contain arbitrary bytes.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

@@ -16,19 +16,20 @@ from mnist_dist.run.wandb_run import AtEnd, WandB, first_line
 class Tracker:
     """Records a run. Every process holds one and calls it alike, and only the main process writes.
 
-    It is a context manager: entered when it is known whether the run goes on, and left when the run
-    ends, however it ends. It is also a part of the run's checkpoints: its history survives a stop.
+    It is a context manager: enter it once it is known whether the run is resumed, and leave it when
+    the run ends, for whatever reason. It is also part of the run's checkpoints, so its history
+    survives a stop.
 
     Args:
         accelerator: the processes.
-        run: where it is, and what it is known by.
-        settings: JSON values, written to config.json and W&B. `wandb` and `wandb_project` say what
-            W&B is to do, which without `wandb` is nothing.
+        run: the run's folder and identifiers.
+        settings: JSON values, written to config.json and W&B. `wandb` and `wandb_project` configure
+            W&B; without `wandb` it is not used.
 
     Attributes:
         history: all figures so far, in order: points of the curves and epochs, each with its
             `global_step`.
-        trained: figures of an epoch whose updates are made and whose evaluation is to come.
+        trained: training metrics of an epoch that has not been evaluated yet.
     """
 
     def __init__(self, accelerator: Accelerator, run: Run, settings: dict[str, Any]) -> None:
@@ -65,12 +66,12 @@ class Tracker:
     ) -> None:
         if error and self.accelerator.is_main_process:
             self.note_end(error)
-        # Who presses Ctrl-C twice does not want to wait for W&B.
+        # A user who presses Ctrl-C twice does not want to wait for W&B.
         if self.wandb and kind is not KeyboardInterrupt:
             self.wandb.close(failed=kind is not None, to_go_on=kind is Stopped)
 
     def begin_files(self) -> None:
-        """Write what is known so far, and remove what a part before has left that is not so now.
+        """Write the files known so far, and remove outdated ones left by an earlier part of the run.
 
         Raises:
             OSError: a file cannot be written.
@@ -115,7 +116,8 @@ class Tracker:
         """Add an epoch's figures, with those that `trained` held of it.
 
         Args:
-            line: values by name. With those in `trained` there are `epoch` and `global_step`.
+            line: values by name; together with `trained` they must include `epoch` and
+                `global_step`.
 
         Raises:
             UserError: on every process, if metrics.jsonl could not be written.

@@ -1,4 +1,4 @@
-"""The part of a run that is in Weights & Biases (W&B), kept there by a thread of its own."""
+"""Logs a run to Weights & Biases (W&B) from a background thread."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ FINISH_TIMEOUT = 60  # to finish
 # For an answer, and at most until the next try: so there are several tries in FINISH_TIMEOUT.
 ANSWER_TIMEOUT = 20
 RETRY_WAIT = 5
-FLUSH_INTERVAL = 2.0  # a run that is killed keeps all but what was logged in these
+FLUSH_INTERVAL = 2.0  # a killed run loses at most what was logged in this time
 
 # Logs what belongs to the end of a run, given the run of W&B's library and the step to log it at.
 AtEnd = Callable[[Any, int], None]
@@ -42,10 +42,10 @@ class WandB:
 
     A stopped run stays one run with one history. Its id is in config.json. Online, W&B goes on with
     that id, and is given what it lacks. Offline, W&B cannot go on (wandb #2423, #4624), so the new
-    part holds the history from the beginning. Offline parts from before are removed once the run is
-    complete. `wandb sync` adds all rows of a part to those that the server has, so it is for a run
-    that is nowhere but in that part. What an online run lacks is sent by going on with it, even if
-    it is finished.
+    part holds the history from the beginning. Earlier offline parts are removed once the run is
+    complete. `wandb sync` appends all rows of a part to those on the server, so use it only for a
+    run that exists in that part alone. To upload what an online run lacks, resume it, even if it
+    has finished.
 
     Args:
         accelerator: the processes.
@@ -76,8 +76,8 @@ class WandB:
         for figures in history:
             self.put(figures)
         self.jobs.put(self.started.set)
-        # To import W&B beside the first updates would slow both down. But a network that does not
-        # answer is not waited for any longer.
+        # Importing W&B during the first updates would slow both down, so wait for it, but no longer
+        # than this, in case the network does not respond.
         self.started.wait(START_WAIT)
 
     @property
@@ -186,7 +186,7 @@ class WandB:
             run.define_metric(f"{split}_*", step_metric="epoch")
 
     def drop_other_id(self) -> None:
-        """Let W&B read no name of another run in the environment, and say so."""
+        """Remove another run's WANDB_RUN_ID from the environment, with a warning."""
         left = os.environ.pop("WANDB_RUN_ID", None)
         own = self.settings["wandb_id"]
         if left is None or left == own:
@@ -364,7 +364,7 @@ def upload_error(part: Path) -> str | None:
         for line in log.read_text().splitlines():
             entry = json.loads(line)
             is_error = entry["level"].startswith("ERROR")
-            # What fails while W&B's interface is asked for something is said by whoever asked.
+            # Errors of W&B API calls are reported by the code that made the call.
             if is_error and not entry["msg"].startswith("api:"):
                 return entry["msg"].splitlines()[0]
     return None

@@ -141,7 +141,7 @@ def check_tensor(path: Path, name: str, tensor: Tensor) -> None:
         tensor: the tensor.
 
     Raises:
-        UserError: it has no values, is sparse, no floating-point tensor, or not finite.
+        UserError: it has no values, is sparse or not floating-point, or has non-finite values.
     """
     holds = f"the model file {path} holds {name}"
     if tensor.layout != torch.strided or tensor.is_meta:
