@@ -282,6 +282,22 @@ def test_an_output_that_is_no_page_is_refused():
         report.Config(output=Path("page.pdf")).check()
 
 
+def test_a_model_whose_loss_is_not_finite_is_refused(samples, tmp_path):
+    model = networks.MNISTNet(())
+    made_up_run(tmp_path, model, samples)
+    weights = {name: torch.full_like(tensor, 3e38) for name, tensor in model.state_dict().items()}
+    torch.save(weights, tmp_path / "mnist_model.pth")
+    with pytest.raises(UserError, match="the loss on the test samples is nan"):
+        report.main(report.Config(runs=(tmp_path,), cpu=True))
+
+
+def test_a_comparison_lies_in_the_folder_of_its_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert report.folder_of([{"run": "runs/one"}, {"run": f"{tmp_path}/runs/two"}]) == Path("runs")
+    with pytest.raises(UserError, match="no folder in common: name the page by --output"):
+        report.folder_of([{"run": "/here/one"}, {"run": "/there/two"}])
+
+
 def record(folder: Path, is_main_process: bool = True) -> Any:
     """What `at_end` needs of a tracker."""
     accelerator = SimpleNamespace(is_main_process=is_main_process)

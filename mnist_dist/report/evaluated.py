@@ -24,7 +24,8 @@ def evaluate(
         What the model says, and the data.
 
     Raises:
-        UserError: the model or the data cannot be read, or the data are not those of the run.
+        UserError: the model or the data cannot be read, the data are not those of the run, or the
+            model's loss is not finite.
     """
     with all_or_none():
         trained = weights.locate(folder)
@@ -43,4 +44,6 @@ def evaluate(
             "trained with: name the folder with them by --data-dir"
         )
     loader = accelerator.prepare(evaluation_loader(samples.test))
-    return classify(accelerator, model.to(accelerator.device, dtype), loader), samples
+    result = classify(accelerator, model.to(accelerator.device, dtype), loader)
+    result.metrics("test")  # refuses a loss that is not finite
+    return result, samples

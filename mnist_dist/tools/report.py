@@ -127,5 +127,19 @@ def report_several(config: Config, folders: Sequence[Path]) -> Path:
 
 
 def folder_of(rows: Sequence[Row]) -> Path:
-    """Return the innermost folder that all runs are in."""
-    return Path(os.path.commonpath([Path(row["run"]).absolute().parent for row in rows]))
+    """Find the innermost folder that all runs are in.
+
+    Args:
+        rows: the runs.
+
+    Returns:
+        The folder, relative to the current one if it is in there.
+
+    Raises:
+        UserError: it is the root of the file system, where no page belongs.
+    """
+    place = Path(os.path.commonpath([Path(row["run"]).parent.resolve() for row in rows]))
+    if place == Path(place.anchor):
+        raise UserError("the runs have no folder in common: name the page by --output FILE.html")
+    here = Path.cwd()
+    return place.relative_to(here) if place.is_relative_to(here) else place
