@@ -4,6 +4,7 @@ docs/verify.md has the contract that such a program keeps.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from pathlib import Path
 import psutil
 
 from mnist_dist.core import UserError
+from mnist_dist.tools import program_doctor
+from mnist_dist.tools.doctor.launcher import FOLDER
 from mnist_dist.tools.program_results import (
     Line,
     compare_figures,
@@ -21,27 +24,9 @@ from mnist_dist.tools.program_results import (
     read_figures,
     read_weights,
 )
+from mnist_dist.tools.program_start import complaint, unlaunched
 
-# How the names of environment variables begin by which a launcher tells a process its place.
-LAUNCHERS = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_",
-    "GROUP_",
-    "ROLE_",
-    "MASTER_",
-    "TORCHELASTIC_",
-    "SLURM_",
-    "PMI",
-    "OMPI_",
-    "MPI_",
-)
-
-
-def unlaunched() -> dict[str, str]:
-    """Return this process's environment without what a launcher put there."""
-    variables = os.environ.items()
-    return {name: value for name, value in variables if not name.startswith(LAUNCHERS)}
+OF_CONTRACT = ("--dtype", "--output-dir", "nrecognized")  # in words of those that do not know them
 
 
 def compare(
@@ -70,6 +55,7 @@ def compare(
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         advice = "call it as `python -m mnist_dist verify --program ...`"
         raise UserError(f"--program starts the processes itself: {advice}")
+    start = program_doctor.Start(program, flags, processes, cpu, deadline)
     with tempfile.TemporaryDirectory(prefix="verify-") as place:
         alone = Path(place) / "on-1"
         together = Path(place) / f"on-{processes}"
@@ -78,15 +64,18 @@ def compare(
             line = run(program, flags, world, folder, cpu, deadline)
             lines.append(line)
             if not line.passed:
-                return lines
+                refuses = any(word in line.detail for word in OF_CONTRACT)
+                return [*lines, *(program_doctor.explain(start) if refuses else [])]
         weights_alone = read_weights(alone)
         weights_together = read_weights(together)
         figures_alone = read_figures(alone)
         figures_together = read_figures(together)
-    lines.append(compare_weights(weights_alone, weights_together, processes))
+    compared = [compare_weights(weights_alone, weights_together, processes)]
     if figures_alone or figures_together:
-        lines += compare_figures(figures_alone, figures_together, processes)
-    return lines
+        compared += compare_figures(figures_alone, figures_together, processes)
+    if not all(line.passed for line in compared):
+        lines += program_doctor.explain(start, contract=True)
+    return [*lines, *compared]
 
 
 def run(
@@ -111,13 +100,17 @@ def run(
         Whether it came to its end.
     """
     name = f"runs on {world}"
-    words = [str(program), *flags, "--output-dir", str(folder), "--dtype", "float64"]
+    begin = [sys.executable]
     if world > 1:
         torchrun = ["-m", "torch.distributed.run", "--standalone"]
-        words = [*torchrun, f"--nproc-per-node={world}", *words]
+        begin += [*torchrun, f"--nproc-per-node={world}"]
+    words = [str(program), *flags, "--dtype", "float64", "--output-dir"]
+    records = folder.with_name(f"records-of-{world}")
+    records.mkdir()
+    watched = [*begin, "-m", "mnist_dist", "doctor", *words, str(folder)]
     process = subprocess.Popen(
-        [sys.executable, *words],
-        env=environment(cpu),
+        watched,
+        env=environment(cpu) | {FOLDER: str(records)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -134,9 +127,24 @@ def run(
         raise
     if process.returncode:
         detail = f"it ends with status {process.returncode}: {complaint(output)}"
-        return Line(name, False, detail, f"start it yourself: {' '.join(words)}")
+        command = shlex.join([*begin, *words, own_folder(folder)])
+        return Line(name, False, detail, f"start it yourself: {variables(cpu)} {command}")
+    apart = program_doctor.not_connected(records, world)
+    if apart is not None:
+        return Line(name, False, *apart)
     count = "1 process" if world == 1 else f"{world} processes"
     return Line(name, True, f"{count}, to the end", "")
+
+
+def own_folder(folder: Path) -> str:
+    """Return a folder for a user's own start: that of the check is gone by then."""
+    return str(Path(tempfile.gettempdir()) / f"{folder.name}-{os.getpid()}")
+
+
+def variables(cpu: bool) -> str:
+    """Return the variables with which a program is started here, as a shell is told."""
+    hidden = "ACCELERATE_USE_CPU=true CUDA_VISIBLE_DEVICES= " if cpu else ""
+    return f"{hidden}PYTHONPATH=.${{PYTHONPATH:+:$PYTHONPATH}}"
 
 
 def environment(cpu: bool) -> dict[str, str]:
@@ -154,15 +162,6 @@ def environment(cpu: bool) -> dict[str, str]:
         variables["ACCELERATE_USE_CPU"] = "true"
         variables["CUDA_VISIBLE_DEVICES"] = ""
     return variables
-
-
-def complaint(output: str) -> str:
-    """Return the first line with an error of what a program has printed, or else its last line."""
-    lines = [line.strip() for line in output.strip().splitlines()]
-    errors = [line for line in lines if "rror" in line]
-    if errors:
-        return errors[0]
-    return lines[-1] if lines else "no word"
 
 
 def end_all(process: subprocess.Popen[str]) -> None:

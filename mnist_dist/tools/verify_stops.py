@@ -11,8 +11,9 @@ from pathlib import Path
 
 from mnist_dist.digits import weights
 from mnist_dist.run.command_line import as_flags
-from mnist_dist.tools import program, reference
+from mnist_dist.tools import reference
 from mnist_dist.tools.answer import Check
+from mnist_dist.tools.program_start import unlaunched
 from mnist_dist.tools.reference import Reference
 from mnist_dist.tools.verify_session import TOLERANCE, Session, Trial
 from mnist_dist.tools.watched import Watch
@@ -243,7 +244,7 @@ def go_on_alone(trial: Trial, one: Reference) -> list[str]:
     package = os.fspath(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(asked)],
-        env=program.unlaunched() | {"PYTHONPATH": package},
+        env=unlaunched() | {"PYTHONPATH": package},
         capture_output=True,
         text=True,
         check=False,

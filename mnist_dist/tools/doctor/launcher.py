@@ -1,5 +1,6 @@
 """Starts the processes of a program on this machine, watches over them, and reads their records."""
 
+import math
 import os
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from typing import IO
 
 from mnist_dist.tools.doctor.records import Record, Sign, read_records
 from mnist_dist.tools.doctor.signs import HangWatch
-from mnist_dist.tools.program import complaint, unlaunched
+from mnist_dist.tools.program_start import complaint, unlaunched
 
 FOLDER = "MNIST_DIST_DOCTOR"  # in the environment of a process that is only to leave its record
 LEAVE = 20.0  # seconds for the others after one process has failed
@@ -62,8 +63,12 @@ class Launch:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.ended_here: set[int] = set()
 
-    def run(self) -> Outcome:
-        """Start the processes, wait until all have ended, and return what came of it."""
+    def run(self, limit: float = math.inf) -> Outcome:
+        """Start the processes, wait until all have ended, and return what came of it.
+
+        Args:
+            limit: seconds after which they are ended.
+        """
         begun = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="doctor-") as place:
             folder = Path(place)
@@ -71,7 +76,7 @@ class Launch:
             with output.open("wb") as stream:
                 try:
                     self.start(folder, stream)
-                    hang = self.wait(folder)
+                    hang = self.wait(folder, begun + limit)
                 finally:
                     self.end_all()
             records = read_records(folder)
@@ -120,25 +125,28 @@ class Launch:
             variables |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
         return variables
 
-    def wait(self, folder: Path) -> list[Sign]:
+    def wait(self, folder: Path, until: float) -> list[Sign]:
         """Wait until all processes have ended.
 
         Args:
             folder: where their signs of life are.
+            until: when not to wait any longer.
 
         Returns:
             Their signs if they hang, otherwise nothing.
         """
         watch = HangWatch(folder, self.world, self.deadline)
-        leave_until: float | None = None
+        leave_until = until
+        has_failed = False
         while any(process.poll() is None for process in self.processes):
             time.sleep(POLL)
             hanging = watch.hanging()
             if hanging:
                 return hanging
-            if leave_until is None and any(process.returncode for process in self.processes):
-                leave_until = time.monotonic() + LEAVE
-            if leave_until is not None and time.monotonic() > leave_until:
+            if not has_failed and any(process.returncode for process in self.processes):
+                has_failed = True
+                leave_until = min(until, time.monotonic() + LEAVE)
+            if time.monotonic() > leave_until:
                 return []
         return []
 

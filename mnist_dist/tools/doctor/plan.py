@@ -1,5 +1,6 @@
 """The runs of one program: on several processes, on one, and stopped and started again."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ class Plan:
         stop_after: updates after which a run that is to be stopped is.
         cpu: whether to hide the GPUs.
         deadline: seconds without any event after which they hang.
+        limit: seconds after which a run is ended.
     """
 
     program: Path
@@ -34,6 +36,7 @@ class Plan:
     stop_after: int
     cpu: bool
     deadline: float
+    limit: float = math.inf
 
     def start(
         self,
@@ -55,7 +58,7 @@ class Plan:
             words += ["--stop-after", str(self.stop_after)]
         flags = [flag.replace(PROCESSES, name or str(world)) for flag in (*self.flags, *more)]
         launch = Launch([*words, str(self.program), *flags], world, self.cpu, self.deadline)
-        outcome = launch.run()
+        outcome = launch.run(self.limit)
         count = "1 process" if world == 1 else f"{world} processes"
         what = f", {'stopped' if stop else 'started again'}" if name else ""
         print(f"{count}{what}: {outcome.updates} updates, {outcome.seconds:.1f} s", flush=True)
