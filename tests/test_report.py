@@ -277,6 +277,14 @@ def test_a_damaged_or_unfinished_run_is_refused_in_one_sentence(harm, sentence, 
     assert not (folder / "report.html").exists()
 
 
+def test_without_any_run_it_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=r"^there is no finished run in runs/: .*, or name its folder$"
+    ):
+        report.main(report.Config())
+
+
 def test_an_output_that_is_no_page_is_refused():
     with pytest.raises(UsageError, match=r"^--output page.pdf is not possible: give an .html file"):
         report.Config(output=Path("page.pdf")).check()

@@ -8,8 +8,11 @@ from mnist_dist.scripts import command
 from mnist_dist.shell import shell
 
 
-def newest_run() -> Path:
+def newest_run(otherwise: str = "name it with --weights") -> Path:
     """Find the finished run in runs/ that ended last.
+
+    Args:
+        otherwise: what a user can do who has a run elsewhere.
 
     Returns:
         Its folder.
@@ -21,7 +24,7 @@ def newest_run() -> Path:
     if not summaries:
         problem = f"there is no finished run in {ROOT}/"
         train = shell(*command("train"))
-        raise UserError(f"{problem}: train one with `{train}`, or name it with --weights")
+        raise UserError(f"{problem}: train one with `{train}`, or {otherwise}")
     return summaries[-1].parent
 
 

@@ -64,7 +64,7 @@ def main(config: Config) -> None:
     Raises:
         UserError: a run is not there, damaged or not finished, or its data cannot be read.
     """
-    folders = config.runs or (newest_run(),)
+    folders = config.runs or (newest_run("name its folder"),)
     for folder in folders:
         if not folder.is_dir():
             raise UserError(why_not_there(folder))
