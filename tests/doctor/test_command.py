@@ -1,13 +1,15 @@
 """The command `doctor`: how it starts programs, what it prints and writes, and its exit status."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import PYTHON, call, torchrun
 
-from mnist_dist.tools.doctor.command import place_of_program
+from mnist_dist.core import UserError
+from mnist_dist.tools.doctor.command import place_of_program, read
 
 sys.path.insert(0, str(Path(__file__).parent))
 from planted_faults import FAULTS, HERE
@@ -99,6 +101,78 @@ def test_under_torchrun_the_first_process_judges(fault, said, tmp_path):
     assert said in done.stdout, done.stdout + done.stderr
     assert "1 finding" in done.stdout
     assert done.stdout.count("FAIL ") == 1
+
+
+def test_what_stops_and_what_starts_again_belong_together():
+    for words, said in (
+        ("--stop-after 3 train.py", "--stop-after needs --resume-with"),
+        ("--resume-with --resume train.py", "--resume-with needs --stop-after"),
+    ):
+        with pytest.raises(UserError, match=said):
+            read(words.replace("train.py", str(HERE / "plain.py")).split(), "doctor")
+
+
+@pytest.mark.slow
+def test_it_stops_a_program_and_starts_it_again(tmp_path):
+    flags = ["--resume-with", "--resume", "--stop-after", "9"]
+    output = tmp_path / "run-{processes}"
+    done = call(PYTHON, *DOCTOR, *flags, HERE / "resumed.py", output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "stopped after update 9, it goes on from update 8: 1 are made again" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"run-2", "run-2-stopped"}
+    again = call(PYTHON, *DOCTOR, *flags, HERE / "resumed.py", tmp_path / "run", "--resume")
+    assert again.returncode == 2, again.stdout + again.stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_is_not_fresh_is_not_compared(tmp_path):
+    source = (HERE / "resumed.py").read_text()
+    script = tmp_path / "mine.py"
+    script.write_text(source.replace('if "--resume" in sys.argv:', "if checkpoint.exists():"))
+    done = call(PYTHON, *DOCTOR, script, tmp_path / "run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "it goes on from checkpoint.pth, which the run before it wrote" in done.stdout
+    flags = ["--resume-with", "", "--stop-after", "9"]
+    again = call(PYTHON, *DOCTOR, *flags, script, tmp_path / "other")
+    assert again.returncode == 2
+    assert "put {processes} into the name of the folder" in again.stderr
+
+
+APART = """
+import argparse, os, torch
+
+parser = argparse.ArgumentParser()
+if "CONTRACT" in os.environ:
+    parser.add_argument("--dtype")
+    parser.add_argument("--output-dir")
+args = parser.parse_args()
+torch.manual_seed(0)
+model = torch.nn.Linear(3, 1).double()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for _ in range(3):
+    optimizer.zero_grad()
+    model(torch.ones(4, 3).double()).sum().backward()
+    optimizer.step()
+if "CONTRACT" in os.environ:
+    os.makedirs(args.output_dir, exist_ok=True)
+    torch.save(model.state_dict(), f"{args.output_dir}/model.pth")
+"""
+
+
+@pytest.mark.slow
+def test_verify_fails_a_program_whose_processes_never_connect(tmp_path):
+    script = tmp_path / "apart.py"
+    script.write_text(APART)
+    verify = (PYTHON, "-m", "mnist_dist", "verify", "--cpu", "--program", script)
+    done = call(*verify, CONTRACT="1")
+    assert done.returncode == 1
+    assert "FAIL  runs on 2              apart.py:15: 2 processes were started" in done.stdout
+    without = call(*verify)
+    assert "FAIL  doctor: connection     apart.py:15: 2 processes were started" in without.stdout
+    (command,) = re.findall("start it yourself: (.*)", without.stdout)
+    pasted = call("bash", "-c", command)
+    assert pasted.returncode == 2
+    assert "unrecognized arguments: --dtype float64" in pasted.stderr
 
 
 @pytest.mark.slow

@@ -121,6 +121,19 @@ def test_sound_scripts_are_sound_on_other_numbers_of_processes(world, tmp_path):
 
 
 @pytest.mark.slow
+def test_other_forms_of_pytorch_are_sound_or_said_to_be_unseen(tmp_path):
+    forms = ["stream", "shards", "compiled", "scaled", "optimizer in parts"]
+    cases = [sound_case("frameworks.py", [2, 1], form) for form in forms]
+    found = drive(tmp_path, cases)
+    said = [
+        each["evidence"] for each in found["frameworks.py-2-1-shards"] if each["level"] == "NOTE"
+    ]
+    assert any("weights and gradients are not compared" in words for words in said)
+    del found["frameworks.py-2-1-shards"]
+    expect_sound(found)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [5, 8])
 def test_a_sound_resume_is_sound(stop_after, tmp_path):
     case = sound_case("resumed.py", [2]) | {"stop_after": stop_after}

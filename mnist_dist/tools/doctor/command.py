@@ -123,7 +123,7 @@ def joined(words: Sequence[str]) -> list[str]:
     found: list[str] = []
     for word in words:
         if found and found[-1] == "--resume-with":
-            found[-1] = f"{found[-1]}={word}"
+            found[-1] = f"{found[-1]}={word or ' '}"  # it may go on by itself, without a flag
         else:
             found.append(word)
     return found

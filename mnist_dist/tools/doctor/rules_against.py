@@ -21,6 +21,8 @@ def first_samples(ranks: list[Record]) -> list[int] | None:
             return None
         passes = record.updates[0].backward
         batches = trainings[0].batches[:passes]
+        if not all(batches):
+            return None  # a stream's samples have no numbers
         found += [number for batch in batches for number in batch]
     return sorted(found)
 

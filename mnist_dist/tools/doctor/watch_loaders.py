@@ -217,10 +217,15 @@ def length_of(something: Any) -> int:
 
 def samplers_of(loader: DataLoader) -> list[Any]:
     """Return what cuts batches, and below it what gives the samples' numbers, which is last."""
-    chain: list[Any] = [loader.batch_sampler or loader.sampler]
+    cuts_batches = (
+        loader.batch_sampler is not None
+    )  # whose length, for streams, cannot be asked for
+    chain: list[Any] = [loader.batch_sampler if cuts_batches else loader.sampler]
     for _ in range(4):
         above = chain[-1]
-        below = getattr(above, "batch_sampler", None) or getattr(above, "sampler", None)
+        below = getattr(above, "batch_sampler", None)
+        if below is None:
+            below = getattr(above, "sampler", None)
         if below is None:
             break
         chain.append(below)
