@@ -32,6 +32,7 @@ from .optimizer import ExactOptimizer, ExactScheduler
 from .randomness import GeneratorStates, seed_generators, seed_of
 from .sharing import MicroBatch, Sharing
 from .update import UpdateGradients, ddp_of, scalar
+from .waiting import watch
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class ExactAccelerator(Accelerator):
         self.kernels = Kernels(self)
         self._micro_batch: MicroBatch | None = None
         self.updates = 0
+        watch(self)
         self.last_checkpoint: str | os.PathLike[str] | None = None
         self.mean_losses: list[MeanLoss] = []
         self._loader: ExactDataLoader | None = None

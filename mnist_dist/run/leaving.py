@@ -12,6 +12,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from mnist_dist.core.errors import STOPPED, OwnError, UserError, explain
+from mnist_dist.core.waiting import WATCHES
 from mnist_dist.run import locks, neighbour
 from mnist_dist.run.neighbour import NEIGHBOURS
 from mnist_dist.run.streams import prepare_streams
@@ -21,6 +22,7 @@ GRACE = 5  # seconds in which the first process of a node can say why all leave
 STAY = 2  # seconds in which every torchrun, which looks every 0.1, notices that a node has joined
 ALONE = (OwnError, OSError)  # errors of a single process, once all are connected
 INTERRUPTED = 130  # the exit status by which shells report SIGINT
+HOW = {0: "has finished, and left", STOPPED: "has left, for it was asked to stop"}  # by exit status
 RESUME = "run the same command with --output-dir {run} --resume"
 
 
@@ -70,6 +72,8 @@ def leave(status: int, has_failed_alone: bool) -> NoReturn:
         has_failed_alone: whether only this process has failed, and the others may be at work.
     """
     connected = dist.is_initialized()
+    for watch in WATCHES:
+        watch.end(HOW.get(status, "has ended with an error"))
     if connected and not has_failed_alone:
         disconnect()
     locks.let_go()
@@ -122,9 +126,11 @@ def leave_without_the_others(error: Exception, name: str, again: str) -> NoRetur
         name: what the user called.
         again: as in `run`.
     """
+    left = "; ".join(watch.who_left() for watch in WATCHES)
+    why = left or "if one has died its own message says why"
     print(
         f"{name}: error: process {own_rank()} lost the connection to another, or has none "
-        f"({cause(error)}): if one has died its own message says why; {again_in_words(again)}",
+        f"({cause(error)}): {why}; {again_in_words(again)}",
         file=sys.stderr,
         flush=True,
     )

@@ -5,17 +5,9 @@ import sys
 import traceback
 from pathlib import Path
 
+from mnist_dist.core.whereabouts import is_in_wait
+
 LIBRARIES = ("/torch/", "/accelerate/", "/lib/python")  # in paths of files that are not ours
-# In paths of files in which a process waits for others, and functions in which it does.
-WAITING_FILES = (
-    "torch/distributed/",
-    "accelerate/utils/operations",
-    "core/agreement",
-    "core/exchange",
-    "core/gathering",
-    "core/stopping",
-)
-WAITING_FUNCTIONS = ("_engine_run_backward", "gather")
 
 
 def whereabouts(thread: int) -> tuple[str, bool]:
@@ -28,12 +20,9 @@ def whereabouts(thread: int) -> tuple[str, bool]:
         The place, as `on NODE in FILE:LINE FUNCTION`, and whether it waits for others there.
     """
     frame = sys._current_frames().get(thread)
-    places = [(frame.f_code, line) for frame, line in traceback.walk_stack(frame)]
-    waits = False
-    for code, _ in places:
-        is_in_waiting_file = any(part in code.co_filename for part in WAITING_FILES)
-        if is_in_waiting_file or code.co_name in WAITING_FUNCTIONS:
-            waits = True
+    frames = list(traceback.walk_stack(frame))
+    places = [(frame.f_code, line) for frame, line in frames]
+    waits = any(is_in_wait(frame) for frame, _ in frames)
     own = [place for place in places if not is_of_library(place[0].co_filename)]
     code, line = (own or places)[0]
     file = Path(code.co_filename).name
