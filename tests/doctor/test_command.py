@@ -132,7 +132,7 @@ def test_a_run_that_is_not_fresh_is_not_compared(tmp_path):
     done = call(PYTHON, *DOCTOR, script, tmp_path / "run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "it goes on from checkpoint.pth, which the run before it wrote" in done.stdout
-    flags = ["--resume-with", "", "--stop-after", "9"]
+    flags = ["--resume-with", "none", "--stop-after", "9"]
     again = call(PYTHON, *DOCTOR, *flags, script, tmp_path / "other")
     assert again.returncode == 2
     assert "put {processes} into the name of the folder" in again.stderr

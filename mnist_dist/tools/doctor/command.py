@@ -24,6 +24,7 @@ from mnist_dist.tools.doctor.rules_resume import judge_resume
 from mnist_dist.tools.doctor.running import Run
 from mnist_dist.usage import UsageError, require, unset
 
+NO_FLAGS = "none"  # the value of --resume-with for a program that goes on by itself
 SOUND = 0
 FOUND = 1
 COULD_NOT_RUN = 2
@@ -52,7 +53,8 @@ class Config:
     deadline: float = 120.0
     """Seconds in which nothing happens and somebody waits: that is a hang."""
     resume_with: Annotated[str | None, unset("it is not resumed")] = None
-    """Stop it by SIGTERM, start it again with these flags behind its own, and compare."""
+    """Stop it by SIGTERM, start it again with these flags behind its own (none: as before), and
+    compare."""
     stop_after: int = 0
     """After how many updates to stop it; with --resume-with."""
     records: Annotated[Path | None, unset("a temporary one")] = None
@@ -123,7 +125,7 @@ def joined(words: Sequence[str]) -> list[str]:
     found: list[str] = []
     for word in words:
         if found and found[-1] == "--resume-with":
-            found[-1] = f"{found[-1]}={word or ' '}"  # it may go on by itself, without a flag
+            found[-1] = f"{found[-1]}={word}"
         else:
             found.append(word)
     return found
@@ -184,7 +186,9 @@ def start_and_judge(config: Config) -> int:
     case = Case(together.records, hang=together.hang)
     has_ended_well = not together.complaint and not together.hang
     if has_ended_well and config.resume_with is not None:
-        resume = run_again(plan, case, shlex.split(config.resume_with))
+        is_none = config.resume_with == NO_FLAGS
+        flags = [] if is_none else shlex.split(config.resume_with)
+        resume = run_again(plan, case, flags)
         return report(config, case, judge_resume(case, resume))
     if has_ended_well and config.against != 0 and config.processes > 1:
         run_beside(plan, case)
