@@ -18,6 +18,12 @@ from mnist_dist.tools import program_results
 from mnist_dist.tools.answer import Process
 from mnist_dist.tools.preflight import check_equal, check_processes
 from mnist_dist.tools.verify_costs import throughput
+from mnist_dist.tools.watched_differences import (
+    TOLERANCE,
+    GradientSizes,
+    difference,
+    told_apart,
+)
 
 # All options at once, and more than a MiB of gradients.
 OPTIONS = (
@@ -34,12 +40,18 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
     "order_depends_on_processes": (
         "samples",
         "not those 61 of one process",
-        "the same --seed and --batch-size",
+        "depend on --seed and the epoch alone, and be dealt out",
     ),
     "processes_with_different_seeds": (
         "samples",
         "not those 61 of one process",
-        "the same --seed and --batch-size",
+        "process 1 on vm shuffles by the seed 1",
+    ),
+    "order_of_the_next_epoch": ("samples", "update 1 has 61 samples", "they are those of epoch 2"),
+    "order_repeats_after_two_epochs": (
+        "samples",
+        "plain: update 49 has 61 samples",
+        "they are those of epoch 1",
     ),
     "processes_weighed_equally": (
         "gradient",
@@ -49,20 +61,70 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
     "clipped_before_the_reduction": (
         "gradient",
         "",
-        "--clip-norm alone made it wrong: limit the norm of the mean",
+        "clipped by --clip-norm before they are added up: limit the norm of the mean",
     ),
-    "label_smoothing_ignored": ("gradient", "", "--label-smoothing alone made it wrong"),
+    "clipped_to_a_share_of_the_norm": (
+        "gradient",
+        "by 5.0e-01 of its largest number",
+        "it is clipped to the norm 0.25, not to --clip-norm 0.5",
+    ),
+    "clipped_tensor_by_tensor": ("gradient", "", "limits the norm of each tensor"),
+    "label_smoothing_ignored": ("gradient", "", "--label-smoothing is not in it"),
     "dropout_drawn_by_every_process": (
         "gradient",
         "",
-        "--dropout and --affine and --elastic alone made it wrong: draw",
+        "each process draws --dropout and --affine and --elastic for itself: draw",
+    ),
+    "first_pieces_lost": ("gradient", "", "only piece 3 of each share is in it"),
+    "share_counted_twice_with_virtual_processes": (
+        "gradient",
+        "virtual processes: ",
+        "share 0 of 3 of the batch is in it twice",
     ),
     "large_gradients_rounded": (
         "gradient",
         "",
-        "as bfloat16 is: exchange it in the weights' own dtype",
+        "as bfloat16 is: compute and exchange it in the weights' own dtype",
     ),
-    "gradient_is_no_number": ("gradient", "process 1 on ", "it is no number at that update"),
+    "float32_arithmetic": ("gradient", "", "of itself, as float32 is: compute and exchange it"),
+    "float32_gradients_rounded": ("float32", "as bfloat16 is", "gradients in float32"),
+    "float32_weights": (
+        "initial weights",
+        "UserError: the weights, not drawn from the same seed, differ",
+        "process 1 on vm has float32 weights, not float64",
+    ),
+    "loss_is_a_sum": ("gradient", "first at update 1", "the sum over the rows"),
+    "loss_is_no_number": (
+        "gradient",
+        "UserError: the loss of update 1 is nan",
+        "it is no number at that update",
+    ),
+    "dropout_in_a_function": (
+        "gradient",
+        "after update 0: UserError: the model or loss draws at random",
+        "do what it says",
+    ),
+    "gradient_is_no_number": (
+        "gradient",
+        "process 1 on ",
+        "process 1 on vm alone: it is no number at that update",
+    ),
+    "weights_are_no_numbers_after_update_4": (
+        "update",
+        "process 1 on vm differs from one process's and is no finite number, first at update 4",
+        "process 1 on vm alone: the weights are no numbers after it",
+    ),
+    "last_process_has_another_rate": (
+        "schedule",
+        "has the learning rate 0.00024 and should have 0.00012, first at update 1",
+        "on process 1 on vm alone: ",
+    ),
+    "rate_times_processes": ("schedule", "first at update 1", "multiplied by the 2 processes"),
+    "schedule_ahead_of_the_optimizer": (
+        "schedule",
+        "first at update 1",
+        "it is that of the next update: step the scheduler after the optimizer",
+    ),
     "weights_decay_twice": (
         "update",
         "first at update 1",
@@ -83,6 +145,31 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
         "were not counted exactly once",
         "count by sample, without padding",
     ),
+    "accuracy_of_one_process": (
+        "evaluation",
+        "test_accuracy of epoch 1 is ",
+        "the number of samples of all processes that are right",
+    ),
+    "evaluation_with_smoothing": (
+        "evaluation",
+        "test_loss of epoch 1 is ",
+        "without --label-smoothing",
+    ),
+    "curve_of_other_losses": (
+        "results",
+        "train/loss of the curve at update 5 is ",
+        "MeanLoss.compute_recent",
+    ),
+    "summary_of_another_model": (
+        "results",
+        "test_loss in summary.json is ",
+        "the last epoch's figures",
+    ),
+    "last_weights_saved": (
+        "results",
+        "mnist_model.pth has the last weights, not their moving average",
+        "save the moving average's weights",
+    ),
     "other_first_weights": ("initial weights", "process 1 on ", "the same first weights"),
     "other_labels": ("data", "process 1 on vm: other train labels", "not what is made of them"),
     "other_normalisation": ("data", "other train pixels", "not what is made of them"),
@@ -94,7 +181,12 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
     "checkpoint_without_optimizer": (
         "checkpoint",
         "Adam's first moments",
-        "optimizer and moving average",
+        "optimizer, moving average",
+    ),
+    "epochs_end_without_optimizer": (
+        "checkpoint",
+        "that of update 10: it lacks or changes Adam's first moments",
+        "optimizer, moving average",
     ),
     "optimizer_lost_at_resume": (
         "resume",
@@ -116,6 +208,9 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
     "another_kind_of_processor": ("same bits", "process 2 on ", "one kind of CPU or GPU"),
 }
 SLOW = {"speed of each process", "links", "same bits"}  # lines that warn
+# Seen only in the trainings of `verify` without flags, by a third epoch or by virtual processes.
+BY_DEFAULT = ("order_repeats_after_two_epochs", "share_counted_twice_with_virtual_processes")
+LARGE_RATE = "--lr 30"  # with which numbers become large, and their rounding with them
 WARNED, ALL_WARNED = (
     ("slow_process", "slow_link", "another_kind_of_processor"),
     "slow_and_of_another_kind",
@@ -129,13 +224,19 @@ def answers(tmp_path_factory):
     flags = ["--dataset", "mnist-5k", "--cpu", "--output-dir", str(folder / "runs")]
     three = {None: flags, ALL_WARNED: [*flags, "--", *OPTIONS]}
     two = {fault: [*flags, "--", *OPTIONS] for fault in FAULTS if fault not in WARNED}
+    two |= dict.fromkeys(BY_DEFAULT, flags)
+    two[LARGE_RATE] = [*flags, "--", "--hidden", "16", *LARGE_RATE.split()]
     for world, asked in {3: three, 2: two}.items():
         runs = [
-            {"flags": it, "fault": fault, "verify": str(folder / f"{fault}.json")}
+            {
+                "flags": it,
+                "fault": fault if fault != LARGE_RATE else None,
+                "verify": str(folder / f"{fault}.json"),
+            }
             for fault, it in asked.items()
         ]
         done = call(
-            PYTHON, DRIVER, json.dumps({"runs": runs, "updates": 10, "forked": world}), timeout=500
+            PYTHON, DRIVER, json.dumps({"runs": runs, "updates": 10, "forked": world}), timeout=900
         )
         assert done.returncode == 0, done.stdout + done.stderr
     assert not (folder / "runs").exists()  # nothing is left behind
@@ -153,14 +254,24 @@ def test_a_fault_fails_the_line_that_names_it_and_no_other_gives_advice(answers,
     if line in SLOW:
         assert checks[line]["slow"] and not failed
     else:
-        assert failed[0] == line
-    assert (
-        found.replace("vm", platform.node()) in checks[line]["detail"]
-        and advice in checks[line]["advice"]
-    )
-    assert all(
-        checks[name]["advice"].startswith(f"because of {line}, above") for name in failed[1:]
-    )
+        assert line in failed
+    node = platform.node()
+    assert found.replace(" vm", f" {node}") in checks[line]["detail"]
+    assert advice.replace(" vm", f" {node}") in checks[line]["advice"]
+    others = [name for name in failed if name != line]
+    assert all(checks[name]["advice"].startswith(f"because of {line}: ") for name in others)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["dropout_in_a_function", "float32_weights", "loss_is_no_number"])
+def test_what_train_py_itself_refuses_is_the_only_line_that_fails(answers, fault):
+    failed = [check for check in answers[fault]["checks"] if not check["passed"]]
+    assert len(failed) == 1 and "UserError: " in failed[0]["detail"]
+
+
+@pytest.mark.slow
+def test_large_numbers_are_rounded_more_and_that_is_right(answers):
+    assert answers[LARGE_RATE]["passed"], answers[LARGE_RATE]["checks"]
 
 
 @pytest.mark.slow
@@ -180,8 +291,8 @@ def test_the_answer_for_machines_has_processes_and_measurements(answers):
         and 1e6 < measured["all_reduce_bytes_per_second"] < 1e12
     )
     names = "processes,versions,code,data,shared folder,initial weights,samples,gradient,update,"
-    names += "schedule,moving average,evaluation,test count,checkpoint,resume,stop,mixed precision,"
-    names += "same bits,links,speed of each process"
+    names += "schedule,moving average,evaluation,results,test count,float32,checkpoint,resume,stop,"
+    names += "mixed precision,same bits,links,speed of each process"
     assert [check["name"] for check in answer["checks"]] == names.split(",")
 
 
@@ -192,6 +303,7 @@ ALONE = {  # what befalls one process: the line that was being made, and what it
         "did not fail on all",
     ),
     "last_process_is_killed": ("gradient", "process 1 has died or is frozen", "its own last words"),
+    "first_process_aborts": ("gradient", "process 0 has died", "its own last words"),
     "last_process_hangs": (
         "gradient",
         "process 1 hangs: 1 your settings, in update 5",
@@ -239,12 +351,12 @@ def test_a_process_that_fails_alone_ends_the_table_with_its_name(ends, fault):
 def test_a_person_reads_a_table_and_the_status_says_the_same(tmp_path):
     flags = f"--cpu --dataset mnist-5k --output-dir {tmp_path}/runs".split()
     done = call(
-        PYTHON, "-m", "mnist_dist", "verify", *flags, "--", *"--hidden 16 --ema 0.9".split()
+        PYTHON, "-m", "mnist_dist", "verify", *flags, "--", *"--hidden 16 --ema 0.9 --lr 5".split()
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert (
-        sum(line.startswith(("PASS  ", "WARN  ")) for line in lines) == 18
+        sum(line.startswith(("PASS  ", "WARN  ")) for line in lines) == 20
         and "FAIL" not in done.stdout
     )
     assert lines[-1].startswith("this set-up trains right (") and done.stderr == ""
@@ -375,6 +487,24 @@ HERE = Process(0, "n1", "cuda", "GPU-0", 2, "nccl", 1, "torch 2", "c0de", "da7a"
 def test_two_processes_on_one_gpu_and_one_on_the_cpu_are_named(others, complaint):
     check = check_processes([HERE, *others], 0, "so many processes")
     assert check.passed is not bool(complaint) and complaint in check.advice
+
+
+def test_differences_are_a_share_of_the_numbers_and_are_shown():
+    small = {"": torch.tensor([1e-4, 1e-5], dtype=torch.float64)}
+    off = {"": small[""] * torch.tensor([1, 1 + 1e-6], dtype=torch.float64)}
+    assert difference(small, off) == pytest.approx(1e-7)
+    large = {"": torch.tensor([1e9, 1.0], dtype=torch.float64)}
+    assert difference(large, {"": large[""] + 1e-6}) < TOLERANCE
+    assert difference(small, {"": small[""] * torch.nan}) == np.inf
+    assert told_apart(214359000.0, 214359001.0) == ("214359000", "214359001")
+    assert told_apart(0.5, 0.5 + 2**-53) == ("0.5", "0.5000000000000001")
+
+
+def test_a_gradient_that_cancels_is_compared_with_the_whole_and_with_what_it_was():
+    sizes = GradientSizes()
+    sizes.include({"weight": torch.tensor([0.5]), "bias": torch.tensor([1e-17])})
+    now = sizes.include({"weight": torch.tensor([1e-9]), "bias": torch.tensor([2e-17])})
+    assert now == pytest.approx({"weight": 0.5, "bias": 0.05})
 
 
 def test_a_process_with_other_versions_is_named():

@@ -94,16 +94,18 @@ class Answer:
         """Names of the checks that did not pass."""
         return [check.name for check in self.checks if not check.passed]
 
-    def add(self, *checks: Check) -> None:
+    def add(self, *checks: Check, cause: str = "") -> None:
         """Add lines, and print them.
 
         Args:
-            *checks: the lines. The advice of one that fails after another is to look at that one.
+            *checks: the lines.
+            cause: the line that says why others fail; empty for the first that does. The advice of
+                the others is to look at that one.
         """
         for check in checks:
-            if not check.passed and self.failed:
-                advice = f"because of {self.failed[0]}, above: put that right first"
-                check = replace(check, advice=advice)
+            first = cause or [*self.failed, check.name][0]
+            if not check.passed and check.name != first:
+                check = replace(check, advice=f"because of {first}: put that right first")
             self.checks.append(check)
             self.say(str(check))
 

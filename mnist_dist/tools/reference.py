@@ -4,6 +4,7 @@ It takes from the project the settings alone. `verify` holds every update of the
 against it.
 """
 
+import copy
 import hashlib
 import itertools
 import math
@@ -124,6 +125,14 @@ def distorted(
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
+def clipped(gradient: dict[str, Tensor], limit: float) -> dict[str, Tensor]:
+    """A gradient whose norm is limited, as `clip_grad_norm_` does it; unless the limit is 0."""
+    if not limit:
+        return gradient
+    norm = float(sum(tensor.square().sum() for tensor in gradient.values())) ** 0.5
+    return {name: tensor * min(1, limit / (norm + 1e-6)) for name, tensor in gradient.items()}
+
+
 @dataclass
 class Reference:
     """A training on one process, an update at a time.
@@ -137,6 +146,7 @@ class Reference:
         updates: made so far.
         loss: the sum over the samples of the epoch in progress, each at the time of its update
             (nats).
+        losses: for each update so far the sum over its samples (nats), and how many they were.
     """
 
     settings: Settings
@@ -151,6 +161,18 @@ class Reference:
         ]
         self.averaged: dict[str, Tensor] = {}
         self.updates, self.loss = 0, 0.0
+        self.losses: list[tuple[float, int]] = []
+
+    def snapshot(self) -> "Reference":
+        """The training as it is now, whatever becomes of this one; the samples are shared."""
+        taken = copy.copy(self)
+        taken.weights = {name: tensor.clone() for name, tensor in self.weights.items()}
+        taken.moments = [
+            {name: tensor.clone() for name, tensor in moment.items()} for moment in self.moments
+        ]
+        taken.averaged = dict(self.averaged)
+        taken.losses = list(self.losses)
+        return taken
 
     def batch(self, epoch: int, number: int) -> Tensor:
         """(n,) int64, the samples of one global batch, in order."""
@@ -159,14 +181,43 @@ class Reference:
         return whole[start : start + self.settings.batch_size].to(self.labels.device)
 
     def gradient(self, epoch: int, number: int) -> dict[str, Tensor]:
-        """The gradient of the mean loss over one global batch, clipped, by name."""
-        has, index, device = self.settings, self.batch(epoch, number), self.labels.device
+        """The gradient of the mean loss over one global batch, clipped, by name; the loss is noted."""
+        loss, found = self.loss_and_gradient(epoch, number, self.settings)
+        rows = len(self.batch(epoch, number))
+        self.loss = loss * rows + (self.loss if number else 0.0)
+        self.losses.append((loss * rows, rows))
+        return found
+
+    def loss_and_gradient(
+        self,
+        epoch: int,
+        number: int,
+        has: Settings,
+        weighed: Tensor | None = None,
+        drawn_by: Tensor | None = None,
+    ) -> tuple[float, dict[str, Tensor]]:
+        """The loss (nats) of one global batch and its gradient, clipped, by name.
+
+        Args:
+            epoch, number: of the batch, from 0.
+            has: the settings; others than the training's to see what they would give.
+            weighed: (n,) float64, what the loss of each row is multiplied by in the sum; without it
+                it is the mean.
+            drawn_by: (n,) int64, for each row who draws its random numbers, each for its own rows
+                from the same seed; without it they are drawn for the whole batch.
+        """
+        index, device = self.batch(epoch, number), self.labels.device
+        sources = torch.zeros_like(index) if drawn_by is None else drawn_by.to(device)
 
         def draw(purpose: str, *shape: int, normal: bool = False) -> Tensor:
-            source = generator(purpose, has.seed, epoch, number, device=device)
-            return (torch.randn if normal else torch.rand)(
-                len(index), *shape, generator=source, device=device
-            )
+            drawn = torch.empty(len(index), *shape, device=device)
+            for source in sources.unique():
+                seeded = generator(purpose, has.seed, epoch, number, device=device)
+                rows = int((sources == source).sum())
+                drawn[sources == source] = (torch.randn if normal else torch.rand)(
+                    rows, *shape, generator=seeded, device=device
+                )
+            return drawn
 
         images = self.images[index]
         if has.affine or has.elastic:
@@ -187,18 +238,10 @@ class Reference:
         weights = {name: tensor.clone().requires_grad_() for name, tensor in self.weights.items()}
         surprise = -logits(weights, images, dropped).log_softmax(dim=1)
         right = surprise.gather(1, self.labels[index, None]).squeeze(1)
-        loss = (
-            (1 - has.label_smoothing) * right + has.label_smoothing * surprise.mean(dim=1)
-        ).mean()
-        self.loss = loss.item() * len(index) + (self.loss if number else 0.0)
+        losses = (1 - has.label_smoothing) * right + has.label_smoothing * surprise.mean(dim=1)
+        loss = losses.mean() if weighed is None else losses @ weighed.to(losses)
         found = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
-        if has.clip_norm:
-            norm = float(sum(tensor.square().sum() for tensor in found.values())) ** 0.5
-            found = {
-                name: tensor * min(1, has.clip_norm / (norm + 1e-6))
-                for name, tensor in found.items()
-            }
-        return found
+        return loss.item(), clipped(found, has.clip_norm)
 
     def update(self, gradient: dict[str, Tensor], rate: float) -> None:
         """Move the weights by AdamW."""

@@ -119,6 +119,17 @@ class Supervisor:
             time.sleep(POLL)
         return self.store.values(self.round)
 
+    def end_together(self, error: str) -> None:
+        """Wait until all processes have failed, or until the thread ends this one, for not all have.
+
+        Args:
+            error: what went wrong here.
+        """
+        try:
+            self.gather(None, error=error)
+        except RuntimeError:  # the store is gone: the thread notices that, too, and says it
+            self.thread.join()
+
     def close(self) -> None:
         """Leave, which all must do alike: files are removed, and signals mean what they meant."""
         self.gather(0)  # nobody reads it any more

@@ -17,10 +17,14 @@ from mnist_dist.tools.answer import Answer, Check
 from mnist_dist.tools.supervisor import Supervisor
 from mnist_dist.tools.verify_config import Config
 from mnist_dist.tools.verify_costs import check_costs
+from mnist_dist.tools.verify_float32 import check_float32
 from mnist_dist.tools.verify_session import Over, Session
 from mnist_dist.tools.verify_setup import is_set_up
 from mnist_dist.tools.verify_stops import check_stops
 from mnist_dist.tools.verify_updates import are_updates_right
+from mnist_dist.tools.watched import in_words
+
+REPORT = "open an issue with this output"
 
 __all__ = ["Config", "answer", "main"]
 
@@ -103,10 +107,10 @@ def check_everything(accelerator: ExactAccelerator, config: Config, result: Answ
     try:
         with suppress(Over):
             check_in_order(session)
-    except Exception as error:
-        # A bug here, or a process that others lost: the thread of the first one says which.
-        supervisor.gather(None, error=f"{type(error).__name__}: {explain(error)}")
-        raise
+    except Exception as error:  # a bug here, or a process that this one has lost
+        text = in_words(error)
+        supervisor.end_together(text)
+        result.add(Check(supervisor.line, False, f"verify itself failed: {text}", REPORT))
     supervisor.close()
 
 
@@ -121,5 +125,7 @@ def check_in_order(session: Session) -> None:
     trials = verify_trainings.choose(session)
     if not are_updates_right(session, trials):
         return
-    check_stops(session, verify_trainings.most_general(trials))
+    general = verify_trainings.most_general(trials)
+    session.answer.add(check_float32(session, general))
+    check_stops(session, general)
     check_costs(session)

@@ -1,10 +1,13 @@
 """What the checks of `verify` share: processes, data, and what was seen of each training."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mnist_dist.core import ExactAccelerator
 from mnist_dist.digits.config import TrainConfig
@@ -16,7 +19,6 @@ from mnist_dist.tools.verify_config import Config
 from mnist_dist.tools.watched import Watch
 from mnist_dist.tools.watched_results import Observation
 
-TOLERANCE = 1e-9  # between float64 results: rounding gives 1e-14, the smallest mistake 1e-6
 FIRST_LINE = "initial weights"  # of those about a training, which then say themselves where it is
 
 
@@ -107,7 +109,7 @@ class Session:
         settings = trial.settings
         if settings.output_dir is None:
             settings = replace(settings, output_dir=self.folder / title.replace(" ", "-"))
-        watch = Watch(settings, trial.samples, TOLERANCE, **options)
+        watch = Watch(settings, trial.samples, reads=self.supervisor.rank == 0, **options)
 
         def note(text: str) -> None:
             self.supervisor.note = f"{title}, {text}"
@@ -115,7 +117,8 @@ class Session:
                 self.supervisor.line = watch.observation.line
 
         watch.note = note
-        seen = watch.train()
+        with arithmetic_unchanged():
+            seen = watch.train()
         self.supervisor.catch_signals()
         everywhere = self.supervisor.gather(asdict(seen), error=seen.error)
         self.observations[title] = [Observation(**found) for found in everywhere]
@@ -139,6 +142,18 @@ class Session:
             line = observations[rank].line
         self.answer.add(Check(line, False, f"{title}: {self.on(rank)}: {error}", NOT_ALL))
         raise Over
+
+
+@contextmanager
+def arithmetic_unchanged() -> Iterator[None]:
+    """A block after which PyTorch calculates as before: virtual processes fix how it does."""
+    threads = torch.get_num_threads()
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(is_deterministic)
 
 
 def first_item(errors: Mapping[int, str]) -> tuple[int, str]:

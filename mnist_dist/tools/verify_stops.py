@@ -1,40 +1,23 @@
 """Lines of `verify` about checkpoints: a training that is killed, and one that is asked to stop."""
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mnist_dist.digits import weights
-from mnist_dist.run.command_line import as_flags
-from mnist_dist.tools import reference
 from mnist_dist.tools.answer import Check
-from mnist_dist.tools.program_start import unlaunched
 from mnist_dist.tools.reference import Reference
-from mnist_dist.tools.verify_session import TOLERANCE, Session, Trial
+from mnist_dist.tools.verify_session import Session, Trial
 from mnist_dist.tools.watched import Watch
-from mnist_dist.tools.watched_results import (
-    DONE,
-    STOPPED,
-    Observation,
-    difference,
-    wrong_checkpoint,
-    wrong_figures,
-    wrong_samples,
-)
+from mnist_dist.tools.watched_alone import go_on_alone
+from mnist_dist.tools.watched_differences import TOLERANCE, in_words
+from mnist_dist.tools.watched_files import KEEP, wrong_checkpoint
+from mnist_dist.tools.watched_results import STOPPED, Observation, wrong_samples
 
 ASKED = 3  # the update, from 0, before which a process is asked to stop
 AGREE = (
     "all must learn of a request after the same update, and then save: "
     "core/stopping.py, Checkpoints.after_update"
-)
-KEEP = (
-    "weights, optimizer and moving average of all processes must be in it, "
-    "and the file system keep it"
 )
 GIVE_BACK = (
     "every part of the state must be saved and given back to every process: "
@@ -50,8 +33,12 @@ DIFFERS = {  # how what follows a checkpoint may differ
 
 
 def check_stops(session: Session, trial: Trial) -> None:
-    """Kill a training and go on with it, and ask one to stop."""
+    """Kill a training and go on with it, twice, and ask one to stop.
+
+    It is killed within an epoch, and when the next one begins.
+    """
     every = trial.settings.checkpoint_every
+    per_epoch = trial.updates_per_epoch
     folder = session.folder / "killed"
     killed = session.watch(
         "checkpoint",
@@ -61,13 +48,30 @@ def check_stops(session: Session, trial: Trial) -> None:
         keep=(every,),
     )
     saved = killed.kept.get(every)
-    session.answer.add(check_checkpoint(session, saved, folder, every))
+    session.answer.add(check_checkpoint(session, saved, folder, every, per_epoch))
     copied = copy_run(session, folder)
-    session.supervisor.gather(0)  # the copy is there
-    resumed = session.watch(
-        "resume", "resumed", in_folder(trial, copied, resume=True), reference=saved
+    again = session.watch(
+        "resume",
+        "resumed",
+        in_folder(trial, copied, resume=True),
+        reference=saved,
+        enough=per_epoch,
+        keep=(per_epoch,),
     )
-    session.answer.add(check_resumed(session, trial, resumed, every))
+    faults = wrong_after(session, "resumed", trial, every)
+    if not faults:
+        at_end = again.kept.get(per_epoch)
+        copied = copy_run(session, copied)
+        session.watch(
+            "resume",
+            "resumed again",
+            in_folder(trial, copied, resume=True),
+            reference=at_end,
+        )
+        faults = wrong_after(session, "resumed again", trial, per_epoch)
+    right = f"after updates {every} and {per_epoch}, the end of an epoch, "
+    right += "all processes went on as if nothing had been"
+    session.answer.add(Check("resume", not faults, "; ".join(faults[:2]) or right, GIVE_BACK))
     session.answer.add(check_stop(session, trial))
 
 
@@ -85,6 +89,7 @@ def copy_run(session: Session, folder: Path) -> Path:
     copied = folder.with_name(f"{folder.name}-resumed")
     if session.accelerator.is_main_process:
         shutil.copytree(folder, copied)
+    session.supervisor.gather(0)  # it is there
     return copied
 
 
@@ -96,6 +101,7 @@ def check_checkpoint(
     saved: Reference | None,
     folder: Path,
     update: int,
+    per_epoch: int,
 ) -> Check:
     """Check whether the newest checkpoint of a run is what all processes had.
 
@@ -104,8 +110,9 @@ def check_checkpoint(
         saved: the training when it was taken.
         folder: the run's.
         update: after which it was due.
+        per_epoch: updates in an epoch.
     """
-    faults = read_back(session, saved, folder, update)
+    faults = read_back(session, saved, folder, per_epoch)
     right = f"that of update {update}, written by one process, is what all of them held"
     return Check("checkpoint", not faults, "; ".join(faults) or right, KEEP)
 
@@ -114,15 +121,13 @@ def read_back(
     session: Session,
     saved: Reference | None,
     folder: Path,
-    update: int,
+    per_epoch: int,
 ) -> list[str]:
     """Return what the newest checkpoint does not hold, in words; as for `check_checkpoint`."""
     if saved is None:
         faults = ["none was due"]
     else:
-        faults, found = wrong_checkpoint(saved, folder, TOLERANCE)
-        if found != update and not faults:
-            faults.append(f"the newest is of update {found}, not of {update}")
+        faults = wrong_checkpoint(saved, folder, per_epoch)
     everywhere = session.supervisor.gather(faults)
     said = [
         f"{session.on(rank)}: {'; '.join(each)}" for rank, each in enumerate(everywhere) if each
@@ -133,26 +138,26 @@ def read_back(
 # --------------------------------------------------------------------------------------- resuming
 
 
-def check_resumed(session: Session, trial: Trial, watch: Watch, update: int) -> Check:
-    """Check whether what follows a checkpoint is what would have been.
+def wrong_after(session: Session, title: str, trial: Trial, update: int) -> list[str]:
+    """Find how what follows a checkpoint is not what would have been, in words.
 
     Args:
         session: the processes.
+        title: of the training that went on.
         trial: the training.
-        watch: how it was watched when it went on.
         update: after which the checkpoint was taken.
     """
-    observations = session.observations["resumed"]
+    observations = session.observations[title]
     faults = first_difference(session, observations)
     for rank, observation in enumerate(observations):
-        if observation.end != DONE:
-            faults.append(f"{session.on(rank)}: {observation.end}")
-    faults += wrong_samples(observations, trial.settings, len(trial.samples.train), update)
-    wrong = wrong_figures(watch.figures, watch.folder, TOLERANCE)
-    of_first_process, *_ = session.supervisor.gather(wrong)
-    faults = faults or of_first_process
-    right = f"after update {update} all processes went on as if nothing had been"
-    return Check("resume", not faults, "; ".join(faults[:2]) or right, GIVE_BACK)
+        if observation.error:
+            faults.append(f"{session.on(rank)}: {observation.error}")
+    samples = wrong_samples(observations, trial.settings, len(trial.samples.train), update)
+    if samples:
+        faults.append(samples[1])
+    for observation in observations:
+        faults += [text for _, _, text, _ in observation.faults]
+    return faults
 
 
 def first_difference(session: Session, observations: Sequence[Observation]) -> list[str]:
@@ -165,7 +170,7 @@ def first_difference(session: Session, observations: Sequence[Observation]) -> l
         for kind, what in DIFFERS.items():
             size, update = observation.difference_of(kind)
             if not size <= TOLERANCE:
-                text = f"{session.on(rank)}: {what}, by {size:.1e} at update {update}"
+                text = f"{session.on(rank)}: {what}, {in_words(size)}, at update {update}"
                 found.append((update, text))
     if not found:
         return []
@@ -194,7 +199,7 @@ def check_stop(session: Session, trial: Trial) -> Check:
         ]
         detail = f"asked before update {ASKED + 1} of process {last}: {'; '.join(found)}"
         return Check("stop", False, detail, AGREE)
-    faults = read_back(session, watch.reference, folder, left)
+    faults = read_back(session, watch.reference, folder, trial.updates_per_epoch)
     right = f"asked on process {last}, all left after update {left}"
     if supervisor.world > 1:
         right += ", and 1 process went on from there as all would have"
@@ -215,51 +220,24 @@ def check_one_going_on(session: Session, trial: Trial, watch: Watch, folder: Pat
         What it makes of it otherwise than all would have, in words.
     """
     session.answer.say("....  going on from there: train.py on 1 process")
+    copied = copy_run(session, folder)
     session.supervisor.begin("stop", "going on from there on 1 process")
-    faults = []
+    found: list[str] = []
     if session.accelerator.is_main_process:
-        going = in_folder(trial, copy_run(session, folder), resume=True)
-        faults = go_on_alone(going, watch.reference)
-    of_first_process, *_ = session.supervisor.gather(faults)
+        settings = in_folder(trial, copied, resume=True).settings
+        seen = go_on_alone(settings, trial.samples, watch.reference)
+        found = what_was_seen(seen)
+    of_first_process, *_ = session.supervisor.gather(found)
     return of_first_process
 
 
-def go_on_alone(trial: Trial, one: Reference) -> list[str]:
-    """Go on with a training in a process of its own.
-
-    Args:
-        trial: the training, with the folder of a run that was stopped.
-        one: the reference as far as the run is, which goes on, too.
-
-    Returns:
-        What is wrong, in words.
-    """
-    settings = trial.settings
-    asked = {
-        "flags": as_flags(settings),
-        "samples": len(trial.samples.train),
-        "others": len(trial.samples.test),
-    }
-    code = "from mnist_dist.tools.watched import alone; alone()"
-    package = os.fspath(Path(__file__).parents[2])
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(asked)],
-        env=unlaunched() | {"PYTHONPATH": package},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        reason = said[-1] if said else f"status {done.returncode}"
-        return [f"1 process could not go on from there: {reason}"]
-    for update in range(one.updates, trial.updates):
-        epoch, batch = divmod(update, trial.updates_per_epoch)
-        rate = reference.rate(settings, update, trial.updates)
-        one.update(one.gradient(epoch, batch), rate)
-        one.follow()
-    trained = weights.load_weights((settings.output_dir or Path()) / weights.WEIGHTS)
-    size = difference(one.averaged or one.weights, trained)
-    if size <= TOLERANCE:
-        return []
-    return [f"1 process that goes on from there differs by {size:.1e} in the end"]
+def what_was_seen(seen: Observation) -> list[str]:
+    """Return what was wrong when one process went on, in words."""
+    who = "1 process that goes on from there"
+    if seen.error:
+        return [f"{who}: {seen.error}"]
+    for kind, what in DIFFERS.items():
+        size, update = seen.difference_of(kind)
+        if not size <= TOLERANCE:
+            return [f"{who}: {what}, {in_words(size)}, at update {update}"]
+    return [f"{who}: {text}" for _, _, text, _ in seen.faults]

@@ -43,15 +43,21 @@ CNN = replace(
 
 
 def choose(session: Session) -> dict[str, Trial]:
-    """Return the trainings to watch, by title; the last but one or only one has all options."""
+    """Return the trainings to watch, by title: the one asked for, or some that have every option."""
     asked = session.config.asked()
     if asked:
         return {"your settings": shorten(session, asked, affordable(session, asked))}
     return {
-        "plain": shorten(session, PLAIN, 40),
+        "plain": shorten(session, PLAIN, 24, epochs=3),
         "all options": shorten(session, ALL_OPTIONS, 24),
         "all options, cnn": shorten(session, CNN, 5),
+        "virtual processes": shorten(session, shared_by_more(session), 4),
     }
+
+
+def shared_by_more(session: Session) -> TrainConfig:
+    """Return a training whose batches are shared by one more virtual process than there are."""
+    return replace(ALL_OPTIONS, hidden=(32,), virtual_processes=session.supervisor.world + 1)
 
 
 def most_general(trials: dict[str, Trial]) -> Trial:
@@ -59,13 +65,14 @@ def most_general(trials: dict[str, Trial]) -> Trial:
     return trials.get("all options") or trials["your settings"]
 
 
-def shorten(session: Session, settings: TrainConfig, updates: int) -> Trial:
-    """Make a small training, in float64, of twice so many updates or two epochs.
+def shorten(session: Session, settings: TrainConfig, updates: int, epochs: int = 2) -> Trial:
+    """Make a small training, in float64, of a few epochs of so many updates, or of more.
 
     Args:
         session: the processes and the data.
         settings: of the whole training.
         updates: at most so many in an epoch; the last one is of one sample.
+        epochs: how many there are, if there are enough samples for those updates.
     """
     size = min(len(session.samples.train), (updates - 1) * settings.batch_size + 1)
     samples = cut(session.samples, size, max(TESTED, session.supervisor.world))
@@ -75,7 +82,7 @@ def shorten(session: Session, settings: TrainConfig, updates: int) -> Trial:
         "mixed_precision": "no",
         "recipe": None,
         "compile": False,
-        "epochs": max(2, math.ceil(2 * updates / per_epoch)),
+        "epochs": max(epochs, math.ceil(2 * updates / per_epoch)),
         "wandb": "disabled",
         "plots": False,
         "report": False,

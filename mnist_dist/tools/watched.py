@@ -4,20 +4,19 @@ It is watched through the hooks that the core and PyTorch offer, on every proces
 does without them.
 """
 
-import copy
 import io
-import json
 import math
 import signal
-import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.optim.swa_utils import AveragedModel
 
@@ -31,20 +30,33 @@ from mnist_dist.core import (
 from mnist_dist.core.errors import explain
 from mnist_dist.core.stopping import SIGNALS
 from mnist_dist.digits.config import TrainConfig
-from mnist_dist.run import launch
-from mnist_dist.run.command_line import parse
+from mnist_dist.run.weights import fingerprint
 from mnist_dist.scripts import load_script
-from mnist_dist.task import data
 from mnist_dist.task.data import DataSet, Split
 from mnist_dist.tools import reference
 from mnist_dist.tools.reference import Reference
-from mnist_dist.tools.watched_results import (
-    KILLED,
-    STOPPED,
-    Figures,
-    Observation,
+from mnist_dist.tools.watched_differences import (
+    TOLERANCE,
+    GradientSizes,
     difference,
     norm_of,
+)
+from mnist_dist.tools.watched_files import (
+    KEEP,
+    Figures,
+    wrong_checkpoint,
+    wrong_curve,
+    wrong_figures,
+    wrong_summary,
+    wrong_weights,
+)
+from mnist_dist.tools.watched_gradient import Wrong
+from mnist_dist.tools.watched_gradient import explain as explain_gradient
+from mnist_dist.tools.watched_results import (
+    DONE,
+    KILLED,
+    STOPPED,
+    Observation,
 )
 
 TRAINING = 0  # the number of the loader of the training data, which train.py prepares first
@@ -82,11 +94,12 @@ class Watch:
     Args:
         settings: of the training; with an output folder.
         samples: what it trains on and is tested with.
-        tolerance: the largest difference that is rounding.
         reference: as far as the training is that goes on; None for one from the beginning.
         enough: updates after which it ends, as if killed.
         ask: the update, from 0, before which this process asks itself to stop.
         keep: the updates after which the reference is kept.
+        reads: whether this process reads what the first one writes.
+        tolerance: the largest difference that is rounding.
 
     Attributes:
         observation: what it saw.
@@ -100,12 +113,13 @@ class Watch:
         self,
         settings: TrainConfig,
         samples: DataSet,
-        tolerance: float,
         *,
         reference: Reference | None = None,
         enough: int | None = None,
         ask: int | None = None,
         keep: tuple[int, ...] = (),
+        reads: bool = True,
+        tolerance: float = TOLERANCE,
     ) -> None:
         self.settings = settings
         self.samples = samples
@@ -118,15 +132,21 @@ class Watch:
         self.enough = enough
         self.ask = ask
         self.keep = keep
+        self.reads = reads
         self.observation = Observation()
         self.note: Callable[[str], None] = lambda _: None
         self.figures: list[Figures] = []
         self.kept: dict[int, Reference] = {}
-        per_epoch = math.ceil(len(samples.train) / settings.batch_size)
-        self.updates = settings.epochs * per_epoch  # in all
+        self.per_epoch = math.ceil(len(samples.train) / settings.batch_size)
+        self.updates = settings.epochs * self.per_epoch  # in all
         self.has_begun = False
+        self.modules: dict[nn.Module, None] = {}  # those with parameters, in order
+        self.sizes = GradientSizes()
         self.gradient: dict[str, Tensor] = {}  # the reference's, of the update in progress
         self.used: dict[int, tuple[Tensor, float]] = {}  # gradient and rate by parameters' identity
+        self.written: Reference | None = None  # at a checkpoint that has not been read back
+        self.history: Sequence[Mapping[str, Any]] = ()  # the figures that the training has noted
+        self.facts: Figures = {}  # what summary.json should say of the whole training
 
     @property
     def folder(self) -> Path:
@@ -140,6 +160,7 @@ class Watch:
             register_hook("update", self.after_update),
             register_hook("checkpoint", self.before_checkpoint),
             register_optimizer_step_pre_hook(self.before_step),
+            register_module_parameter_registration_hook(self.note_module),
         ]
         try:
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -153,17 +174,28 @@ class Watch:
         finally:
             for hook in hooks:
                 hook.remove()
+        self.note_weights()
+        if self.observation.end in (DONE, STOPPED):
+            self.read_back()
+        if self.observation.end == DONE:
+            self.compare_results()
         return self.observation
 
     def compare(self, kind: str, size: float, update: int) -> None:
         """Note a difference at an update, from 1."""
         self.observation.note(kind, size, update, self.tolerance)
 
+    def is_first_wrong(self, kind: str, size: float) -> bool:
+        """Return whether a difference is the first of its kind that is no rounding."""
+        before, _ = self.observation.difference_of(kind)
+        return before <= self.tolerance and not size <= self.tolerance
+
     # --------------------------------------------------------------------------------- the hooks
 
     def before_micro_batch(self, accelerator: ExactAccelerator) -> None:
         """Compare what an update begins with, and note the samples that it is made of."""
         micro_batch = accelerator.micro_batch
+        self.read_back()
         if micro_batch.loader != TRAINING:
             self.observation.line = "evaluation"
             return
@@ -188,6 +220,7 @@ class Watch:
         kind = "update"
         if not self.has_begun:
             kind = "resumed weights" if self.is_resumed else "initial weights"
+        self.note_weights()
         weights = weights_of(accelerator)
         self.compare(kind, difference(self.reference.weights, weights), updates + 1)
         self.take_over(weights)
@@ -218,7 +251,7 @@ class Watch:
         is_last_of_epoch = accelerator.gradient_state.end_of_dataloader
         observation.line = "evaluation" if is_last_of_epoch else "checkpoint"
         if self.reference.updates in self.keep:
-            self.kept[self.reference.updates] = copy.deepcopy(self.reference)
+            self.kept[self.reference.updates] = self.reference.snapshot()
 
     def compare_gradient(self, accelerator: ExactAccelerator) -> tuple[dict[str, Tensor], float]:
         """Compare gradient and rate of an update that was made.
@@ -234,22 +267,36 @@ class Watch:
                 gradient[name] = used.double()
                 rates.append(rate)
         right_rate = reference.rate(self.settings, self.reference.updates, self.updates)
-        self.compare("gradient", difference(self.gradient, gradient), accelerator.updates)
+        size = difference(self.gradient, gradient, self.sizes.include(self.gradient))
+        if self.is_first_wrong("gradient", size):
+            self.observation.gradient_is = self.explain(accelerator, gradient)
+        self.compare("gradient", size, accelerator.updates)
         if gradient.keys() != self.gradient.keys():
             return self.gradient, right_rate
-        self.measure_rounding(gradient)
-        furthest = max(abs(rate - right_rate) for rate in rates)
-        self.compare("schedule", furthest / self.settings.lr, accelerator.updates)
+        self.observation.roundings.append(rounding(self.gradient, gradient))
+        furthest = max(rates, key=lambda rate: abs(rate - right_rate))
+        size = abs(furthest - right_rate) / self.settings.lr
+        if self.is_first_wrong("schedule", size):
+            self.observation.rate = furthest
+        self.compare("schedule", size, accelerator.updates)
         return gradient, rates[0]
 
-    def measure_rounding(self, gradient: dict[str, Tensor]) -> None:
-        """Note how far a gradient is from the reference's, as a share of it."""
-        apart = {name: self.gradient[name] - tensor for name, tensor in gradient.items()}
-        whole = norm_of(self.gradient)
-        share = norm_of(apart) / whole if whole else 0.0
-        if not math.isfinite(share):
-            share = math.inf
-        self.observation.rounding = max(self.observation.rounding, share)
+    def explain(self, accelerator: ExactAccelerator, gradient: dict[str, Tensor]) -> str:
+        """Return what a wrong gradient is instead, in words."""
+        epoch, batch = self.observation.batches[-1]
+        sharing = accelerator.sharing
+        return explain_gradient(
+            Wrong(
+                reference=self.reference,
+                expected=self.gradient,
+                found=gradient,
+                epoch=epoch,
+                number=batch,
+                shares=sharing.shares,
+                world=sharing.world,
+                pieces=self.settings.gradient_accumulation_steps,
+            )
+        )
 
     def take_over(self, weights: dict[str, Tensor]) -> None:
         """Let the reference go on from the training's weights, so that rounding does not add up."""
@@ -257,17 +304,53 @@ class Watch:
 
     def before_checkpoint(self, accelerator: ExactAccelerator) -> None:
         """Compare the moving average, and note the figures of an epoch that ends here."""
+        self.read_back()
         updates = accelerator.updates
         self.observation.line = "checkpoint"
         self.note(f"at a checkpoint after update {updates}")
         if self.settings.ema:
             found = difference(self.reference.averaged, averages_of(accelerator))
             self.compare("moving average", found, updates)
+        self.history = history_of(accelerator)
+        self.facts = {
+            "parameters": sum(tensor.numel() for tensor in self.reference.weights.values()),
+            "train_samples": len(self.samples.train),
+            "num_processes": accelerator.num_processes,
+        }
         position = accelerator._dataloaders[TRAINING].state_dict()
         is_at_end_of_epoch = position["batch"] == 0
         is_new = not self.figures or self.figures[-1]["epoch"] < position["epoch"]
         if is_at_end_of_epoch and is_new:  # there is another one at the run's end
             self.figures.append(self.figures_of(position["epoch"], updates))
+        if self.reads:
+            self.written = self.reference.snapshot()
+
+    # -------------------------------------------------------------------------------- what is left
+
+    def read_back(self) -> None:
+        """Compare the last checkpoint with what the training was when it was written."""
+        expected, self.written = self.written, None
+        if expected is None:
+            return
+        wrong = wrong_checkpoint(expected, self.folder, self.per_epoch)
+        update = expected.updates
+        if wrong:
+            text = f"that of update {update}: {'; '.join(wrong)}"
+            self.observation.faults.append(("checkpoint", update, text, KEEP))
+
+    def compare_results(self) -> None:
+        """Compare what a finished training has recorded with what it should have."""
+        updates = range(self.updates)
+        rates = [reference.rate(self.settings, update, self.updates) for update in updates]
+        every = self.settings.log_every
+        steps = [step for step in range(1, self.updates + 1) if step % self.per_epoch % every == 0]
+        found = {"results": wrong_curve(self.reference, self.history, rates, steps)}
+        if self.reads and self.figures:
+            found["evaluation"] = wrong_figures(self.figures, self.folder)
+            found["results"] += wrong_summary(self.figures[-1] | self.facts, self.folder)
+            found["results"] += wrong_weights(self.reference, self.folder)
+        for line, wrong in found.items():
+            self.observation.faults += [(line, *each) for each in wrong]
 
     def figures_of(self, epoch: int, updates: int) -> Figures:
         """Return what metrics.jsonl should say of an epoch, by its number from 1."""
@@ -276,6 +359,7 @@ class Watch:
             "epoch": epoch,
             "global_step": updates,
             "train_loss": loss,
+            "learning_rate": reference.rate(self.settings, updates - 1, self.updates),
         }
         splits = {
             "test": self.samples.test,
@@ -287,7 +371,45 @@ class Watch:
                 figures[f"{name}_loss"] = loss
                 figures[f"{name}_correct"] = correct
                 figures[f"{name}_total"] = len(split)
+                figures[f"{name}_accuracy"] = correct / len(split)
         return figures
+
+    # ---------------------------------------------------------------------------- the first weights
+
+    def note_module(self, module: nn.Module, *_: object) -> None:
+        """Remember a module that is being made, with a parameter."""
+        if not self.has_begun:
+            self.modules[module] = None
+
+    def note_weights(self) -> None:
+        """Note of which dtype the weights are, and their digest, before the first update."""
+        if self.has_begun or self.observation.digest:
+            return
+        weights = {}
+        for number, module in enumerate(self.modules):
+            for name, parameter in module.named_parameters(recurse=False):
+                weights[f"{number}.{name}"] = parameter.detach()
+        self.modules.clear()
+        dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
+        self.observation.dtypes = " and ".join(sorted(dtypes))
+        self.observation.digest = fingerprint(weights)
+
+
+def rounding(expected: dict[str, Tensor], found: dict[str, Tensor]) -> float:
+    """Return how far a gradient is from what it should be, as a share of it."""
+    gap = {name: expected[name] - tensor for name, tensor in found.items()}
+    whole = norm_of(expected)
+    share = norm_of(gap) / whole if whole else 0.0
+    return share if math.isfinite(share) else math.inf
+
+
+def history_of(accelerator: ExactAccelerator) -> Sequence[Mapping[str, Any]]:
+    """Return the figures that a training has noted; nothing if it notes none."""
+    for part in accelerator._custom_objects:
+        history = getattr(part, "history", None)
+        if history is not None:
+            return history
+    return ()
 
 
 def weights_of(accelerator: ExactAccelerator) -> dict[str, Tensor]:
@@ -325,27 +447,3 @@ def ask_to_stop() -> None:
     answer = signal.getsignal(SIGNALS[-1])
     assert callable(answer)
     answer(SIGNALS[-1], None)
-
-
-def alone() -> None:
-    """Train on one process of its own, `python -c "...alone()" JSON`.
-
-    The JSON has `flags`, those of train.py, `samples`, how many to train on, and `others`, how many
-    to test with.
-    """
-    asked = json.loads(sys.argv[1])
-
-    def train() -> None:
-        config = parse(TrainConfig, asked["flags"], "train.py")
-        accelerator = launch.start(config.cpu, "no", torch.float64)
-        samples = data.obtain(
-            accelerator,
-            config.dataset,
-            config.data_dir,
-            config.val_size,
-            config.seed,
-            torch.float64,
-        )
-        load_script("train").main(config, cut(samples, asked["samples"], asked["others"]))
-
-    launch.run(train, "train.py")

@@ -1,23 +1,13 @@
-"""What is wrong with what a watched training did and left, in words."""
+"""What a process sees of a watched training, and what is wrong with the samples that all saw."""
 
-import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from mnist_dist.core.checkpointing import newest_checkpoint
 from mnist_dist.digits.config import TrainConfig
-from mnist_dist.run.folder import METRICS
 from mnist_dist.tools import reference
-from mnist_dist.tools.reference import Reference
-
-Figures = dict[str, float]  # a line of metrics.jsonl
 
 DONE = "done"
 KILLED = "enough"
@@ -31,21 +21,33 @@ class Observation:
     Attributes:
         differences: for each kind of thing the largest difference from the reference, and the
             update, from 1, of the first that exceeds the tolerance, or of the largest.
+        faults: what is wrong with what the training recorded: the line of the table, the update,
+            what it is, and what to do, in words.
         samples: for each update the numbers of this process's samples.
         batches: for each update its epoch and its number in it, from 0.
         updates: those made when it was over.
         end: how it ended: DONE, KILLED, STOPPED, or what went wrong.
         line: what it was about at its end, as a line of the table.
-        rounding: of the gradient, the largest relative difference (of norms).
+        gradient_is: what the first wrong gradient is instead, in words, if that is known.
+        rate: the first wrong learning rate.
+        roundings: for each update how far its gradient is from the reference's, as a share of it
+            (of norms).
+        dtypes: of the weights when the training began.
+        digest: of the weights when the training began.
     """
 
     differences: dict[str, tuple[float, int]] = field(default_factory=dict)
+    faults: list[tuple[str, int, str, str]] = field(default_factory=list)
     samples: list[list[int]] = field(default_factory=list)
     batches: list[tuple[int, int]] = field(default_factory=list)
     updates: int = 0
     end: str = DONE
     line: str = "initial weights"
-    rounding: float = 0.0
+    gradient_is: str = ""
+    rate: float = math.nan
+    roundings: list[float] = field(default_factory=list)
+    dtypes: str = ""
+    digest: str = ""
 
     @property
     def error(self) -> str:
@@ -73,53 +75,12 @@ class Observation:
             self.differences[kind] = size, update
 
 
-def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """Return the largest difference between numbers of the same name.
-
-    Args:
-        one, other: tensors by name.
-
-    Returns:
-        It is infinite if names or shapes differ, or where only one of them is a number.
-    """
-    if one.keys() != other.keys():
-        return math.inf
-    largest = 0.0
-    for name, tensor in one.items():
-        counterpart = other[name]
-        if tensor.shape != counterpart.shape:
-            return math.inf
-        if tensor.numel():
-            gap = largest_gap(tensor, counterpart)
-            largest = max(largest, gap)
-    return largest
-
-
-def largest_gap(one: Tensor, other: Tensor) -> float:
-    """Return the largest difference between numbers of two tensors of one shape."""
-    mine = one.detach().double()
-    its = other.detach().to(mine.device).double()
-    gap = (mine - its).abs()
-    are_equal = (mine == its) | (mine.isnan() & its.isnan())
-    gap[are_equal] = 0
-    gap = gap.nan_to_num(nan=math.inf, posinf=math.inf)
-    return float(gap.max())
-
-
-def norm_of(tensors: Mapping[str, Tensor]) -> float:
-    """Return the norm of all numbers of some tensors."""
-    total = 0.0
-    for tensor in tensors.values():
-        total += float(tensor.square().sum())
-    return math.sqrt(total)
-
-
 def wrong_samples(
     observations: Sequence[Observation],
     settings: TrainConfig,
     samples: int,
     first: int = 0,
-) -> list[str]:
+) -> tuple[int, str] | None:
     """Find how the batches of all processes together differ from those of one.
 
     Args:
@@ -129,22 +90,75 @@ def wrong_samples(
         first: updates that were made before.
 
     Returns:
-        The differences, in words.
+        The update, from 1, of the first difference, and what it is, in words; None if there is
+        none.
     """
     per_epoch = math.ceil(samples / settings.batch_size)
     updates = range(first, settings.epochs * per_epoch)
     expected = [divmod(update, per_epoch) for update in updates]
-    faults = []
+    found = [
+        wrong_numbers(observations, expected),
+        wrong_contents(observations, settings, samples, expected),
+    ]
+    faults = [each for each in found if each]
+    if not faults:
+        return None
+    number = min(number for number, _ in faults)
+    _, text = faults[0]
+    return first + number + 1, text
+
+
+def wrong_numbers(
+    observations: Sequence[Observation],
+    expected: Sequence[tuple[int, int]],
+) -> tuple[int, str] | None:
+    """Find a process whose batches are not the right ones by their numbers.
+
+    Args:
+        observations: of all processes.
+        expected: the epoch of each batch and its number in it, from 0.
+
+    Returns:
+        The place of the first wrong one among them, and what is wrong, in words.
+    """
     for rank, observation in enumerate(observations):
         given = [tuple(batch) for batch in observation.batches]
         is_short = observation.end == DONE and len(given) < len(expected)
         if is_short or given != expected[: len(given)]:
             right = equal_at_the_beginning(given, expected)
-            faults.append(
-                f"process {rank} has {len(given)} batches of {len(expected)}, "
-                f"other ones from its {right + 1}. on"
-            )
-    return faults or wrong_global_batches(observations, settings, samples, expected, first)
+            count = f"process {rank} has {len(given)} batches of {len(expected)}"
+            return right, f"{count}, different ones from its {right + 1}. on"
+    return None
+
+
+def wrong_contents(
+    observations: Sequence[Observation],
+    settings: TrainConfig,
+    samples: int,
+    expected: Sequence[tuple[int, int]],
+) -> tuple[int, str] | None:
+    """Find the first batch that does not have its samples; arguments and value as above."""
+    first = expected[0][0] * math.ceil(samples / settings.batch_size) + expected[0][1]
+    made = min(complete(observation, first) for observation in observations)
+    for number, (epoch, batch) in enumerate(expected[:made]):
+        found = wrong_batch(observations, settings, samples, number, epoch, batch)
+        if found:
+            twice = visited_twice(observations, number - batch, number)
+            if twice:
+                found += f", and {twice} more than once in the epoch"
+            return number, f"update {first + number + 1} has {found}"
+    return None
+
+
+def complete(observation: Observation, first: int) -> int:
+    """Count the batches whose samples a process has seen, without one that an error ended.
+
+    Args:
+        observation: of the process.
+        first: updates that were made before.
+    """
+    seen = len(observation.samples)
+    return min(seen, observation.updates - first) if observation.error else seen
 
 
 def equal_at_the_beginning(one: Sequence[Any], other: Sequence[Any]) -> int:
@@ -152,125 +166,54 @@ def equal_at_the_beginning(one: Sequence[Any], other: Sequence[Any]) -> int:
     for number, (its, others) in enumerate(zip(one, other, strict=False)):
         if its != others:
             return number
-    return len(one)
+    return min(len(one), len(other))
 
 
-def wrong_global_batches(
+def wrong_batch(
     observations: Sequence[Observation],
     settings: TrainConfig,
     samples: int,
-    batches: Sequence[tuple[int, int]],
-    first: int,
-) -> list[str]:
-    """Find the first batch that does not have its samples.
+    number: int,
+    epoch: int,
+    batch: int,
+) -> str:
+    """Return which samples a global batch has that it should not have, in words.
 
     Args:
-        observations, settings, samples, first: as for `wrong_samples`.
-        batches: the epoch of each batch and its number in it, from 0.
+        observations, settings, samples: as for `wrong_samples`.
+        number: of the batch among those that were seen.
+        epoch, batch: the epoch, and the number of the batch in it, from 0.
+    """
+    together = samples_of(observations, number)
+    right = batch_of(settings, samples, epoch, batch)
+    if together == right:
+        return ""
+    return f"{len(together)} samples, not those {len(right)} of one process"
+
+
+def samples_of(observations: Sequence[Observation], number: int) -> list[int]:
+    """Return the samples of all processes in one of the batches that they saw, sorted."""
+    together = []
+    for observation in observations:
+        together += observation.samples[number]
+    return sorted(together)
+
+
+def batch_of(settings: TrainConfig, samples: int, epoch: int, batch: int) -> list[int]:
+    """Return the samples of a global batch of one process, sorted; arguments as `wrong_batch`."""
+    begin = batch * settings.batch_size
+    order = reference.order(samples, settings.seed, epoch)
+    return sorted(order[begin : begin + settings.batch_size].tolist())
+
+
+def visited_twice(observations: Sequence[Observation], first: int, last: int) -> int:
+    """Count the samples that are more than once in some of the batches that were seen.
+
+    Args:
+        observations: of all processes.
+        first, last: the first and the last of these batches.
     """
     visits: Counter[int] = Counter()
-    made = min(len(observation.samples) for observation in observations)
-    for update, (epoch, number) in enumerate(batches[:made]):
-        if number == 0:
-            visits.clear()
-        together = []
-        for observation in observations:
-            together += observation.samples[update]
-        visits.update(together)
-        begin = number * settings.batch_size
-        end = begin + settings.batch_size
-        order = reference.order(samples, settings.seed, epoch)
-        right = order[begin:end].tolist()
-        if sorted(together) != sorted(right):
-            found = (
-                f"update {first + update + 1} has {len(together)} samples, "
-                f"not those {len(right)} of one process"
-            )
-            twice = sum(count > 1 for count in visits.values())
-            if twice:
-                found += f", and {twice} more than once in the epoch"
-            return [found]
-    return []
-
-
-def wrong_figures(expected: Sequence[Figures], folder: Path, tolerance: float) -> list[str]:
-    """Find what metrics.jsonl says otherwise of the last epochs.
-
-    Args:
-        expected: what its last lines should say.
-        folder: the run's.
-        tolerance: the largest difference that is rounding.
-
-    Returns:
-        The differences, in words.
-    """
-    try:
-        text = (folder / METRICS).read_text()
-        lines = [json.loads(line) for line in text.splitlines()]
-    except (OSError, ValueError) as error:
-        return [f"metrics.jsonl cannot be read ({type(error).__name__})"]
-    if len(lines) < len(expected):
-        return [f"metrics.jsonl has {len(lines)} of {len(expected)} epochs"]
-    faults = []
-    last_lines = lines[len(lines) - len(expected) :]
-    for right, line in zip(expected, last_lines, strict=True):
-        for name, value in right.items():
-            found = line.get(name, math.nan)
-            allowed = 0 if isinstance(value, int) else tolerance
-            if not abs(found - value) <= allowed:
-                epoch = f"{name} of epoch {right['epoch']:.0f}"
-                faults.append(f"{epoch} is {found:.6g} and should be {value:.6g}")
-    return faults
-
-
-def wrong_checkpoint(expected: Reference, folder: Path, tolerance: float) -> tuple[list[str], int]:
-    """Find what the newest checkpoint of a run does not hold.
-
-    Args:
-        expected: the training when it was taken.
-        folder: the run's.
-        tolerance: the largest difference that is rounding.
-
-    Returns:
-        What is missing, in words, and the update that the checkpoint says it is of.
-    """
-    payload, warnings = newest_checkpoint(folder)
-    if payload is None:
-        return warnings or ["there is none"], 0
-    tensors = [tensor.detach().double() for tensor in tensors_in(payload["state"])]
-    means, squares = expected.moments
-    kinds = {
-        "weights": expected.weights,
-        "moving average": expected.averaged,
-        "Adam's first moments": means,
-        "Adam's second moments": squares,
-    }
-    faults = list(warnings)
-    for kind, values in kinds.items():
-        missing = [
-            name for name, tensor in values.items() if not is_among(tensor, tensors, tolerance)
-        ]
-        if missing:
-            faults.append(f"it lacks or changes {kind} of {missing[0]}")
-    return faults, int(payload["state"]["updates"])
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Return all tensors in a structure of lists and dicts."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if not isinstance(value, list | tuple):
-        return []
-    found = []
-    for item in value:
-        found += tensors_in(item)
-    return found
-
-
-def is_among(tensor: Tensor, others: Sequence[Tensor], tolerance: float) -> bool:
-    """Return whether one of several tensors has the same numbers."""
-    here = tensor.cpu()
-    alike = [other for other in others if other.shape == here.shape]
-    return any(difference({"": here}, {"": other}) <= tolerance for other in alike)
+    for number in range(max(first, 0), last + 1):
+        visits.update(samples_of(observations, number))
+    return sum(count > 1 for count in visits.values())

@@ -3,7 +3,7 @@
 Each is a function that gives a context in which the fault is there; `FAULTS` has them by name.
 """
 
-from faults import checkpoints, devices, gradients, processes, samples  # noqa: F401
+from faults import checkpoints, devices, gradients, processes, results, samples  # noqa: F401
 from faults.registry import FAULTS
 
 __all__ = ["FAULTS"]

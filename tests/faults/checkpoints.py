@@ -6,20 +6,20 @@ from faults.registry import fault, on_the_last_process
 from mnist_dist.core import state
 from mnist_dist.core.optimizer import ExactOptimizer
 from mnist_dist.core.stopping import StopRequest
-from mnist_dist.tools import watched_results
+from mnist_dist.tools import watched_files
 
 
 @fault
 def checkpoint_reads_other_weights():
     """A file system gives back something else than was written, under the right digest."""
-    newest = watched_results.newest_checkpoint
+    newest = watched_files.newest_checkpoint
 
     def other(run):
         payload, warnings = newest(run)
         payload["state"]["models"][0]["fc1.bias"] += 1
         return payload, warnings
 
-    return patch.object(watched_results, "newest_checkpoint", other)
+    return patch.object(watched_files, "newest_checkpoint", other)
 
 
 @fault
@@ -27,6 +27,20 @@ def checkpoint_without_optimizer():
     """Its state is not saved."""
     state_dict = ExactOptimizer.state_dict
     return patch.object(ExactOptimizer, "state_dict", lambda self: state_dict(self) | {"state": {}})
+
+
+@fault
+def epochs_end_without_optimizer():
+    """The state is not saved with an epoch's last update."""
+    collect = state.collect
+
+    def forgetful(accelerator):
+        found = collect(accelerator)
+        if found["loaders"][0]["batch"] == 0:
+            found["optimizers"] = [{**each, "state": {}} for each in found["optimizers"]]
+        return found
+
+    return patch.object(state, "collect", forgetful)
 
 
 @fault

@@ -1,5 +1,7 @@
 """Faults in the loss, in the gradient and its sum, and in what the optimizer makes of it."""
 
+import contextlib
+import dataclasses
 import functools
 from unittest.mock import patch
 
@@ -17,9 +19,12 @@ from faults.registry import (
     parameters_of,
     world,
 )
-from mnist_dist.core import ExactAccelerator, exchange
+from mnist_dist.core import ExactAccelerator, exchange, register_hook
 from mnist_dist.core.optimizer import ExactScheduler
 from mnist_dist.core.sharing import positions_of_share
+from mnist_dist.core.update import UpdateGradients
+from mnist_dist.scripts import load_script
+from mnist_dist.task import networks
 
 LARGE = 1 << 20  # bytes of a gradient
 
@@ -172,3 +177,180 @@ def other_first_weights():
         next(accelerator.bare_models[0].parameters()).add_(0.01)
 
     return on_the_last_process(ExactAccelerator, "prepare_model", change)
+
+
+def other_loss(change):
+    """The loss of a training, not that of an evaluation, is made by another function."""
+    cross_entropy = F.cross_entropy
+
+    def changed(logits, *arguments, **options):
+        if not logits.requires_grad:
+            return cross_entropy(logits, *arguments, **options)
+        return change(cross_entropy, logits, *arguments, **options)
+
+    return patch.object(F, "cross_entropy", changed)
+
+
+@fault
+def loss_is_a_sum():
+    """Over the rows."""
+
+    def summed(loss, *arguments, **options):
+        return loss(*arguments, **options | {"reduction": "sum"})
+
+    return other_loss(summed)
+
+
+@fault
+def loss_is_no_number():
+    """From the start, on all processes."""
+    return other_loss(lambda loss, *arguments, **options: torch.nan * loss(*arguments, **options))
+
+
+@fault
+def dropout_in_a_function():
+    """The network draws for its own rows, in a way that no layer shows."""
+    forward = networks.MNISTNet.forward
+
+    def dropping(self, *inputs):
+        return F.dropout(forward(self, *inputs), 0.1, training=self.training)
+
+    return patch.object(networks.MNISTNet, "forward", dropping)
+
+
+@fault
+def float32_weights():
+    """On the last process."""
+    build = networks.build
+
+    def built(*arguments):
+        network = build(*arguments)
+        if is_last():
+            network.to = lambda device, *_: torch.nn.Module.to(network, device)
+        return network
+
+    return patch.object(networks, "build", built)
+
+
+@fault
+def float32_arithmetic():
+    """On the last process, of what the network gives."""
+    forward = networks.MNISTNet.forward
+
+    def rounded(self, *inputs):
+        logits = forward(self, *inputs)
+        return logits.float().to(logits.dtype) if is_last() else logits
+
+    return patch.object(networks.MNISTNet, "forward", rounded)
+
+
+@fault
+def float32_gradients_rounded():
+    """They travel as bfloat16 if they are float32."""
+
+    def rounded(optimizer):
+        for parameter in parameters_of(optimizer):
+            if parameter.dtype == torch.float32:
+                parameter.grad = parameter.grad.bfloat16().float()
+
+    return at_every_step(rounded)
+
+
+@fault
+def share_counted_twice_with_virtual_processes():
+    """The first one of each update."""
+    add = exchange.GradientSum.add
+
+    def twice(self, share, gradients, complete):
+        if self.sharing.fixed and share == 0:
+            gradients = [2 * gradient for gradient in gradients]
+        add(self, share, gradients, complete)
+
+    return patch.object(exchange.GradientSum, "add", twice)
+
+
+@fault
+def first_pieces_lost():
+    """Of a share that is worked through in pieces, as if gradients were cleared after each."""
+    add = UpdateGradients.add_to_sum
+
+    def forgetful(self, micro_batch, parameters, terms):
+        if micro_batch.piece < micro_batch.pieces - 1:
+            for parameter in parameters:
+                parameter.grad = None
+        add(self, micro_batch, parameters, terms)
+
+    return patch.object(UpdateGradients, "add_to_sum", forgetful)
+
+
+def clips(change):
+    """Gradients are clipped by another function, of the right one, the parameters and the limit."""
+    clip = ExactAccelerator.clip_grad_norm_
+
+    def changed(self, parameters, max_norm):
+        return change(functools.partial(clip, self), list(parameters), max_norm)
+
+    return patch.object(ExactAccelerator, "clip_grad_norm_", changed)
+
+
+@fault
+def clipped_to_a_share_of_the_norm():
+    """The limit is divided by the number of processes."""
+    return clips(lambda clip, parameters, limit: clip(parameters, limit / world()))
+
+
+@fault
+def clipped_tensor_by_tensor():
+    """Each tensor's norm is limited."""
+    return clips(lambda clip, parameters, limit: [clip([each], limit) for each in parameters])
+
+
+@fault
+@contextlib.contextmanager
+def weights_are_no_numbers_after_update_4():
+    """On the last process."""
+
+    def spoil(accelerator):
+        if is_last() and accelerator.updates == 4:
+            next(accelerator.bare_models[0].parameters()).data[0] = torch.nan
+
+    hook = register_hook("update", spoil)
+    yield
+    hook.remove()
+
+
+@fault
+def last_process_has_another_rate():
+    """From the first update on, so that weights differ from the second on."""
+
+    def double(optimizer):
+        for group in optimizer.param_groups:
+            group["lr"] *= 2 if is_last() else 1
+
+    return at_every_step(double)
+
+
+@fault
+def rate_times_processes():
+    """As the linear scaling rule has it for a batch for each process."""
+    train = load_script("train")
+    adam = train.adam
+
+    def scaled(model, settings):
+        return adam(model, dataclasses.replace(settings, lr=settings.lr * world()))
+
+    return patch.object(train, "adam", scaled)
+
+
+@fault
+def schedule_ahead_of_the_optimizer():
+    """It is stepped first."""
+    train = load_script("train")
+    schedule = train.schedule
+
+    def ahead(optimizer, *arguments, **options):
+        found = schedule(optimizer, *arguments, **options)
+        found.step()
+        return found
+
+    return patch.object(train, "schedule", ahead)

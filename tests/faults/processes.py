@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import train
 from faults.devices import a_process_is_watched
-from faults.registry import all_of, before_backward, fault, is_last, overflow
+from faults.registry import all_of, before_backward, fault, is_last, overflow, rank
 from mnist_dist.run import tracking
 
 HOURS = 10_000  # seconds
@@ -50,6 +50,17 @@ def last_process_has_a_bug():
 def last_process_is_killed():
     """In update 5."""
     return in_update(5, be_killed)
+
+
+@fault
+def first_process_aborts():
+    """In update 5, as gloo does if a message is longer than what it is received into."""
+
+    def abort(accelerator):
+        if rank() == 0 and accelerator.updates == 4:
+            os.abort()
+
+    return before_backward(abort)
 
 
 @fault

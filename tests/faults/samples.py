@@ -60,6 +60,24 @@ def order_depends_on_processes():
     return patch.object(ExactSampler, "order", own_stretches)
 
 
+def orders_of(epoch_of):
+    """The order of an epoch is that of another one, by a function of the right one."""
+    order = ExactSampler.order
+    return patch.object(ExactSampler, "order", lambda self, epoch: order(self, epoch_of(epoch)))
+
+
+@fault
+def order_of_the_next_epoch():
+    """As if `set_epoch` were called once too often."""
+    return orders_of(lambda epoch: epoch + 1)
+
+
+@fault
+def order_repeats_after_two_epochs():
+    """The third epoch has the order of the first."""
+    return orders_of(lambda epoch: epoch % 2)
+
+
 @fault
 def processes_with_different_seeds():
     """Each process shuffles with a seed of its own."""
