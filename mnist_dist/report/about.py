@@ -72,7 +72,7 @@ def layers(row: Row) -> str:
 def training(row: Row, noun: str, train_seconds: float | None) -> str:
     """Return in words how long was trained: epochs, the size of a batch, and the time."""
     epochs = row["epoch"]
-    text = f"{epochs:g} epoch{'s' * (epochs != 1)}, {row.get('batch_size')} {noun}s an update, "
+    text = f"{epochs:g} epoch{'s' * (epochs != 1)}, {row.get('batch_size')} {noun}s per update, "
     text += f"learning rate {shown(row.get('lr'))}, seed {row['seed']}"
     if train_seconds is None:
         return text

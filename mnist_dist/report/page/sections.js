@@ -104,7 +104,7 @@ function fillCalibration() {
   const points = bins.map((bin) => [bin.confidence, bin.accuracy]);
   const most = Math.max(...bins.map((bin) => bin.count));
   lineChart(byId("reliability"), {
-    title: "Share that is right, by how sure it was", series: [{ name: "right", style: "test", points, dots: true }],
+    title: "Fraction that is right, by confidence", series: [{ name: "right", style: "test", points, dots: true }],
     xLabel: "how sure", xRange: [0, 1], yRange: [0, 1], height: () => 300,
     xTick: shortPercent, format: (value) => percent(value, 1), tick: shortPercent,
     xName: (x) => {
