@@ -321,7 +321,7 @@ def test_at_the_end_of_a_training_the_main_process_writes_it(samples, tmp_path):
     (training,) = [
         text for name, text in data_of(tmp_path / "report.html")["facts"] if name == "Training"
     ]
-    assert training == "1 epoch, 64 digits an update, learning rate 0.001, seed 0, 1 min 15 s"
+    assert training == "1 epoch, 64 digits per update, learning rate 0.001, seed 0, 1 min 15 s"
 
 
 def test_a_page_that_cannot_be_written_costs_one_warning_and_leaves_no_old_one(
