@@ -6,6 +6,7 @@ torchrun --nproc-per-node 2 evaluate.py mnist_model.pth --cpu
 """
 
 import mnist_dist.startup  # noqa: F401  # isort: skip  # as in train.py
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from mnist_dist.run.files import write_json
 from mnist_dist.run.folder import CONFIG, EVALUATION, PLOTS
 from mnist_dist.task import data, datasets, networks
 from mnist_dist.task.distortions import distort, shift
-from mnist_dist.task.evaluation import classify, evaluation_loader, mean
+from mnist_dist.task.evaluation import Evaluation, classify, evaluation_loader, mean
 from mnist_dist.task.settings import DataConfig, require_strengths
 from mnist_dist.usage import UsageError, require
 
@@ -194,14 +195,7 @@ def main(config: EvaluateConfig | None = None) -> None:
                     "confusion_matrix": result.confusion.tolist(),
                 },
             )
-    columns = " ".join(f"{name[:5]:>5}" for name in samples.classes)
-    announce("of each class, the accuracy, and how many samples were taken for which class")
-    announce(f"{'class':>8} {'accuracy':>9}  {columns}")
-    for name, accuracy, row in zip(
-        samples.classes, result.class_accuracy, result.confusion.tolist(), strict=True
-    ):
-        share = "   no sample" if accuracy is None else f"{100 * accuracy:8.2f}% "
-        announce(f"{name:>8} {share} {' '.join(f'{count:5d}' for count in row)}")
+    announce(table(samples.classes, result))
     announce(
         f"expected calibration error {100 * result.calibration_error:.2f}%\n"
         f"pictures: {pictures}\n"
@@ -210,6 +204,26 @@ def main(config: EvaluateConfig | None = None) -> None:
     announce(
         f"{config.split.capitalize()} Accuracy: {100 * result.accuracy:.2f}% ({result.correct}/{result.total})",
     )
+
+
+def table(classes: Sequence[str], result: Evaluation) -> str:
+    """Write each class's accuracy, and how many of its samples were taken for which class, as a table.
+
+    Args:
+        classes: the names of the classes.
+        result: what the model says of the samples.
+    """
+    columns = " ".join(f"{name[:5]:>5}" for name in classes)
+    lines = [
+        "of each class, the accuracy, and how many samples were taken for which class",
+        f"{'class':>8} {'accuracy':>9}  {columns}",
+    ]
+    for name, accuracy, row in zip(
+        classes, result.class_accuracy, result.confusion.tolist(), strict=True
+    ):
+        share = " no sample" if accuracy is None else f"{100 * accuracy:8.2f}% "
+        lines.append(f"{name:>8} {share} {' '.join(f'{count:5d}' for count in row)}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from mnist_dist.task.evaluation import BATCH, Bin, Evaluation
 from mnist_dist.usage import UsageError
 
 sys.path.insert(0, str(REPOSITORY))
-from evaluate import EvaluateConfig
+from evaluate import EvaluateConfig, table
 
 
 def says(*confident: tuple[int, float, int]) -> Evaluation:
@@ -56,6 +56,17 @@ def test_who_is_right_as_often_as_it_says_is_calibrated():
 def test_certainty_belongs_to_the_last_bin():
     (bin,) = says((0, 1 - 1e-12, 0), (1, 1 - 1e-12, 1)).reliability()
     assert (bin.count, bin.accuracy) == (2, 1.0)
+
+
+def test_the_table_says_what_stands_in_its_columns():
+    classes = ("one", "another", *(str(number) for number in range(2, 10)))
+    lines = table(classes, says((0, 0.6, 1), (1, 0.9, 1), (1, 0.8, 1))).splitlines()
+    assert "how many samples were taken for which class" in lines[0]
+    assert lines[1].split() == ["class", "accuracy", "one", "anoth", *classes[2:]]
+    assert lines[3].split() == ["another", "66.67%", "1", "2", *"00000000"]
+    assert lines[4].split() == ["2", "no", "sample", *"0000000000"]
+    # Headings and counts end in the same columns.
+    assert all(len(line) == len(lines[1]) for line in lines[2:])
 
 
 def test_a_loss_that_is_not_finite_is_refused():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PYTHON, call
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from mnist_dist.core import UserError
 from mnist_dist.digits import weights
@@ -163,3 +163,23 @@ def test_a_folder_whose_name_is_not_utf_8_does_no_harm(kind, tmp_path, capsys):
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [target.name, "mnist_model.pth"]
     )
+
+
+def test_what_was_exported_to_a_folder_whose_name_is_not_utf_8_is_read(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/run-\xff"))
+    folder.mkdir()
+    path = folder / "model.safetensors"
+    model = networks.build("mlp", ())
+    said = {weights.METADATA: json.dumps({"dataset": "kmnist", "mean": 0.5, "std": 0.25})}
+    path.write_bytes(save(model.state_dict(), said))
+    trained = weights.locate(path)
+    assert (trained.dataset, trained.mean, trained.std) == ("kmnist", 0.5, 0.25)
+    read = weights.load_weights(path)
+    assert all(torch.equal(read[name], each) for name, each in model.state_dict().items())
+    path.write_bytes(save(model.state_dict()))
+    assert weights.locate(path).dataset == "auto"
+    for damaged in (b"", b"\xff" * 20, (5).to_bytes(8, "little") + b"[[[[["):
+        path.write_bytes(damaged)
+        weights.locate(path)
+        with pytest.raises(UserError, match="is damaged: it is not what"):
+            weights.load_weights(path)

@@ -210,6 +210,36 @@ def test_under_mpirun_each_process_says_so(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+BARE = (
+    "from mnist_dist.core import ExactAccelerator; print(ExactAccelerator(cpu=CPU).num_processes)"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "cpu"),
+    [
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "True"),
+        ({"PMI_SIZE": "2", "PMI_RANK": "1"}, "False"),
+        ({"PMIX_RANK": "1", "MASTER_ADDR": "localhost"}, "True"),
+    ],
+)
+def test_an_accelerator_in_any_script_says_so_too(environment, cpu):
+    done = call(PYTHON, "-c", BARE.replace("CPU", cpu), **environment)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith(
+        "mnist_dist.core.errors.UserError: mpirun or another launcher started "
+    ), done.stderr
+    assert "so each would train its own model: start through torchrun, or set RANK" in last
+
+
+@pytest.mark.slow
+def test_an_accelerator_in_any_script_may_be_alone_under_mpirun():
+    alone = {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0", "PMIX_RANK": "0"}
+    done = call(PYTHON, "-c", BARE.replace("CPU", "True"), **alone)
+    assert done.returncode == 0 and done.stdout == "1\n", done.stderr
+
+
 # What stands in the way of the processes' meeting.
 
 

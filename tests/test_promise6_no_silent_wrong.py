@@ -585,7 +585,7 @@ def test_paths_in_commands_can_be_pasted(capsys):
     with pytest.raises(SystemExit):
         launch.run(stops, "own.py", again="run the same command")
     said = capsys.readouterr().err
-    assert "own.py: error: stopped: run the same command to go on" in said
+    assert "own.py: stopped: run the same command to go on" in said
     assert "with --output-dir 'my runs/one' --resume" in said
     assert datasets.command_to_fetch("mnist", Path("my data")).endswith("--data-dir 'my data'")
 

@@ -147,7 +147,7 @@ def test_a_training_whose_terminal_is_closed_leaves_with_a_checkpoint(tmp_path):
     running.send_signal(signal.SIGHUP)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 75, errors
-    assert errors.decode().startswith("train.py: error: stopped on request at update ")
+    assert errors.decode().startswith("train.py: stopped on request at update ")
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from .gathering import gather_rows
 from .guard import ForwardGuard
 from .hooks import call_hooks
 from .kernels import Kernels
+from .launchers import refuse_a_process_of_several
 from .loader import ExactDataLoader
 from .losses import MeanLoss
 from .optimizer import ExactOptimizer, ExactScheduler
@@ -107,8 +108,13 @@ class ExactAccelerator(Accelerator):
         refusals.refuse_divided_models(
             inspect.signature(Accelerator).bind(*arguments, **options).arguments
         )
+        environ = dict(os.environ)  # which Accelerate changes
+        if not (environ.get("WORLD_SIZE") or environ.get("MASTER_ADDR")):
+            refuse_a_process_of_several(environ)
         super().__init__(*arguments, **options)
         world = self.num_processes
+        if world == 1:
+            refuse_a_process_of_several(environ)
         if 0 < virtual_processes < world:
             raise UserError(
                 f"{world} processes are more than the {virtual_processes} virtual processes they share: start fewer"

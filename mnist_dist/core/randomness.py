@@ -32,6 +32,8 @@ def seed_generators(seed: int, device: torch.device | str = "cpu") -> None:
     torch.default_generator.manual_seed(seed)
     if torch.device(device).type == "cuda":
         torch.cuda.manual_seed(seed)
+    elif torch.device(device).type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 class GeneratorStates:
@@ -54,6 +56,8 @@ class GeneratorStates:
         }
         if self.device.type == "cuda":
             states["torch.cuda"] = torch.cuda.get_rng_state(self.device)
+        elif self.device.type == "mps":
+            states["torch.mps"] = torch.mps.get_rng_state()
         return states
 
     def restore(self) -> None:
@@ -63,6 +67,8 @@ class GeneratorStates:
         torch.set_rng_state(self.states["torch"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(self.states["torch.cuda"], self.device)
+        elif self.device.type == "mps":
+            torch.mps.set_rng_state(self.states["torch.mps"])
 
     def changed(self) -> list[str]:
         """The names of the generators that have been drawn from since the snapshot."""

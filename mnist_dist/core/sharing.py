@@ -82,7 +82,7 @@ class MicroBatch:
     Attributes:
         seed, loader, epoch, batch: the seed of the training, the loader's number, the epoch and the
             number of the global batch within it, all from 0. The batch's random numbers depend on
-            these alone.
+            these alone, and those of `rand` not on the loader.
         start: the place of the global batch's first sample in the order of the epoch.
         size: samples in the global batch.
         shares: V, the shares that the global batch is divided into.
@@ -141,7 +141,8 @@ class MicroBatch:
         `torch.rand`, for dropout or distortions that are to be the same at any number of processes.
 
         Args:
-            purpose: what they are for; numbers for two purposes are independent.
+            purpose: what they are for; numbers for two purposes are independent. Those of two
+                loaders for one purpose are not: they depend on seed, epoch and batch.
             shape: of the numbers for one sample.
             normal: draw from the standard normal distribution, and not uniformly from [0, 1).
 

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from mnist_dist.core.errors import UserError
 from mnist_dist.run.folder import CONFIG, WEIGHTS
 from mnist_dist.task import datasets
 
+LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file; the format allows no more
 METADATA = "mnist_dist"  # where an exported safetensors file says what data it was trained on
 
 # What the values of `Trained`'s fields can be. Those that are not listed can be anything of their
@@ -114,10 +115,33 @@ def settings_of_export(weights: Path) -> dict[str, Any]:
         SafetensorError: it is not a safetensors file.
         OSError, ValueError, TypeError, RecursionError: it cannot be read, or says something else.
     """
-    with safe_open(weights, "pt") as file:
-        metadata = file.metadata() or {}
-    said = json.loads(metadata.get(METADATA, "{}"))
+    said = json.loads(metadata_of(weights).get(METADATA, "{}"))
     return asdict(Trained(weights)) | said
+
+
+def metadata_of(weights: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file, also at a path that is not UTF-8, unlike `safe_open`.
+
+    Args:
+        weights: the file. It begins with the length of a JSON document, which may hold metadata.
+
+    Returns:
+        The metadata, empty if there are none.
+
+    Raises:
+        SafetensorError: it is not a safetensors file.
+        OSError: it cannot be read.
+    """
+    with weights.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > LONGEST_HEADER:
+            raise SafetensorError("the header is too long")
+        try:
+            header = json.loads(file.read(length))
+        except (ValueError, RecursionError) as error:
+            raise SafetensorError("the header is no JSON") from error
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def checked(settings: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 import psutil
 
 from mnist_dist.core.errors import UserError
+from mnist_dist.core.launchers import RANKS, SIZES, WAY_OUT, refuse_a_process_of_several
 from mnist_dist.core.output import warn
 from mnist_dist.run.jobs import launcher_and_worker
 
@@ -15,27 +16,6 @@ RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 DIVIDING_STRATEGIES = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 TRUE = ("1", "true")
-
-# In which variables other launchers tell the number of processes, and that of this one.
-SIZES = (
-    "OMPI_COMM_WORLD_SIZE",  # Open MPI
-    "PMI_SIZE",  # MPICH, Intel MPI, and others with Hydra
-    "MPI_LOCALNRANKS",  # of the node
-    "MV2_COMM_WORLD_SIZE",  # MVAPICH
-    "JSM_NAMESPACE_SIZE",  # jsrun
-    "FLUX_JOB_SIZE",
-)
-RANKS = (
-    "OMPI_COMM_WORLD_RANK",
-    "PMI_RANK",
-    "MPI_LOCALRANKID",
-    "MV2_COMM_WORLD_RANK",
-    "JSM_NAMESPACE_RANK",
-    "FLUX_TASK_RANK",
-    "PALS_RANKID",
-    "PMIX_RANK",
-)
-WAY_OUT = "start through torchrun, or set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT of each process"
 
 
 def check_environment(environ: Mapping[str, str]) -> int:
@@ -153,24 +133,10 @@ def refuse_other_launchers(environ: Mapping[str, str]) -> None:
     Raises:
         UserError: it is one, or there is no saying whether it is.
     """
-    sizes = {name: environ[name] for name in SIZES if environ.get(name)}
-    ranks = {name: environ[name] for name in RANKS if environ.get(name)}
-    world = "1" if environ.get("WORLD_SIZE") else "not set"
-    for name, size in sizes.items():
-        if size != "1":
-            raise UserError(
-                f"mpirun or another launcher started several processes ({name} is {size}) that do "
-                f"not know of each other (WORLD_SIZE is {world}), so each would train its own "
-                f"model: {WAY_OUT}"
-            )
-    for name, rank in ranks.items():
-        if rank != "0":
-            raise UserError(
-                f"mpirun or another launcher started this process beside others ({name} is {rank}) "
-                f"of which it does not know (WORLD_SIZE is {world}), so each would train its own "
-                f"model: {WAY_OUT}"
-            )
-    if ranks and not sizes and world != "1":
+    refuse_a_process_of_several(environ)
+    sizes = [name for name in SIZES if environ.get(name)]
+    ranks = [name for name in RANKS if environ.get(name)]
+    if ranks and not sizes and not environ.get("WORLD_SIZE"):
         name = min(ranks)
         raise UserError(
             f"a launcher started this process ({name} is 0) and does not tell how many there are, "

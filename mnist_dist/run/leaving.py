@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from mnist_dist.core.errors import STOPPED, OwnError, UserError, explain
+from mnist_dist.core.errors import STOPPED, OwnError, Stopped, UserError, explain
 from mnist_dist.core.waiting import WATCHES
 from mnist_dist.run import locks, neighbour
 from mnist_dist.run.neighbour import NEIGHBOURS
@@ -174,7 +174,8 @@ def report_refusal(error: UserError | OSError, name: str, again: str) -> None:
         name: what the user called.
         again: as in `run`.
     """
-    message = f"{name}: error: {explain(error)}"
+    what = "" if isinstance(error, Stopped) else "error: "
+    message = f"{name}: {what}{explain(error)}"
     if is_first():
         stopped_run = getattr(error, "run", None)
         if stopped_run:

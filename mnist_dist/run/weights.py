@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from accelerate import PartialState
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mnist_dist.core.agreement import all_or_none
@@ -90,7 +90,9 @@ def read_file(path: Path) -> Any:
             warnings.simplefilter("ignore")
             refuse_wrong_checksums(path)
             if path.suffix == ".safetensors":
-                return load_file(path)
+                return safetensors.torch.load(
+                    path.read_bytes()
+                )  # its own reader takes UTF-8 paths only
             return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise

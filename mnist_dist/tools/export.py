@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from mnist_dist.core.errors import UserError
@@ -136,7 +136,7 @@ def to_safetensors(model: nn.Module, _: Tensor, path: Path, trained: weights.Tra
     data = {"dataset": trained.dataset, "mean": trained.mean, "std": trained.std}
     metadata = {"format": "pt", weights.METADATA: json.dumps(data)}
     path.write_bytes(save(model.state_dict(), metadata))
-    return networks.from_state_dict(load_file(path))
+    return networks.from_state_dict(load(path.read_bytes()))
 
 
 def to_torch_export(model: nn.Module, images: Tensor, path: Path, _: weights.Trained) -> Forward:
