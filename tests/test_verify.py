@@ -117,7 +117,7 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
     "last_process_has_another_rate": (
         "schedule",
         "has the learning rate 0.00024 and should have 0.00012, first at update 1",
-        "on process 1 on vm alone: ",
+        "process 1 on vm alone: every process must step the same schedule",
     ),
     "rate_times_processes": ("schedule", "first at update 1", "multiplied by the 2 processes"),
     "schedule_ahead_of_the_optimizer": (
@@ -195,13 +195,18 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
     ),
     "resume_skips_a_batch": (
         "resume",
-        "other ones from its 1.",
+        "different ones from its 1.",
         "every part of the state must be saved",
     ),
     "mixed_precision_breaks": (
         "mixed precision",
         "losses in bf16 are not finite",
         "--mixed-precision no",
+    ),
+    "verify_has_a_bug": (
+        "data",
+        "verify itself failed: ZeroDivisionError: planted",
+        "open an issue",
     ),
     "slow_process": ("speed of each process", "process 2 on ", "all wait for it"),
     "slow_link": ("links", "to 2 on ", "network interface"),

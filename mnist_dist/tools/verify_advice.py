@@ -118,6 +118,8 @@ def why_schedule(session: Session, trial: Trial, fault: Fault) -> str:
         return "it is that of the next update: step the scheduler after the optimizer"
     if update > 0 and is_close(used, rate(update - 1)):
         return "it is that of the update before: step the scheduler with every update"
+    if odd_processes(session, fault):
+        return "every process must step the same schedule, with the same settings"
     for factor, how in ((world, "multiplied"), (1 / world, "divided")):
         if world > 1 and is_close(used, factor * rate(update)):
             return (

@@ -22,7 +22,7 @@ from mnist_dist.tools.answer import Check
 from mnist_dist.tools.verify_session import Session
 from mnist_dist.tools.verify_setup import most_common
 from mnist_dist.tools.verify_trainings import PLAIN
-from mnist_dist.tools.watched import cut
+from mnist_dist.tools.watched_samples import cut
 
 SLOW = 1.5  # times the median of all processes
 ROUNDS = 4  # of a second each, in all of which a process must be slow: others may be busy for some

@@ -8,7 +8,7 @@ from typing import Any
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.tools import reference
 from mnist_dist.tools.verify_session import Session, Trial
-from mnist_dist.tools.watched import cut
+from mnist_dist.tools.watched_samples import cut
 
 TESTED = 997  # samples of a small training that it is tested with
 PATIENCE = 6.0  # seconds

@@ -16,8 +16,9 @@ from mnist_dist.task import data
 from mnist_dist.task.data import DataSet
 from mnist_dist.tools.program_start import unlaunched
 from mnist_dist.tools.reference import Reference
-from mnist_dist.tools.watched import Watch, cut
+from mnist_dist.tools.watched import Watch
 from mnist_dist.tools.watched_results import Observation
+from mnist_dist.tools.watched_samples import cut
 
 REFERENCE = "reference.pth"  # beside the run's folder
 

@@ -12,6 +12,7 @@ import train
 from faults.devices import a_process_is_watched
 from faults.registry import all_of, before_backward, fault, is_last, overflow, rank
 from mnist_dist.run import tracking
+from mnist_dist.tools import verify_setup
 
 HOURS = 10_000  # seconds
 
@@ -61,6 +62,12 @@ def first_process_aborts():
             os.abort()
 
     return before_backward(abort)
+
+
+@fault
+def verify_has_a_bug():
+    """On all processes alike."""
+    return patch.object(verify_setup, "digests", fail_with(ZeroDivisionError("planted")))
 
 
 @fault
