@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DDPCommunicationHookType, extract_model_from_parallel, gather_object
+from accelerate.utils import extract_model_from_parallel, gather_object
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
@@ -22,13 +22,14 @@ from .bits import fix_bits
 from .buffers import BufferMean
 from .digests import digest
 from .errors import UserError
-from .gathering import gather_rows
+from .gathering import gather_by_rank, gather_rows
 from .guard import ForwardGuard
 from .hooks import call_hooks
 from .kernels import Kernels
 from .launchers import refuse_a_process_of_several
 from .loader import ExactDataLoader
 from .losses import MeanLoss
+from .no_rows import StandIns
 from .optimizer import ExactOptimizer, ExactScheduler
 from .randomness import GeneratorStates, seed_generators, seed_of
 from .sharing import MicroBatch, Sharing
@@ -38,13 +39,13 @@ from .waiting import watch
 
 @dataclass(frozen=True)
 class LoopState:
-    """Where a loop over a prepared loader stood when another one began in its body.
+    """The state of a loop over a prepared loader, saved while a nested loop runs in its body.
 
     Attributes:
-        micro_batch: what it had been given; None if there was no such loop.
-        loader: that had given it.
-        sync_gradients: whether its update was to be completed.
-        generators: the states of the random generators, under virtual processes.
+        micro_batch: its current micro-batch; None if there was no outer loop.
+        loader: the loader that yielded it.
+        sync_gradients: whether that micro-batch completes an update.
+        generators: the states of the random generators; only with virtual processes.
     """
 
     micro_batch: MicroBatch | None
@@ -54,31 +55,32 @@ class LoopState:
 
 
 class ExactAccelerator(Accelerator):
-    """Accelerate's `Accelerator`, with the same training at any number of processes.
+    """An `Accelerator` whose training result does not depend on the number of processes.
 
-    A loop written as Accelerate's documentation writes it needs no change but the class. What
-    differs:
+    An ordinary Accelerate training loop needs no change except for the class. The differences:
 
-    - `prepare(loader)`: `batch_size` is that of the global batch, of which each process gets its
-      rows, every sample exactly once an epoch. What a data set draws at random for a sample depends
-      on seed, epoch and sample alone.
-    - `backward(loss)`: the loss is the mean over the rows that the loader has just given, and
-      counts by their share of the global batch; all processes' gradients are summed, not averaged.
-    - optimizer and scheduler make one step an update.
-    - `gather_for_metrics` gives every row exactly once.
-    - `save_state` and `load_state` hold the whole training, the loaders' positions included, as
-      plain data; a training goes on at another number of processes.
+    - `prepare(loader)`: `batch_size` is the global batch size. The rows of each global batch are
+      split over the processes, and every sample is used exactly once per epoch. Random transforms
+      in the data set depend only on the seed, the epoch and the sample.
+    - `backward(loss)`: the loss must be the mean over the rows that the loader has just yielded. It
+      is weighted by their fraction of the global batch, and gradients are summed over processes,
+      not averaged.
+    - The optimizer and the scheduler step once per update.
+    - `gather_for_metrics` returns every row exactly once.
+    - `save_state` and `load_state` cover the whole training state, including the position in each
+      loader, as plain data; a run can be resumed on a different number of processes.
 
-    What cannot be exact is refused by a `UserError`.
+    Anything that cannot be made exact raises a `UserError`.
 
     Args:
-        virtual_processes: V, the shares that every global batch is divided into, for the same
-            float32 bits on 1 to V processes. Each process works through its shares one by one: the
-            loader gives one share at a time, and `sync_gradients` is true with the last one. 0: one
-            share for each process, equal but for rounding.
-        seed: of the order of the samples and of all random numbers; not of the first weights, which
-            `set_seed` decides.
-        micro_batches: pieces that every share is given in, one after the other, to save memory.
+        virtual_processes: V, the number of shares that each global batch is split into. Results are
+            then bit-identical in float32 on 1 to V processes. Each process works through its shares
+            in turn: the loader yields one share at a time, and `sync_gradients` is true for the
+            last one. 0: one share per process; results then agree up to rounding.
+        seed: seed for the sample order and all random numbers used in training. It does not affect
+            the initial weights; call `set_seed` for those.
+        micro_batches: number of pieces each share is split into, to save memory; they are processed
+            one after the other.
         ddp: wrap models in `DistributedDataParallel` if there are several processes, so that
             gradients travel during the backward pass. None: on GPUs without virtual processes; on
             CPUs an exchange after it is faster.
@@ -86,14 +88,13 @@ class ExactAccelerator(Accelerator):
             an update.
 
     Attributes:
-        sharing: the shares, and who works on which.
-        updates: made so far.
-        last_checkpoint: the folder of the last one that was written or read, for messages.
-        mean_losses: those that were made for this accelerator, in order.
+        sharing: how the shares of a batch are assigned to processes.
+        updates: number of updates made so far.
+        last_checkpoint: folder of the checkpoint last written or read, for error messages.
+        mean_losses: all `MeanLoss` objects created for this accelerator, in order.
 
     Raises:
-        UserError: something was asked for that is not exact, or there are more processes than
-            shares.
+        UserError: the configuration cannot be made exact, or there are more processes than shares.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class ExactAccelerator(Accelerator):
         if not (environ.get("WORLD_SIZE") or environ.get("MASTER_ADDR")):
             refuse_a_process_of_several(environ)
         super().__init__(*arguments, **options)
+        refusals.refuse_communication_hooks(self.ddp_handler)
         world = self.num_processes
         if world == 1:
             refuse_a_process_of_several(environ)
@@ -141,6 +143,7 @@ class ExactAccelerator(Accelerator):
         self._loader: ExactDataLoader | None = None
         self._gradients = UpdateGradients(self.sharing, self.device, ddp=self.ddp)
         self._guard = ForwardGuard(self.device)
+        self._stand_ins = StandIns()
         self._bare_models: list[nn.Module] = []
         self._parameters: dict[
             int, nn.Parameter
@@ -149,13 +152,17 @@ class ExactAccelerator(Accelerator):
         self._counted: MicroBatch | None = (
             None  # the last one after which an optimizer made its step
         )
+        self._left_out = (
+            False  # whether the update in progress has micro-batches without `backward`
+        )
+        self._unused = False  # whether no optimizer has made its step of the last complete update
 
     # -------------------------------------------------------------------------------------- prepare
 
     def prepare(self, *args: Any, device_placement: list[bool] | None = None) -> Any:
         """Prepare models, optimizers, loaders and schedulers, as `Accelerator.prepare`.
 
-        Every process must give the same ones, in the same order.
+        Every process must pass the same objects, in the same order.
 
         Raises:
             UserError: on every process, if they differ or cannot be trained exactly.
@@ -173,10 +180,10 @@ class ExactAccelerator(Accelerator):
         device_placement: bool | None = None,
         slice_fn_for_dispatch: Any = None,
     ) -> ExactDataLoader:
-        """Make a loader of global batches, of which each process gets its rows.
+        """Wrap a loader so that it yields this process's rows of each global batch.
 
         Raises:
-            UserError: it cannot be shared exactly.
+            UserError: the loader cannot be split exactly.
         """
         if isinstance(data_loader, ExactDataLoader):
             prepared = data_loader
@@ -189,7 +196,7 @@ class ExactAccelerator(Accelerator):
     def prepare_model(
         self, model: nn.Module, device_placement: bool | None = None, evaluation_mode: bool = False
     ) -> nn.Module:
-        """Move a model to the device, with mixed precision and compilation as asked for, and without averaging.
+        """Prepare a model as Accelerate does, but let its gradients be summed over processes, not averaged.
 
         Raises:
             UserError: it differs between processes, or cannot be trained exactly.
@@ -198,12 +205,6 @@ class ExactAccelerator(Accelerator):
             self._compute_over_the_global_batch(model)
         refusals.refuse_layers_that_reach_beyond_a_share(model)
         wrap = self.ddp and not evaluation_mode
-        handler = self.ddp_handler
-        if wrap and handler is not None and handler.comm_hook != DDPCommunicationHookType.NO:
-            raise UserError(
-                f"the communication hook {handler.comm_hook} changes gradients on their way, and a "
-                "model has only one hook: leave comm_hook out of DistributedDataParallelKwargs"
-            )
         same_everywhere(
             "the weights, not drawn from the same seed,",
             digest([*model.parameters(), *model.buffers()]),
@@ -212,12 +213,14 @@ class ExactAccelerator(Accelerator):
         wrapper = ddp_of(prepared)
         if wrapper is not None:
             self._gradients.watch(wrapper)
+        if self.num_processes > 1:  # on one process models have no such method in Accelerate either
+            setattr(prepared, "no_sync", refusals.refuse_no_sync)  # noqa: B010  # not a module's own
         self._parameters = {}
         self._gradients.buffers = None
         return prepared
 
     def _compute_over_the_global_batch(self, model: nn.Module) -> None:
-        """Let batch normalisation take its statistics over all processes, and say so once."""
+        """Make BatchNorm layers compute their statistics over all processes, and announce it once."""
         changed = compute_over_the_global_batch(model)
         if changed and self.num_processes > 1:
             layers = (
@@ -228,7 +231,7 @@ class ExactAccelerator(Accelerator):
     def prepare_optimizer(
         self, optimizer: torch.optim.Optimizer, device_placement: bool | None = None
     ) -> ExactOptimizer:
-        """Let an optimizer make one step an update."""
+        """Wrap an optimizer so that it steps once per update."""
         if not isinstance(optimizer, ExactOptimizer):
             placement = self.device_placement if device_placement is None else device_placement
             optimizer = ExactOptimizer(optimizer, self, device_placement=placement)
@@ -237,7 +240,7 @@ class ExactAccelerator(Accelerator):
         return optimizer
 
     def prepare_scheduler(self, scheduler: LRScheduler) -> ExactScheduler:
-        """Let a scheduler move on once an update."""
+        """Wrap a scheduler so that it steps once per update."""
         if not isinstance(scheduler, ExactScheduler):
             of_its_own = [
                 each
@@ -257,7 +260,7 @@ class ExactAccelerator(Accelerator):
         """The prepared models without wrappers, in the order in which they were prepared."""
         if len(self._bare_models) != len(
             self._models
-        ):  # looked for once: Accelerate looks for packages to do so
+        ):  # cached: unwrapping makes Accelerate search for packages
             self._bare_models = [
                 extract_model_from_parallel(model, keep_torch_compile=False)
                 for model in self._models
@@ -265,10 +268,10 @@ class ExactAccelerator(Accelerator):
         return self._bare_models
 
     def _check_parameters(self) -> None:
-        """See that optimizers have the models' parameters, in the same order everywhere.
+        """Check that the optimizers hold the models' parameters, in the same order on every process.
 
         Raises:
-            UserError: they do not.
+            UserError: an optimizer holds other parameters, or the orders differ.
         """
         if not (self._optimizers and self._models):
             return
@@ -283,10 +286,10 @@ class ExactAccelerator(Accelerator):
 
     @property
     def micro_batch(self) -> MicroBatch:
-        """What the loader has just given: which samples of which global batch.
+        """The micro-batch that the loader has just yielded: which samples of which global batch.
 
         Raises:
-            UserError: there is no loop over a prepared loader.
+            UserError: no loop over a prepared loader is running.
         """
         if self._micro_batch is None:
             raise UserError(
@@ -301,32 +304,36 @@ class ExactAccelerator(Accelerator):
         return self._gradients.kept is not None
 
     def begin_loop(self) -> LoopState:
-        """Note where a loop stands in which another one begins; loaders call this."""
+        """Save the state of the current loop before a nested one begins; called by loaders."""
         nested_under_virtual = self._micro_batch is not None and self.sharing.fixed
         generators = GeneratorStates(self.device) if nested_under_virtual else None
         return LoopState(self._micro_batch, self._loader, self.sync_gradients, generators)
 
     def end_loop(self, outer: LoopState, loader: ExactDataLoader, epoch: int) -> None:
-        """Let the loop go on that was in progress when this one began; loaders call this.
+        """Restore the outer loop's state when a nested loop ends; called by loaders.
 
-        If there was none, what this one has left of an incomplete update is forgotten.
+        If there was no outer loop, an update that was left incomplete is discarded.
 
         Args:
-            outer: from `begin_loop`.
-            loader: of the loop that ends.
-            epoch: the number of its epoch.
+            outer: the state returned by `begin_loop`.
+            loader: the loader whose loop has ended.
+            epoch: the index of its epoch.
         """
         self._micro_batch = outer.micro_batch
         self._loader = outer.loader
         self.sync_gradients = outer.sync_gradients
-        self._guard.before = None  # what this loop has drawn is not the other one's forward pass
+        self._guard.before = None  # draws in this loop are not part of the outer forward pass
+        in_progress = outer.micro_batch
+        self._stand_ins.begin_micro_batch(
+            self.bare_models, empty=in_progress is not None and len(in_progress) == 0
+        )
         if outer.micro_batch is not None:
             self._gradients.begin_micro_batch(outer.micro_batch)
             if outer.generators is not None:
                 outer.generators.restore()
             return
         self._gradients.abandon()
-        if self.sharing.fixed:  # the last share was not the same one on every process
+        if self.sharing.fixed:  # processes ended on different shares: reseed all alike
             seed_generators(seed_of("epoch", self.seed, loader.batches.number, epoch), self.device)
 
     def begin_micro_batch(
@@ -335,40 +342,41 @@ class ExactAccelerator(Accelerator):
         """Prepare for the micro-batch that a loader is about to yield; loaders call this.
 
         Args:
-            micro_batch: what it is.
-            loader: that gives it.
-            nested: whether its loop is in the body of another one, as an evaluation may be.
+            micro_batch: the micro-batch about to be yielded.
+            loader: the loader that yields it.
+            nested: whether its loop runs inside another one, as an evaluation may.
         """
         if not nested:
-            self._refuse_a_missing_backward(micro_batch)
+            self._look_for_a_missing_backward(micro_batch)
         self._micro_batch = micro_batch
         self._loader = loader
         self.sync_gradients = micro_batch.closes_update
         self._gradients.begin_micro_batch(micro_batch)
+        self._stand_ins.begin_micro_batch(self.bare_models, empty=len(micro_batch) == 0)
         if self.sharing.fixed:
             self._begin_share(micro_batch, nested=nested)
         else:
             self._guard.begin_micro_batch(micro_batch, self.bare_models)
         call_hooks("micro_batch", self)
 
-    def _refuse_a_missing_backward(self, micro_batch: MicroBatch) -> None:
-        """Refuse to go on with an update of which a micro-batch was left out.
+    def _look_for_a_missing_backward(self, micro_batch: MicroBatch) -> None:
+        """Record whether `backward` was skipped for a micro-batch of the update in progress.
 
         Raises:
-            UserError: `backward` was called for the first micro-batch of the update, and not for
-                the last one that was given.
+            UserError: `backward` was called for an earlier micro-batch of the update, but not for
+                the previous one.
         """
         previous = self._micro_batch
-        if previous is None or not self.update_is_in_progress:
+        if previous is None or previous.loader != micro_batch.loader:
+            self._left_out = False
             return
-        if previous.loader == micro_batch.loader and self._backward_done is not previous:
-            raise UserError(
-                "accelerator.backward was not called for a micro-batch of this update: call it for "
-                "every one, also for one without rows"
-            )
+        left_out = self._backward_done is not previous
+        if left_out and self.update_is_in_progress:
+            raise UserError(refusals.BACKWARD_LEFT_OUT)
+        self._left_out = not previous.closes_update and (left_out or self._left_out)
 
     def _begin_share(self, micro_batch: MicroBatch, *, nested: bool) -> None:
-        """Under virtual processes: buffers as before the update, and generators that belong to the share."""
+        """With virtual processes: reset the buffers to before the update, and seed this share's generators."""
         if self._gradients.buffers is None:
             self._gradients.buffers = BufferMean(self.bare_models)
         buffers = self._gradients.buffers
@@ -396,12 +404,12 @@ class ExactAccelerator(Accelerator):
 
     @contextmanager
     def accumulate(self, *models: nn.Module) -> Iterator[None]:
-        """Accelerate's context for gradient accumulation; here the loaders decide when gradients are complete."""
+        """A no-op, for compatibility: here the loaders decide when gradients are complete."""
         yield
 
     @contextmanager
     def no_sync(self, model: nn.Module) -> Iterator[None]:
-        """Not offered: gradients that are not summed would be those of a process's samples alone.
+        """Not supported: without synchronisation, each process would keep its own samples' gradients.
 
         Raises:
             UserError: always.
@@ -416,13 +424,13 @@ class ExactAccelerator(Accelerator):
     def join_uneven_inputs(
         self, joinables: Any, even_batches: bool | None = None
     ) -> Iterator[None]:
-        """Accelerate's context for processes with more batches than others, of which there are none here."""
+        """A no-op, for compatibility: here every process has the same number of batches."""
         yield
 
     def skip_first_batches(
         self, dataloader: ExactDataLoader, num_batches: int = 0
     ) -> ExactDataLoader:
-        """Begin the next iteration behind so many batches; after `load_state` the loader itself knows where to begin.
+        """Skip batches at the start of the next iteration; not needed after `load_state`, which does it itself.
 
         Args:
             dataloader: a prepared one.
@@ -438,12 +446,12 @@ class ExactAccelerator(Accelerator):
     def backward(
         self, loss: Tensor, terms: int | float | Tensor | None = None, **kwargs: Any
     ) -> None:
-        """Compute the gradients of a loss; after an update's last micro-batch they are those of the whole update.
+        """Backpropagate a loss; after the last micro-batch, `grad` holds the gradient of the whole update.
 
         Args:
             loss: a scalar, the mean over the rows that the loader has just given.
-            terms: what the loss is the mean over if not over the rows, such as the number of tokens
-                in them.
+            terms: number of terms the loss averages over, if not the number of rows; for example,
+                the number of tokens.
             kwargs: as for `Tensor.backward`.
 
         Raises:
@@ -454,7 +462,7 @@ class ExactAccelerator(Accelerator):
         parameters = self._trained_parameters()
         self._gradients.set_aside(parameters)
         if loss.dtype in (torch.float16, torch.bfloat16):
-            loss = loss.float()  # whose weight would be rounded
+            loss = loss.float()  # half precision would round its weight
         self._gradients.begin_backward(micro_batch, parameters, terms)
         weight = len(micro_batch) / max(micro_batch.update_size, 1) if terms is None else terms
         scaled = self.scaler.scale(loss) if self.scaler else loss
@@ -466,13 +474,14 @@ class ExactAccelerator(Accelerator):
         self._guard.check(micro_batch, self.bare_models)
         self._backward_done = micro_batch
         if micro_batch.closes_update:
+            self._unused = True
             call_hooks("gradients", self)
 
     def _micro_batch_of_backward(self, loss: Tensor) -> MicroBatch:
-        """What the loss is of.
+        """The micro-batch that the loss belongs to.
 
         Raises:
-            UserError: that cannot be told, or cannot be exact.
+            UserError: there is none, the loss is not a scalar, or the call cannot be exact.
         """
         micro_batch = self._micro_batch
         if micro_batch is None:
@@ -484,20 +493,62 @@ class ExactAccelerator(Accelerator):
             raise UserError(
                 f"the loss has the shape {tuple(loss.shape)}: give the mean over its rows, a scalar"
             )
+        if self._left_out:
+            raise UserError(refusals.BACKWARD_LEFT_OUT)
         again = self._backward_done is micro_batch
-        if again and self.sharing.fixed and not micro_batch.closes_update:
+        if again and not micro_batch.closes_update:
+            self._refuse_several_backwards()
+        if self._unused and not self.update_is_in_progress and self.several_micro_batches:
+            self._refuse_gradients_of_the_update_before()
+        return micro_batch
+
+    @property
+    def several_micro_batches(self) -> bool:
+        """Whether a loader gives a global batch in several micro-batches."""
+        return self.sharing.rounds > 1 or self.micro_batches > 1
+
+    def _refuse_several_backwards(self) -> None:
+        """Raise for a second `backward` on a micro-batch that is not the last one of its batch.
+
+        Raises:
+            UserError: an optimizer step meant to come between the two passes could not be made.
+        """
+        if self.sharing.fixed:
             raise UserError(
                 "accelerator.backward was called twice for one share of a batch (virtual_processes "
                 f"{self.virtual_processes} on {self.num_processes} processes): add the losses and call it once, or "
                 "start as many processes as there are virtual ones"
             )
-        return micro_batch
+        if self.micro_batches > 1 and len(self._optimizers) > 1:
+            raise UserError(
+                "accelerator.backward was called twice for one piece of a batch, and no optimizer of several could "
+                f"make its step between the two (micro_batches={self.micro_batches}): leave micro_batches at 1"
+            )
+
+    def _refuse_gradients_of_the_update_before(self) -> None:
+        """Raise if a loop accumulates by counting micro-batches, as their number depends on the processes.
+
+        Raises:
+            UserError: gradients of the previous update were neither used nor cleared.
+        """
+        kept = any(
+            parameter.grad is not None
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        )
+        if kept:
+            raise UserError(
+                "the gradients of an update were neither used by optimizer.step nor cleared by zero_grad, as in a "
+                "loop that accumulates by counting what the loader gives, which depends on the number of processes: "
+                "call optimizer.step for every micro-batch, and give ExactAccelerator gradient_accumulation_steps"
+            )
 
     def _trained_parameters(self) -> list[nn.Parameter]:
         """The parameters of all prepared models and optimizers that take gradients.
 
-        Also those that no optimizer has: clipping counts their gradients, and an optimizer may be
-        given them later.
+        Includes parameters that no optimizer holds: gradient clipping counts their gradients, and
+        they may be added to an optimizer later.
         """
         if not self._parameters:
             self._parameters = {
@@ -510,25 +561,26 @@ class ExactAccelerator(Accelerator):
         return [parameter for parameter in self._parameters.values() if parameter.requires_grad]
 
     def clip_grad_norm_(self, parameters: Any, max_norm: float, norm_type: float = 2) -> Tensor:
-        """Limit the norm of the gradients of an update; before its last micro-batch there are none, and it is 0.
+        """Clip the gradient norm of an update; before its last micro-batch this does nothing and returns 0.
 
         Returns:
-            The norm before, a scalar.
+            The norm before clipping, a scalar.
         """
         if not self.sync_gradients:
             return torch.zeros((), device=self.device)
         return super().clip_grad_norm_(parameters, max_norm, norm_type)
 
     def clip_grad_value_(self, parameters: Any, clip_value: float) -> None:
-        """Limit each number of the gradients of an update; before its last micro-batch there are none."""
+        """Clip each gradient value of an update; before its last micro-batch this does nothing."""
         if self.sync_gradients:
             super().clip_grad_value_(parameters, clip_value)
 
     def count_update(self) -> None:
         """Note that an update is done; optimizers call this after their step."""
         micro_batch = self._micro_batch
+        self._unused = False
         if micro_batch is None or self._counted is micro_batch:
-            return  # one of several optimizers has made its step of this update before
+            return  # another optimizer has already stepped for this update
         self._counted = micro_batch
         self.updates += 1
         if self._loader is not None:
@@ -546,13 +598,13 @@ class ExactAccelerator(Accelerator):
         return torch.stack([torch.linalg.vector_norm(parameter) for parameter in parameters]).sum()
 
     def check_weights(self) -> None:
-        """See that all processes have the same, finite weights; every process must call this.
+        """Check that the weights are finite and equal on all processes; every process must call this.
 
-        A `MeanLoss` with losses that nobody has read yet looks first: it can name the update in
-        which they broke.
+        Any `MeanLoss` with unread losses is checked first, because it can name the update in which
+        a loss became non-finite.
 
         Raises:
-            UserError: on every process, if they have not.
+            UserError: on every process, if they are not.
         """
         for mean_loss in self.mean_losses:
             mean_loss.collect()
@@ -579,7 +631,7 @@ class ExactAccelerator(Accelerator):
         """Compare norms of the weights of several processes.
 
         Raises:
-            UserError: they differ by more than what two kinds of processors may round differently.
+            UserError: they differ by more than rounding on different processors can explain.
         """
         if not all(map(math.isfinite, norms)):
             raise self.gone_wrong(f"the gradient of update {self.updates} is not finite")
@@ -590,7 +642,7 @@ class ExactAccelerator(Accelerator):
             )
 
     def gone_wrong(self, what: str, advice: str = "") -> UserError:
-        """The error for a training that has gone wrong, with what it can be gone on from."""
+        """The error for a training run that has gone wrong; it names the last good checkpoint."""
         numbers = "look for such numbers in the data, or try a lower learning rate or clipping"
         return UserError(
             f"{what}; the last good checkpoint is {self.last_checkpoint or 'none'}: {advice or numbers}"
@@ -598,14 +650,41 @@ class ExactAccelerator(Accelerator):
 
     # ---------------------------------------------------------------------------- metrics and state
 
-    def gather_for_metrics(self, input_data: Any, use_gather_object: bool = False) -> Any:
-        """The rows of all processes, every sample's exactly once, in the order of the global batch.
-
-        Under virtual processes these are the rows of the shares that the processes work on now.
+    def gather(self, tensor: Any) -> Any:
+        """Concatenate the tensors of all processes, in rank order; their lengths may differ.
 
         Args:
-            input_data: a tensor, or a structure of tensors, with a row for every row that the
-                loader has just given; or a list with as many objects.
+            tensor: a tensor, or a nested structure of them; only their lengths may differ between
+                processes.
+
+        Returns:
+            The same structure.
+
+        Raises:
+            UserError: on every process, if they differ in more than their lengths.
+        """
+        if self._micro_batch is None or self.num_processes == 1:
+            return super().gather(tensor)
+        return gather_by_rank(tensor, self.device)
+
+    def check_trigger(self) -> bool:
+        """Whether any process has called `set_trigger`; False before an update's last micro-batch.
+
+        A loop that stops on this trigger therefore makes the same updates on any number of
+        processes.
+        """
+        if self._micro_batch is not None and not self.sync_gradients:
+            return False
+        return super().check_trigger()
+
+    def gather_for_metrics(self, input_data: Any, use_gather_object: bool = False) -> Any:
+        """Gather the rows of all processes, each sample exactly once, in the order of the global batch.
+
+        With virtual processes, these are the rows of the shares being processed at the moment.
+
+        Args:
+            input_data: a tensor, or a nested structure of tensors, with one row for each row that
+                the loader has just yielded; or a list with one object for each of them.
             use_gather_object: take `input_data` as a list of objects.
 
         Returns:
@@ -622,10 +701,10 @@ class ExactAccelerator(Accelerator):
         )
 
     def save_state(self, output_dir: str | os.PathLike[str] | None = None, **_: Any) -> str:
-        """Write all that the training needs to go on, on any number of processes; every process calls this.
+        """Save the whole training state, to be resumed on any number of processes; call it on every process.
 
-        It is written aside, flushed to the disk and then moved into place, with a digest, and holds
-        plain data only.
+        The checkpoint is written atomically (to a temporary folder that is flushed and then
+        renamed), carries a checksum, and contains plain data only.
 
         Args:
             output_dir: a new folder, or one with a checkpoint to be replaced; None with automatic
@@ -640,7 +719,7 @@ class ExactAccelerator(Accelerator):
         return state.save(self, output_dir)
 
     def load_state(self, input_dir: str | os.PathLike[str] | None = None, **_: Any) -> None:
-        """Go back to where `save_state` was called, perhaps on another number of processes; every process calls this.
+        """Restore a state saved by `save_state`, also on another number of processes; call it on every process.
 
         Args:
             input_dir: what was given to `save_state`; None for the newest with automatic checkpoint
@@ -660,6 +739,8 @@ class ExactAccelerator(Accelerator):
         self._parameters = {}
         self._backward_done = None
         self._counted = None
+        self._left_out = False
+        self._unused = False
         self._loader = None
         self._custom_objects: list[Any] = []
         self.mean_losses = []

@@ -1,10 +1,11 @@
-"""The rows that all processes have of a global batch, each exactly once and in order, with no guess about padding."""
+"""Gathers the rows of a global batch from all processes, in order and each exactly once."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate.utils import gather_object, recursively_apply
+from accelerate.utils import gather, gather_object, recursively_apply
 from torch import Tensor
 
 from .agreement import all_or_none
@@ -42,8 +43,8 @@ def gather_rows(
         as_objects: take `data` as a list of objects, whatever it holds.
 
     Raises:
-        UserError: on every process, if data of one do not have its rows, or rows of two have
-            different shapes.
+        UserError: on every process, if the data of any process do not match its rows, or the rows
+            of two processes differ in shape.
     """
     tensors: list[Tensor] = []
     recursively_apply(tensors.append, data)
@@ -64,7 +65,7 @@ def gather_rows(
 
 
 def wrong_rows(data: Any, tensors: list[Tensor], rows: int, as_objects: bool) -> str:
-    """What is wrong with data that are to have a row for every sample of a micro-batch; empty if nothing is."""
+    """An error message if data do not have one row per sample of a micro-batch; empty if they do."""
     if as_objects:
         counts: set[int | str] = {len(data) if hasattr(data, "__len__") else "no"}
     else:
@@ -81,16 +82,13 @@ def wrong_rows(data: Any, tensors: list[Tensor], rows: int, as_objects: bool) ->
 def agree(
     problem: str, forms: list[tuple[tuple[int, ...], str]], device: torch.device, world: int
 ) -> None:
-    """See that all processes have rows of the same form, for which one number each is enough if all is well.
+    """Check that rows have the same shapes and dtypes on all processes, by one hash each if all is well.
 
     Raises:
         UserError: on every process, if one has a problem, or two have rows of different forms.
     """
     mine = 0 if problem else 1 + seed_of(repr(forms)) // 4
-    number = torch.full((1,), mine, device=device)
-    numbers = [torch.zeros_like(number) for _ in range(world)]
-    dist.all_gather(numbers, number)
-    if int(torch.cat(numbers).min()) == int(torch.cat(numbers).max()) != 0:
+    if all(number == mine != 0 for number in numbers_of_processes(mine, device, world)):
         return
     with all_or_none():
         if problem:
@@ -103,20 +101,69 @@ def agree(
     )
 
 
+def numbers_of_processes(mine: int, device: torch.device, world: int) -> list[int]:
+    """All-gather one integer from each process."""
+    number = torch.full((1,), mine, device=device)
+    numbers = [torch.zeros_like(number) for _ in range(world)]
+    dist.all_gather(numbers, number)
+    return torch.cat(numbers).tolist()
+
+
+def gather_by_rank(data: Any, device: torch.device) -> Any:
+    """Concatenate the tensors of all processes in rank order, like Accelerate's `gather`.
+
+    Accelerate's own version requires equal lengths, and hangs or mixes up rows without them.
+
+    Args:
+        data: a tensor or a nested structure of tensors; only their lengths may differ.
+        device: where tensors are sent from.
+
+    Raises:
+        UserError: on every process, if they differ in more than their lengths.
+    """
+    tensors: list[Tensor] = []
+    recursively_apply(tensors.append, data)
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    mine = seed_of(repr(shapes)) // 4
+    world = dist.get_world_size()
+    if all(number == mine for number in numbers_of_processes(mine, device, world)):
+        return gather(data)
+    of_all = gather_object([shapes])
+    for rank, others in enumerate(of_all):
+        if [shape[1:] for shape in others] != [shape[1:] for shape in of_all[0]]:
+            raise UserError(
+                f"gather was given tensors of the shapes {of_all[0]} on process 0 and {others} on process {rank}: pad "
+                "them to one shape but for the first dimension, for instance by accelerator.pad_across_processes"
+            )
+    lengths = [[shape[0] for shape in its_shapes] for its_shapes in of_all]
+    each = iter(zip(*lengths, strict=True))
+    return recursively_apply(lambda tensor: cat_of_processes(tensor, next(each), device), data)
+
+
+def cat_of_processes(tensor: Tensor, lengths: Sequence[int], device: torch.device) -> Tensor:
+    """The rows of all processes, concatenated in rank order; `lengths` gives the number on each."""
+    return torch.cat(rows_of_processes(tensor, lengths, device)).to(tensor.device)
+
+
 def gather_tensor(tensor: Tensor, positions: list[range], device: torch.device) -> Tensor:
-    """The rows of all processes in the order of their positions; as bytes, which every backend sends as they are."""
-    most = max(map(len, positions))
-    padded = torch.zeros(most, *tensor.shape[1:], dtype=tensor.dtype, device=device)
-    padded[: len(tensor)] = tensor.detach()
-    mine = padded.flatten().view(torch.uint8)
-    received = [torch.empty_like(mine) for _ in positions]
-    dist.all_gather(received, mine)
-    rows = []
-    for its_bytes, its_positions in zip(received, positions, strict=True):
-        rows.append(its_bytes.view(tensor.dtype).view_as(padded)[: len(its_positions)])
+    """The rows of all processes in the order of their positions."""
+    rows = rows_of_processes(tensor, [len(its_positions) for its_positions in positions], device)
     places = [place for its_positions in positions for place in its_positions]
     order = torch.tensor(places, dtype=torch.long).argsort().to(device)
     return torch.cat(rows).index_select(0, order).to(tensor.device)
+
+
+def rows_of_processes(tensor: Tensor, lengths: Sequence[int], device: torch.device) -> list[Tensor]:
+    """The rows of each process, `lengths` of them; sent as bytes, which every backend supports."""
+    padded = torch.zeros(max(lengths), *tensor.shape[1:], dtype=tensor.dtype, device=device)
+    padded[: len(tensor)] = tensor.detach()
+    mine = padded.flatten().view(torch.uint8)
+    received = [torch.empty_like(mine) for _ in lengths]
+    dist.all_gather(received, mine)
+    return [
+        its_bytes.view(tensor.dtype).view_as(padded)[:length]
+        for its_bytes, length in zip(received, lengths, strict=True)
+    ]
 
 
 def in_order(rows: list[list[Any]], positions: list[range]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Loaders that give each process its rows of every global batch, from tensors where they are or through workers."""
+"""Loaders that yield each process's rows of every global batch, from tensors in place or through workers."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -32,24 +32,23 @@ if TYPE_CHECKING:
 
 
 class ExactDataLoader:
-    """What `ExactAccelerator.prepare` makes of a `DataLoader`: its batch size is that of the global batch.
+    """A `DataLoader` prepared by `ExactAccelerator`; its batch size is the global batch size.
 
     Iterating over it gives this process's micro-batches of one epoch: one of every global batch,
     unless there are virtual processes or `micro_batches`. Each iteration is another epoch, in
     another order if the loader shuffles; after `load_state` the first one begins where the saved
-    training was. What it does not offer itself (`dataset`, `collate_fn`, ...) is that of the loader
-    it was made of.
+    training was. Other attributes (`dataset`, `collate_fn`, ...) are those of the original loader.
 
     Args:
         accelerator: the processes.
-        loader: of any data set, in batches.
-        number: of this loader among those of the accelerator.
+        loader: a loader that batches any data set.
+        number: index of this loader among the accelerator's loaders.
 
     Raises:
-        UserError: the loader cannot be shared exactly.
+        UserError: the loader cannot be split exactly.
     """
 
-    _is_accelerate_prepared = True  # for Accelerate: to be left as it is
+    _is_accelerate_prepared = True  # tells Accelerate to leave it alone
 
     def __init__(self, accelerator: "ExactAccelerator", loader: DataLoader, number: int) -> None:
         self.accelerator = accelerator
@@ -80,7 +79,7 @@ class ExactDataLoader:
         self.reader = self.make_reader()
 
     def make_reader(self) -> "TensorReader | WorkerReader | StreamReader":
-        """What fetches the rows: by one indexing of tensors where they are, or by torch's own loader."""
+        """Choose how rows are fetched: by indexing tensors in place, or through torch's `DataLoader`."""
         dataset = self.loader.dataset
         if isinstance(dataset, IterableDataset):
             return StreamReader(self.loader, self.batches, self.accelerator)
@@ -123,20 +122,43 @@ class ExactDataLoader:
         self.next_epoch = epoch
 
     def skip(self, batches: int) -> "ExactDataLoader":
-        """Begin the next iteration behind so many global batches, unless `load_state` has said where to begin.
+        """Skip global batches at the start of the next iteration, unless `load_state` has set its position.
 
         Raises:
-            UserError: an update would have to be computed from some of its batches only.
+            UserError: skipping would begin in the middle of an update, or `load_state` has set
+                another position.
         """
         steps = self.accelerator.gradient_accumulation_steps
+        if self.restored:
+            self.refuse_another_position(batches, steps)
+            return self
         if batches % steps:
             raise UserError(
                 f"{batches} batches were to be skipped, but gradient_accumulation_steps={steps} of them make an "
                 "update: skip a multiple of that"
             )
-        if not self.restored:
-            self.first_batch = batches
+        self.first_batch = batches
         return self
+
+    def refuse_another_position(self, batches: int, steps: int) -> None:
+        """Raise if the batches to skip are not those that `load_state` already skips.
+
+        Args:
+            batches: the number of batches to skip.
+            steps: global batches per update; a resume begins with the first batch of an update.
+
+        Raises:
+            UserError: the numbers differ, or the loop cannot know the number, because how many
+                batches this loader yields depends on the number of processes.
+        """
+        counts_global_batches = not self.accelerator.several_micro_batches
+        agrees = self.first_batch <= batches < self.first_batch + steps
+        if not (counts_global_batches and agrees):
+            raise UserError(
+                f"skip_first_batches was asked to skip {batches} batches after load_state, which by itself goes on "
+                f"behind batch {self.first_batch} of epoch {self.next_epoch}: leave skip_first_batches out, and "
+                "begin with the loader's next_epoch"
+            )
 
     def __iter__(self) -> Iterator[Any]:
         accelerator = self.accelerator
@@ -167,10 +189,10 @@ class ExactDataLoader:
             accelerator.end_loop(outer, self, epoch)
 
     def refuse_turns(self) -> None:
-        """Refuse to go on while a loop over another loader, begun later, is in progress.
+        """Raise if the loops over two loaders are interleaved.
 
         Raises:
-            UserError: nobody could tell whose rows a loss is of.
+            UserError: it would be unclear which rows a loss belongs to.
         """
         if self.accelerator.gradient_state.active_dataloader is not self:
             raise UserError(
@@ -213,7 +235,7 @@ def place_of(device: torch.device) -> tuple[str, int]:
 
 
 def behind(micro_batch: MicroBatch) -> tuple[int, int]:
-    """The epoch and the number of the global batch that come after a micro-batch."""
+    """The position after a micro-batch: the epoch, and the index of the next global batch in it."""
     if micro_batch.ends_epoch:
         return micro_batch.epoch + 1, 0
     return micro_batch.epoch, micro_batch.batch + 1
@@ -253,7 +275,7 @@ class WorkerReader:
     """Reads rows of any map-style data set through torch's `DataLoader`, with its workers.
 
     Args:
-        loader: the user's, with a data set, a function that collates, and options for its workers.
+        loader: the user's loader, which supplies the data set, `collate_fn` and worker options.
         batches: the samples of each micro-batch.
         accelerator: the processes.
     """
@@ -304,7 +326,7 @@ class WorkerReader:
 
 
 class Plan:
-    """The micro-batches to fetch, as an iterable that a `DataLoader` with workers can be given once and for all."""
+    """A sampler of micro-batches that can be retargeted, so one `DataLoader` and its workers serve all epochs."""
 
     def __init__(self, batches: MicroBatchSampler) -> None:
         self.batches = batches
@@ -335,7 +357,7 @@ class Fetch(Dataset):
     Args:
         dataset: a map-style data set.
         collate: makes a batch of a list of samples.
-        may_draw: whether `collate` may draw random numbers, which belong to a share.
+        may_draw: whether `collate` may draw random numbers; only with virtual processes.
     """
 
     def __init__(
@@ -349,21 +371,21 @@ class Fetch(Dataset):
     def __getitem__(
         self, micro_batches: list[MicroBatch]
     ) -> tuple[list[MicroBatch], list[Any], str]:
-        """The micro-batches, the rows of each, and what is wrong with them, if anything is."""
+        """The micro-batches, the rows of each, and an error message, empty if there is none."""
         in_a_worker = get_worker_info() is not None
         kept = None if in_a_worker else GeneratorStates()
         try:
             rows = [self.rows(micro_batch) for micro_batch in micro_batches]
             return micro_batches, rows, ""
         except UserError as error:
-            # As text: a worker's exceptions arrive with its stack in their message.
+            # Returned as text: an exception raised in a worker has its traceback in the message.
             return [], [], str(error)
         finally:
             if kept:
                 kept.restore()
 
     def rows(self, micro_batch: MicroBatch) -> Any:
-        """The collated rows of a micro-batch; if it has none, what one sample gives, cut to no rows."""
+        """The collated rows of a micro-batch; if it is empty, a batch of one sample cut to zero rows."""
         numbers = micro_batch.index or [0]
         samples = []
         for number in numbers:

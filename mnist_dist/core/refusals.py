@@ -1,14 +1,19 @@
-"""What is refused because it would be another training at another number of processes, and nobody would notice."""
+"""Checks against anything that would make results silently depend on the number of processes."""
 
 import os
 from typing import Any
 
 import torch
+from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
 from torch import nn
 
 from .batch_norm import GlobalBatchNorm
 from .errors import UserError
 
+BACKWARD_LEFT_OUT = (
+    "accelerator.backward was not called for a micro-batch of this update before the loader gave another one: call it "
+    "for every one, also for one without rows, before the next one is taken"
+)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 DIVIDED = {
     "deepspeed": ("deepspeed_plugin", "deepspeed_plugins"),
@@ -25,7 +30,7 @@ SWITCHES = {
 
 
 def refuse_divided_models(options: dict[str, Any]) -> None:
-    """Refuse what divides a model over processes, or batches in the first process.
+    """Raise for settings that shard the model, or that let the first process dispatch batches.
 
     Args:
         options: the arguments for Accelerate's `Accelerator`, by name.
@@ -61,6 +66,31 @@ def refuse_divided_models(options: dict[str, Any]) -> None:
             "sync_with_dataloader=False lets an update reach into the next epoch, whose samples are shared anew: "
             "leave it at True"
         )
+
+
+def refuse_communication_hooks(handler: DistributedDataParallelKwargs | None) -> None:
+    """Raise for a DDP communication hook, even if no model will be wrapped in DDP.
+
+    Raises:
+        UserError: names the hook.
+    """
+    if handler is not None and handler.comm_hook != DDPCommunicationHookType.NO:
+        raise UserError(
+            f"the communication hook {handler.comm_hook.value} changes gradients on their way, and a model has only "
+            "one hook: leave comm_hook out of DistributedDataParallelKwargs"
+        )
+
+
+def refuse_no_sync() -> None:
+    """Replaces the method `no_sync` of prepared models, which `LocalSGD` also calls.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(
+        "model.no_sync, which LocalSGD uses too, leaves gradients to each process: leave it out, and use "
+        "ExactAccelerator(gradient_accumulation_steps=N) to make updates from several batches"
+    )
 
 
 def refuse_layers_that_depend_on_sharing(model: nn.Module) -> None:
@@ -115,7 +145,7 @@ def draws(layer: nn.Module) -> bool:
 
 
 def refuse_layers_that_reach_beyond_a_share(model: nn.Module) -> None:
-    """Refuse, under virtual processes too, layers whose numbers depend on other shares than the one they are given.
+    """Raise, even with virtual processes, for layers whose output depends on shares other than their own.
 
     Raises:
         UserError: names the layer.
@@ -137,11 +167,10 @@ def refuse_layers_that_reach_beyond_a_share(model: nn.Module) -> None:
 def refuse_optimizers_of_other_parameters(
     models: list[nn.Module], optimizers: list[torch.optim.Optimizer]
 ) -> list[list[int]]:
-    """Refuse optimizers with parameters that no prepared model has, which no checkpoint would hold.
+    """Raise if an optimizer holds parameters outside the prepared models, as they would not be saved.
 
     Returns:
-        For each optimizer the numbers of its parameters among all parameters of the models, in its
-        order.
+        For each optimizer, the indices of its parameters among all parameters of the models.
 
     Raises:
         UserError: there is such a parameter.
