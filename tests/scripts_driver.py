@@ -2,8 +2,8 @@
 
     python tests/scripts_driver.py FOLDER W ...
 
-runs each script on W processes, without and with virtual processes, for each W, and writes what it ends with, or what
-it is refused with, to FOLDER/W.pt.
+runs each script, and a training for each layer of layer_cases.py, on W processes, without and with virtual processes,
+for each W, and writes what it ends with, or what it is refused with, to FOLDER/W.pt.
 """
 
 import gc
@@ -21,6 +21,7 @@ from accelerate.local_sgd import LocalSGD
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import find_executable_batch_size
 from forked import fork
+from layer_cases import train_all
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
@@ -378,6 +379,7 @@ def run_all(folder: Path, processes: int) -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
     for kind, options in OPTIONS.items():
+        results |= {f"{kind}: {name}": found for name, found in train_all(options).items()}
         for name, script in SCRIPTS.items():
             results[f"{kind}: {name}"] = script(options, folder)
         for name, script in QUESTIONABLE.items():

@@ -1,32 +1,35 @@
 """Scripts of the kinds that Accelerate's examples are: each is the same training, or is refused in a sentence."""
 
+import re
+
 import pytest
 import torch
 from conftest import PYTHON, REPOSITORY, call
+from layer_cases import TABLE, cases
 from scripts_driver import OPTIONS, QUESTIONABLE, SAMPLES, SCRIPTS
 
 SENTENCES = {  # by the number of processes and the kind; the others are not refused
     "batches before backward": {
-        "1 alone": "before the loader gave another one",
-        "3 alone": "before the loader gave another one",
-        "1 virtual": "before the loader gave another one",
-        "3 virtual": "before the loader gave another one",
+        "1 alone": "before the loader moved on to the next",
+        "3 alone": "before the loader moved on to the next",
+        "1 virtual": "before the loader moved on to the next",
+        "3 virtual": "before the loader moved on to the next",
     },
     "accumulation by counting": {
-        "1 virtual": "give ExactAccelerator gradient_accumulation_steps",
-        "3 virtual": "give ExactAccelerator gradient_accumulation_steps",
+        "1 virtual": "pass gradient_accumulation_steps to ExactAccelerator",
+        "3 virtual": "pass gradient_accumulation_steps to ExactAccelerator",
     },
     "micro-batches skipped": {
-        "1 virtual": "asked to skip 3 batches after load_state, which by itself goes on behind",
-        "3 virtual": "asked to skip 3 batches after load_state, which by itself goes on behind",
+        "1 virtual": "asked to skip 3 batches, but load_state has already set the loader to",
+        "3 virtual": "asked to skip 3 batches, but load_state has already set the loader to",
     },
     "local SGD": {
-        "3 alone": "model.no_sync, which LocalSGD uses too",
-        "3 virtual": "model.no_sync, which LocalSGD uses too",
+        "3 alone": "model.no_sync (which LocalSGD also uses)",
+        "3 virtual": "model.no_sync (which LocalSGD also uses)",
     },
     "shapes that differ": {
-        "3 alone": "gather was given tensors of the shapes [(2, 1)] on process 0 and [(2, 2)]",
-        "3 virtual": "gather was given tensors of the shapes [(2, 1)] on process 0 and [(2, 2)]",
+        "3 alone": "gather was given tensors of shapes [(2, 1)] on process 0 and [(2, 2)]",
+        "3 virtual": "gather was given tensors of shapes [(2, 1)] on process 0 and [(2, 2)]",
     },
 }
 
@@ -74,3 +77,38 @@ def test_what_would_be_another_training_is_refused_in_a_sentence(results, name, 
     wanted = SENTENCES[name].get(f"{processes} {kind}", "")
     assert wanted in said and "\n" not in said
     assert bool(said) == bool(wanted)
+
+
+# The table of layers in docs/accelerator.md.
+def rows_of_the_table() -> dict[str, tuple[str, str]]:
+    """What the cells of each row begin with, by what the row is about."""
+    text = (REPOSITORY / "docs" / "accelerator.md").read_text()
+    (table,) = re.findall(r"\| in training \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", text)
+    rows = [line.strip("|").split(" | ") for line in table.splitlines()]
+    return {
+        name.strip(): (first_word(without), first_word(virtual)) for name, without, virtual in rows
+    }
+
+
+def first_word(cell: str) -> str:
+    """Without punctuation."""
+    return re.findall(r"\w+", cell)[0]
+
+
+def test_each_row_of_the_table_of_layers_has_a_training_and_says_what_comes_of_it():
+    assert rows_of_the_table() == {name: (row.without, row.virtual) for name, row in TABLE.items()}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize(("name", "model", "loss"), cases())
+def test_a_layer_is_the_same_on_three_processes_or_is_refused(results, name, model, loss, kind):
+    one, three = (results[processes][f"{kind}: {name}: {model}, {loss}"] for processes in (1, 3))
+    cell = TABLE[name].virtual if kind == "virtual" else TABLE[name].without
+    if cell == "refused":
+        assert isinstance(one, str) and one == three and "\n" not in one
+        return
+    assert isinstance(one, dict), one
+    assert isinstance(three, dict), three
+    tolerance = 0.0 if kind == "virtual" else 1e-12
+    for key, tensor in one.items():
+        assert torch.allclose(tensor, three[key], rtol=0.0, atol=tolerance), key
