@@ -90,7 +90,7 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
     "float32_gradients_rounded": ("float32", "as bfloat16 is", "gradients in float32"),
     "float32_weights": (
         "initial weights",
-        "UserError: the weights, not drawn from the same seed, differ",
+        "UserError: the initial weights (was set_seed called before the model was built?) differ",
         "process 1 on vm has float32 weights, not float64",
     ),
     "loss_is_a_sum": ("gradient", "first at update 1", "the sum over the rows"),
@@ -101,7 +101,7 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
     ),
     "dropout_in_a_function": (
         "gradient",
-        "after update 0: UserError: the model or loss draws at random",
+        "after update 0: UserError: the model or loss draws random numbers",
         "do what it says",
     ),
     "gradient_is_no_number": (

@@ -69,4 +69,4 @@ def resume_skips_a_batch():
 @fault
 def stop_seen_by_one_process():
     """Each process asks itself alone."""
-    return patch.object(StopRequest, "agreed", lambda self: self.received is not None)
+    return patch.object(StopRequest, "agreed", lambda self, **_: self.received is not None)
