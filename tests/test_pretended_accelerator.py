@@ -19,6 +19,7 @@ PLACES = {
     "mnist_dist/task/data.py:to": "so do the data",
     "mnist_dist/task/distortions.py:fields": "and what distortions are made of",
     "mnist_dist/core/digests.py:digest": "what processes must share is compared, once",
+    "mnist_dist/core/kernels.py:__init__": "the numbers that compare kernels go to the device, once",
     "mnist_dist/core/microbatches.py:epoch": "an epoch's order is drawn on the CPU",
     "mnist_dist/core/losses.py:sum_over_shares": "a point of the loss curve",
     "mnist_dist/core/accelerator.py:check_weights": "weights are compared, after an epoch",
@@ -36,11 +37,12 @@ OF_FP16 = {
     "mnist_dist/task/objective.py:follow": "a skipped update does not move the average: the only wait in an update",
 }
 OF_SEVERAL = {
-    "mnist_dist/core/gathering.py:agree": "an evaluation sees that all have rows of one form",
+    "mnist_dist/core/gathering.py:numbers_of_processes": "an evaluation sees that all have rows of one form",
     "mnist_dist/core/gathering.py:gather_tensor": "and puts them in order",
 }
 # The most operations of an update after the first, on one process; a kernel each, or a few of them.
-CEILINGS = {"mlp": 25, "resumed": 25, "cnn": 44, "scaler": 38, "every": 680}
+# The last update of "every" has empty shares, for which the forward pass is tried before it is made.
+CEILINGS = {"mlp": 25, "resumed": 25, "cnn": 44, "scaler": 38, "every": 770}
 
 
 def training_in(folder, name, flags="", **rules):
@@ -103,7 +105,8 @@ def test_the_host_waits_in_these_places_and_in_no_update(found):
 
 def test_an_update_gives_the_device_no_more_work_than_this(found):
     most = {name: max(work for _, work in found[0][name]["updates"][1:]) for name in CEILINGS}
-    assert all(most[name] <= ceiling for name, ceiling in CEILINGS.items()), most
+    over = {name: work for name, work in most.items() if work > CEILINGS[name]}
+    assert not over
 
 
 def test_a_run_on_a_device_has_the_bits_of_one_on_the_cpu(found):
