@@ -69,7 +69,7 @@ class EvaluateConfig:
             )
         if len(self.models) > 1 and self.output_dir is None:
             raise UsageError(
-                "several models need --output-dir: name the folder for what they say together"
+                "several models need --output-dir: name a folder for their combined results"
             )
         require(
             0 <= self.distortions <= 1000,
@@ -101,8 +101,8 @@ def main(config: EvaluateConfig | None = None) -> None:
         for other in trained:
             if (other.dataset, other.mean, other.std) != (first.dataset, first.mean, first.std):
                 raise UserError(
-                    f"{other.weights} was trained on other data than {first.weights}, or does not say on which: "
-                    "evaluate it by itself"
+                    f"{other.weights} was not trained on the same data as {first.weights}, or its "
+                    "data are unknown: evaluate it separately"
                 )
             held_out = other.val_size or first.val_size
             if (
@@ -207,7 +207,7 @@ def main(config: EvaluateConfig | None = None) -> None:
 
 
 def table(classes: Sequence[str], result: Evaluation) -> str:
-    """Write each class's accuracy, and how many of its samples were taken for which class, as a table.
+    """Format each class's accuracy and the confusion matrix as a table.
 
     Args:
         classes: the names of the classes.
@@ -215,7 +215,7 @@ def table(classes: Sequence[str], result: Evaluation) -> str:
     """
     columns = " ".join(f"{name[:5]:>5}" for name in classes)
     lines = [
-        "of each class, the accuracy, and how many samples were taken for which class",
+        "accuracy and confusion matrix (rows: true class, columns: predicted class)",
         f"{'class':>8} {'accuracy':>9}  {columns}",
     ]
     for name, accuracy, row in zip(

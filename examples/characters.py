@@ -71,9 +71,9 @@ class Config(settings.OwnConfig):
         settings.require(possible, "--dropout", self.dropout, "a share from 0 to below 1")
         if self.dropout and not self.virtual_processes:
             raise settings.UsageError(
-                f"--dropout {self.dropout} draws at random for the lines that one process has, so "
-                "each number of processes would train another model: add --virtual-processes 8, "
-                "or leave it out"
+                f"--dropout {self.dropout} draws random numbers for each process's own lines, so "
+                "the trained model would depend on the number of processes: add "
+                "--virtual-processes 8, or leave it out"
             )
 
 

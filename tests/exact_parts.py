@@ -253,13 +253,13 @@ PARTED: dict[str, Callable[[], None]] = {
     "rows": rows_of_one_process_are_too_few,
 }
 SAID = {
-    "data": "in the same order, differ between processes 0 and 1",
-    "buffers": "same seed, differ",
-    "weights": "same seed, differ",
-    "order": "by their numbers in the model, differ between processes 0 and 1 ([[0, 1, 2, 3]] against",
+    "data": "in the same order) differ between processes 0 and 1",
+    "buffers": "was built?) differ",
+    "weights": "was built?) differ",
+    "order": "(as indices into the model's) differ between processes 0 and 1 ([[0, 1, 2, 3]] against",
     "parted": "processes no longer have the same weights after update 3; the last good checkpoint is none",
     "shapes": "pad them to one shape",
-    "rows": "give one row for each sample",
+    "rows": "pass one row for each sample",
 }
 
 

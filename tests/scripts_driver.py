@@ -339,6 +339,15 @@ def micro_batches_skipped(options: dict[str, Any], folder: Path) -> None:
     accelerator.skip_first_batches(train, 3)
 
 
+def update_declared_complete(options: dict[str, Any], _: Path) -> None:
+    """The loop says when gradients are complete, as transformers' Trainer does."""
+    accelerator = make(options)
+    model, optimizer, train = prepare(accelerator, classifier(), loader())
+    for batch in train:
+        accelerator.gradient_state._set_sync_gradients(True)
+        step(accelerator, model, optimizer, batch)
+
+
 def local_sgd(options: dict[str, Any], _: Path) -> None:
     """Processes that train by themselves for some steps."""
     accelerator = make(options)
@@ -360,6 +369,7 @@ QUESTIONABLE: dict[str, Script] = {
     "batches before backward": batches_before_backward,
     "accumulation by counting": accumulation_by_counting,
     "micro-batches skipped": micro_batches_skipped,
+    "update declared complete": update_declared_complete,
     "local SGD": local_sgd,
     "shapes that differ": shapes_that_differ,
 }

@@ -43,7 +43,7 @@ def test_resumed_it_ends_with_the_bits_of_the_run_that_was_never_stopped(tmp_pat
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
     rewind(tmp_path / "run")
     done = train_py(*flags, tmp_path / "run")
-    assert done.returncode == 0 and "going on from update 100 (epoch 2)" in done.stdout, (
+    assert done.returncode == 0 and "resuming from update 100 (epoch 2)" in done.stdout, (
         done.stdout + done.stderr
     )
     assert weight_difference(tmp_path / "whole", tmp_path / "run") == 0

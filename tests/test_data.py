@@ -195,7 +195,7 @@ def test_auto_falls_back_loudly_only_where_full_mnist_cannot_be_had(tmp_path, mo
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     name, warning = find("auto", tmp_path)
     assert name == "mnist-5k"
-    assert "5,000 real digits" in warning and "results are labelled mnist-5k" in warning
+    assert "5,000 MNIST digits" in warning and "labels its results mnist-5k" in warning
     with pytest.raises(UserError, match="mnist could not be downloaded"):
         find("mnist", tmp_path)
     for file in FILES:  # files that are there are never passed over, whatever is in them

@@ -132,7 +132,7 @@ def test_stopped_and_resumed_it_has_the_same_bits_and_needs_the_same_teachers(
             done.stderr
         )
     done = train_py(*flags, "--teacher", *moved)
-    assert done.returncode == 0 and "going on from update 10" in done.stdout, done.stderr
+    assert done.returncode == 0 and "resuming from update 10" in done.stdout, done.stderr
     assert weight_difference(tmp_path / "run", alone / "all") == 0
     runs = (tmp_path / "run", alone / "plain")
     digests = [json.loads((run / "config.json").read_text())["teachers_digest"] for run in runs]
@@ -158,7 +158,7 @@ def test_what_cannot_teach_is_refused_by_name(tmp_path):
         "pixels.pth": "cannot teach: the weights are not those of a digit classifier from 784 pixels to 10 classes",
         "words.pth": "cannot teach: the model file .* is damaged",
         "nothing": "there is no model at .*nothing",
-        "fashion": r"was trained on fashion-mnist \(mean 0.286, std 0.353\), and here are mnist \(0.1307, 0.3081\)",
+        "fashion": r"on fashion-mnist \(mean 0.286, std 0.353\), but this run uses mnist \(0.1307, 0.3081\)",
     }.items():
         config = parse(TrainConfig, ["--teacher", str(tmp_path / name)])
         with pytest.raises(UserError, match=complaint) as refusal:

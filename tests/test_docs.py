@@ -11,7 +11,8 @@ def all_messages() -> str:
     """The source of all modules, with string literals that continue on the next line joined."""
     sources = [path.read_text() for path in sorted((REPOSITORY / "mnist_dist").rglob("*.py"))]
     joined = re.sub(r'"\s*\n\s*f?"', "", "\n".join(sources))
-    return joined.replace("{so}", "a process's samples alone").replace("{rank}", "…")
+    joined = joined.replace("{so}", "each process's own samples")
+    return joined.replace("{rank}", "…").replace("{have}", "has")
 
 
 def test_messages_that_are_explained_are_those_of_the_code():

@@ -164,7 +164,7 @@ def test_nodes_join_and_the_first_is_lost_and_the_run_in_the_default_folder_goes
     assert run.train_together(), run.logs()
     # No update was lost, and no agent has counted as a failure what it, or another, ended for the new one.
     (stopped,) = re.findall(r"stopped on request at update (\d+),", run.logs())
-    assert f"going on from update {stopped} " in run.logs()
+    assert f"resuming from update {stopped} " in run.logs()
     counts = [
         process.environ()["TORCHELASTIC_RESTART_COUNT"]
         for a in run.agents
@@ -174,7 +174,7 @@ def test_nodes_join_and_the_first_is_lost_and_the_run_in_the_default_folder_goes
     run.kill("127.0.0.1")
     assert run.train_together(), run.logs()
     assert (
-        len(list(tmp_path.glob("runs/*"))) == 1 and run.logs().count("going on from update ") == 2
+        len(list(tmp_path.glob("runs/*"))) == 1 and run.logs().count("resuming from update ") == 2
     )
     assert "DistStoreError" not in run.logs() and "warning" not in run.logs()
 
@@ -205,4 +205,4 @@ def test_where_the_node_of_the_rendezvous_is_lost_the_same_commands_with_resume_
     again.start("127.0.0.1")
     again.start("127.0.0.2")
     assert again.train_together(), again.logs()
-    assert again.logs().count("going on from update ") == 1
+    assert again.logs().count("resuming from update ") == 1

@@ -61,7 +61,7 @@ def test_certainty_belongs_to_the_last_bin():
 def test_the_table_says_what_stands_in_its_columns():
     classes = ("one", "another", *(str(number) for number in range(2, 10)))
     lines = table(classes, says((0, 0.6, 1), (1, 0.9, 1), (1, 0.8, 1))).splitlines()
-    assert "how many samples were taken for which class" in lines[0]
+    assert "confusion matrix (rows: true class, columns: predicted class)" in lines[0]
     assert lines[1].split() == ["class", "accuracy", "one", "anoth", *classes[2:]]
     assert lines[3].split() == ["another", "66.67%", "1", "2", *"00000000"]
     assert lines[4].split() == ["2", "no", "sample", *"0000000000"]

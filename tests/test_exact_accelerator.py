@@ -418,7 +418,9 @@ def test_a_layer_that_begins_to_drop_is_refused_with_the_next_epoch():
 
     epoch()
     model[1].p = 0.5
-    with pytest.raises(UserError, match="Dropout 1 draws for a process's samples alone"):
+    with pytest.raises(
+        UserError, match="Dropout 1 draws random numbers for each process's own samples"
+    ):
         epoch()
 
 
@@ -473,7 +475,7 @@ def test_several_processes_refuse_together_and_none_hangs(processes, results):
         ):  # which name each process's own numbers
             assert len(set(said)) == 1, (name, said)
     assert found["refused"]["too few samples"][0].startswith(
-        f"{processes} processes are more than the {processes - 1}"
+        f"{processes} processes cannot share {processes - 1} samples"
     )
     assert all(said == [""] * processes for said in found["accepted"].values()), found["accepted"]
 
@@ -681,7 +683,8 @@ def test_plain_values_come_back(tmp_path):
 def test_what_could_not_be_read_back_is_not_written(tmp_path):
     checkpoints = checkpoints_with(tmp_path, custom=[Values(best=np.float64(0.25))])
     with pytest.raises(
-        UserError, match=r"no checkpoint can be read back that holds numpy.*: give plain values"
+        UserError,
+        match=r"a checkpoint that holds numpy.* cannot be read back: save plain values only",
     ):
         checkpoints.save()
     assert not list(tmp_path.rglob("*.pt"))

@@ -169,7 +169,7 @@ def test_one_process_in_an_allocation_of_several_tasks_is_told(capsys):
         assert check_environment({"SLURM_NTASKS": tasks}) == 1
         assert (
             capsys.readouterr().err.count(
-                "warning: this allocation has 4 tasks, and without srun one"
+                "warning: this allocation has 4 tasks, but without srun only one"
             )
             == told
         )

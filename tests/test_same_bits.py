@@ -115,7 +115,7 @@ def test_bits_are_those_of_one_process_unless_a_fault_is_planted(
     assert_same_bits(handed_on, alone / "mlp")
     rewind(tmp_path / "mlp")
     done = train_py(*VARIANTS["mlp"], *COMMON, tmp_path / "mlp", "--resume", OMP_NUM_THREADS="2")
-    assert done.returncode == 0 and "going on from update 10" in done.stdout, done.stderr
+    assert done.returncode == 0 and "resuming from update 10" in done.stdout, done.stderr
     assert_same_bits(tmp_path / "mlp", alone / "mlp")
 
 
@@ -151,7 +151,7 @@ def test_more_processes_than_virtual_ones_and_other_bits_on_a_resume_are_refused
     run = tmp_path / "plain"
     shutil.copytree(alone / "plain", run)
     more = torchrun(2, "train.py", *COMMON, tmp_path / "run", "--virtual-processes", "1")
-    assert more.returncode and "2 processes are more than the 1 virtual processes" in more.stderr
+    assert more.returncode and "2 processes cannot share 1 virtual processes" in more.stderr
     other = train_py(*COMMON, run, "--resume", "--virtual-processes", "4")
     assert other.returncode == 1 and "--virtual-processes is 4, but the run" in other.stderr
     config = json.loads((run / "config.json").read_text())

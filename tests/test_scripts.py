@@ -23,6 +23,10 @@ SENTENCES = {  # by the number of processes and the kind; the others are not ref
         "1 virtual": "asked to skip 3 batches, but load_state has already set the loader to",
         "3 virtual": "asked to skip 3 batches, but load_state has already set the loader to",
     },
+    "update declared complete": {
+        "1 virtual": "sync_gradients was set to True before an update's last micro-batch",
+        "3 virtual": "sync_gradients was set to True before an update's last micro-batch",
+    },
     "local SGD": {
         "3 alone": "model.no_sync (which LocalSGD also uses)",
         "3 virtual": "model.no_sync (which LocalSGD also uses)",

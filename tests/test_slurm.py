@@ -255,7 +255,7 @@ def test_requeued_by_the_administrator_in_mid_epoch_it_goes_on_to_the_same_bits(
     cluster.command("scontrol", "requeue", number)
     job = cluster.succeeded(number)
     assert job["Restarts"] == "1"
-    (update,) = re.findall(r"going on from update (\d+) ", cluster.log(number))
+    (update,) = re.findall(r"resuming from update (\d+) ", cluster.log(number))
     assert int(update) % 650, "stopped between two epochs of 650 updates"
     assert result(cluster.run(number)) == result(whole)
 
@@ -280,7 +280,7 @@ def test_where_a_node_is_lost_the_job_is_requeued_and_goes_on_to_the_same_bits(c
             [REPOSITORY / "tests" / "slurm_cluster.sh", "node", cluster.state, "n2"], check=True
         )
     assert cluster.succeeded(number)["Restarts"] == "1"
-    assert "going on from update " in cluster.log(number)
+    assert "resuming from update " in cluster.log(number)
     assert result(cluster.run(number)) == result(whole)
 
 
@@ -309,7 +309,7 @@ def test_requeued_with_fewer_nodes_a_script_that_names_no_folder_goes_on_by_itse
     cluster.command("scontrol", "update", f"JobId={number}", "NumNodes=1-1", "NumTasks=1")
     cluster.command("scontrol", "release", number)
     assert cluster.succeeded(number)["Restarts"] == "1"
-    assert "going on from update " in cluster.log(number)
+    assert "resuming from update " in cluster.log(number)
     (run,) = set(cluster.folder.glob("runs/*")) - before
     assert json.loads((run / "summary.json").read_text())["num_processes"] == 1
     assert weight_difference(run, tmp_path / "alone") < 1e-9
@@ -318,7 +318,7 @@ def test_requeued_with_fewer_nodes_a_script_that_names_no_folder_goes_on_by_itse
 def test_before_the_time_limit_it_stops_and_requeues_itself_and_scancel_ends_it_for_good(cluster):
     """Slurm looks at time limits every half a minute, and sends the signal up to a minute early."""
     number = cluster.submit("train.sbatch", *ENDLESS, options=["--time=1", "--signal=USR1@10"])
-    until(lambda: "going on from update " in cluster.log(number), 150, lambda: cluster.log(number))
+    until(lambda: "resuming from update " in cluster.log(number), 150, lambda: cluster.log(number))
     log = cluster.log(number)
     assert (
         log.count("stopped on request at update ") == 1

@@ -166,7 +166,7 @@ def test_under_nohup_it_ends_well_though_its_terminal_is_closed(tmp_path):
 
 def test_of_a_lost_process_a_program_says_how_it_itself_goes_on():
     words = leaving.again_in_words("run the same command")
-    assert words == "to go on from the last checkpoint of a training run the same command"
+    assert words == "to resume from the last checkpoint, run the same command"
     assert leaving.again_in_words(leaving.RESUME).endswith("with --output-dir FOLDER --resume")
     code = (
         "from mnist_dist.run import launch\n"
@@ -177,4 +177,4 @@ def test_of_a_lost_process_a_program_says_how_it_itself_goes_on():
     done = call(PYTHON, "-c", code)
     assert done.returncode == 1 and "--resume" not in done.stderr
     assert "own.py: error: process 0 lost the connection to another" in done.stderr
-    assert done.stderr.endswith("training run the same command\n")
+    assert done.stderr.endswith("last checkpoint, run the same command\n")

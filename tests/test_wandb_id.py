@@ -34,7 +34,8 @@ def test_another_name_in_the_environment_costs_one_warning(left, warnings, monke
     WandB.drop_other_id(SimpleNamespace(settings={"wandb_id": "own"}))
     said = capsys.readouterr().err
     assert (
-        said.count("warning: WANDB_RUN_ID=left is of another run, and this one is own") == warnings
+        said.count("warning: WANDB_RUN_ID=left belongs to another run; this one's id is own")
+        == warnings
     )
     assert "WANDB_RUN_ID" not in os.environ
 
@@ -42,9 +43,9 @@ def test_another_name_in_the_environment_costs_one_warning(left, warnings, monke
 def test_a_training_goes_by_its_own_name(tmp_path):
     flags = "--dataset mnist-5k --cpu --epochs 1 --no-plots --wandb offline --output-dir".split()
     done = call(PYTHON, "train.py", *flags, tmp_path / "run", WANDB_RUN_ID="left")
-    assert done.returncode == 0 and done.stderr.count("WANDB_RUN_ID=left is of another run") == 1, (
-        done.stderr
-    )
+    assert (
+        done.returncode == 0 and done.stderr.count("WANDB_RUN_ID=left belongs to another run") == 1
+    ), done.stderr
     name = json.loads((tmp_path / "run" / "config.json").read_text())["wandb_id"]
     (part,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert name != "left" and part.name.endswith(f"-{name}")

@@ -289,7 +289,7 @@ def test_what_could_not_be_sent_is_said_with_the_way_to_send_it(name, failing):
     _, folder, training = failing[name]
     (warning,) = training.warnings
     assert warning.startswith("warning: Weights & Biases failed and is left out from here on (")
-    way = f"to send what it lacks run the same command with --output-dir {shlex.quote(str(folder))} --resume"
+    way = f"to upload the rest, run the same command with --output-dir {shlex.quote(str(folder))} --resume"
     assert warning.endswith(f"): {way}")
     assert "Weights & Biases: http" not in training.text
     assert len(read_lines(folder / "metrics.jsonl")) == 8 and (folder / "summary.json").exists()
@@ -310,7 +310,7 @@ def test_that_way_sends_what_is_missing_and_no_row_twice(failing):
         server.fault = 401
         in_vain = Training(server, again[0]).end()
         assert (
-            "and a part of it online; to send what it lacks" in in_vain.text
+            "and a part of it online; to upload the rest" in in_vain.text
             and "wandb sync" not in in_vain.text
         )
         server.fault = None

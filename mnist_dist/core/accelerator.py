@@ -119,7 +119,8 @@ class ExactAccelerator(Accelerator):
             refuse_a_process_of_several(environ)
         if 0 < virtual_processes < world:
             raise UserError(
-                f"{world} processes are more than the {virtual_processes} virtual processes they share: start fewer"
+                f"{world} processes cannot share {virtual_processes} virtual processes: start at "
+                f"most {virtual_processes}"
             )
         self.virtual_processes = virtual_processes
         self.seed = seed
@@ -206,7 +207,7 @@ class ExactAccelerator(Accelerator):
         refusals.refuse_layers_that_reach_beyond_a_share(model)
         wrap = self.ddp and not evaluation_mode
         same_everywhere(
-            "the weights, not drawn from the same seed,",
+            "the initial weights (was set_seed called before the model was built?)",
             digest([*model.parameters(), *model.buffers()]),
         )
         prepared = super().prepare_model(model, device_placement, evaluation_mode=not wrap)
@@ -276,7 +277,7 @@ class ExactAccelerator(Accelerator):
         if not (self._optimizers and self._models):
             return
         orders = refusals.refuse_optimizers_of_other_parameters(self.bare_models, self._optimizers)
-        same_everywhere("the optimizer's parameters, by their numbers in the model,", orders)
+        same_everywhere("the optimizer's parameters (as indices into the model's)", orders)
 
     def parameter_orders(self) -> list[list[int]]:
         """For each optimizer the numbers of its parameters among those of all models, in its order."""
@@ -293,8 +294,8 @@ class ExactAccelerator(Accelerator):
         """
         if self._micro_batch is None:
             raise UserError(
-                "accelerator.micro_batch was asked for outside of a loop over a prepared loader: iterate over what "
-                "accelerator.prepare made of your DataLoader"
+                "accelerator.micro_batch was used outside of a loop over a prepared loader: "
+                "iterate over the loader that accelerator.prepare returned"
             )
         return self._micro_batch
 
@@ -302,6 +303,11 @@ class ExactAccelerator(Accelerator):
     def update_is_in_progress(self) -> bool:
         """Whether gradients have been computed for an update that is not complete yet."""
         return self._gradients.kept is not None
+
+    @property
+    def gradients_are_complete(self) -> bool:
+        """Whether the current micro-batch is the last one of its update; also if there is none."""
+        return self._micro_batch is None or self._micro_batch.closes_update
 
     def begin_loop(self) -> LoopState:
         """Save the state of the current loop before a nested one begins; called by loaders."""
@@ -415,8 +421,8 @@ class ExactAccelerator(Accelerator):
             UserError: always.
         """
         raise UserError(
-            "accelerator.no_sync leaves gradients to each process: use ExactAccelerator(gradient_accumulation_steps=N) "
-            "to make updates from several batches"
+            "accelerator.no_sync would leave gradients unsynchronised: pass "
+            "gradient_accumulation_steps=N to ExactAccelerator to accumulate several batches"
         )
         yield
 
@@ -486,8 +492,9 @@ class ExactAccelerator(Accelerator):
         micro_batch = self._micro_batch
         if micro_batch is None:
             raise UserError(
-                "accelerator.backward was called outside of a loop over a prepared loader, so nobody knows how many "
-                "samples the loss is of: iterate over what accelerator.prepare made of your DataLoader"
+                "accelerator.backward was called outside of a loop over a prepared loader, so the "
+                "number of samples is unknown: iterate over the loader that accelerator.prepare "
+                "returned"
             )
         if loss.ndim:
             raise UserError(
@@ -521,8 +528,9 @@ class ExactAccelerator(Accelerator):
             )
         if self.micro_batches > 1 and len(self._optimizers) > 1:
             raise UserError(
-                "accelerator.backward was called twice for one piece of a batch, and no optimizer of several could "
-                f"make its step between the two (micro_batches={self.micro_batches}): leave micro_batches at 1"
+                "accelerator.backward was called twice for one micro-batch, with no optimizer "
+                f"step possible in between (micro_batches={self.micro_batches}): leave "
+                "micro_batches at 1"
             )
 
     def _refuse_gradients_of_the_update_before(self) -> None:
@@ -539,9 +547,10 @@ class ExactAccelerator(Accelerator):
         )
         if kept:
             raise UserError(
-                "the gradients of an update were neither used by optimizer.step nor cleared by zero_grad, as in a "
-                "loop that accumulates by counting what the loader gives, which depends on the number of processes: "
-                "call optimizer.step for every micro-batch, and give ExactAccelerator gradient_accumulation_steps"
+                "the gradients of an update were neither used by optimizer.step nor cleared by "
+                "zero_grad, as if the loop counted micro-batches itself, whose number depends on "
+                "the number of processes: call optimizer.step for every micro-batch, and pass "
+                "gradient_accumulation_steps to ExactAccelerator"
             )
 
     def _trained_parameters(self) -> list[nn.Parameter]:
@@ -638,12 +647,15 @@ class ExactAccelerator(Accelerator):
         if max(norms) - min(norms) > 1e-5 * max(norms):
             raise self.gone_wrong(
                 f"processes no longer have the same weights after update {self.updates}",
-                "look for what changes weights or gradients on each process by itself",
+                "look for code that changes weights or gradients independently on each process",
             )
 
     def gone_wrong(self, what: str, advice: str = "") -> UserError:
         """The error for a training run that has gone wrong; it names the last good checkpoint."""
-        numbers = "look for such numbers in the data, or try a lower learning rate or clipping"
+        numbers = (
+            "check the data for non-finite values, or try a lower learning rate or gradient "
+            "clipping"
+        )
         return UserError(
             f"{what}; the last good checkpoint is {self.last_checkpoint or 'none'}: {advice or numbers}"
         )

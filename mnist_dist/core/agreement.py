@@ -30,7 +30,7 @@ def all_or_none() -> Iterator[None]:
     except Exception as error:
         bug = error
         failure = (
-            f"another process failed with {type(error).__name__}: its own message says where",
+            f"another process failed with {type(error).__name__}: see that process's traceback",
             1,
         )
     for other in gather_object([failure]):

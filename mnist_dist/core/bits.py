@@ -38,5 +38,5 @@ def fix_bits(device: torch.device) -> dict[str, Any]:
         found["cuBLAS"] = workspace
     elif device.type != "cpu":
         found["GPU"] = device.type
-    same_everywhere("what decides bits", found)
+    same_everywhere("the numerical environments", found)
     return found

@@ -66,8 +66,8 @@ def tree_sum(sums: dict[Stretch, list[Tensor]], first: int, stop: int) -> list[T
         return sums[first, stop]
     if stop - first <= 1:
         raise UserError(
-            "accelerator.backward was not called for a micro-batch of this update: call it for every "
-            "one, also for one without rows"
+            "accelerator.backward was not called for every micro-batch of this update: call it for "
+            "each of them, even for one without rows"
         )
     middle = (first + stop) // 2
     first_half = tree_sum(sums, first, middle)

@@ -88,7 +88,8 @@ def as_bytes(payload: dict[str, Any]) -> bytes:
     foreign = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(buffer.getvalue()))
     if foreign:
         raise UserError(
-            f"no checkpoint can be read back that holds {', '.join(foreign)}: give plain values"
+            f"a checkpoint that holds {', '.join(foreign)} cannot be read back: save plain values "
+            "only"
         )
     return buffer.getvalue()
 
@@ -133,8 +134,8 @@ def sync(descriptor: int, path: Path) -> None:
             raise
         warn_once(
             "flush",
-            f"the file system of {path} does not flush it to the disk ({error.strerror}): "
-            "if the power fails, what was written last may be lost",
+            f"the file system of {path} does not support fsync ({error.strerror}): recent writes "
+            "may be lost if the power fails",
         )
 
 
@@ -214,7 +215,8 @@ def refuse_lost_link(path: Path) -> None:
         if place.is_symlink() and not place.exists():
             target = place.readlink()
             raise UserError(
-                f"{place} is a symbolic link to {target}, which is not there: make that folder, or remove the link"
+                f"{place} is a symbolic link to {target}, which does not exist: create that "
+                "folder, or remove the link"
             )
 
 

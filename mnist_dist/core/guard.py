@@ -73,9 +73,9 @@ def refuse_draws(generators: GeneratorStates) -> None:
     drawn = generators.changed()
     if drawn:
         raise UserError(
-            f"the model or loss draws at random ({' and '.join(drawn)}) for a process's samples alone, so each number "
-            "of processes would train another model: draw by accelerator.micro_batch.rand, or give ExactAccelerator "
-            "virtual_processes"
+            f"the model or loss draws random numbers ({' and '.join(drawn)}) for each process's "
+            "own samples, so the trained model would depend on the number of processes: draw them "
+            "with accelerator.micro_batch.rand, or pass virtual_processes to ExactAccelerator"
         )
 
 
@@ -94,8 +94,9 @@ def refuse_changes(models: list[nn.Module], before: list[Tensor]) -> None:
     for (name, buffer), earlier in zip(now, before, strict=True):
         if id(buffer) not in exact and not same_bits(buffer, earlier):
             raise UserError(
-                f"the model changes its buffer {name} by a process's samples alone, so each number of processes would "
-                "train another model: let buffers be, or give ExactAccelerator virtual_processes"
+                f"the model changes its buffer {name} based on each process's own samples, so the "
+                "trained model would depend on the number of processes: do not change buffers in "
+                "the forward pass, or pass virtual_processes to ExactAccelerator"
             )
 
 

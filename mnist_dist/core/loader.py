@@ -134,8 +134,8 @@ class ExactDataLoader:
             return self
         if batches % steps:
             raise UserError(
-                f"{batches} batches were to be skipped, but gradient_accumulation_steps={steps} of them make an "
-                "update: skip a multiple of that"
+                f"{batches} batches cannot be skipped, because an update has "
+                f"gradient_accumulation_steps={steps} of them: skip a multiple of {steps}"
             )
         self.first_batch = batches
         return self
@@ -155,9 +155,9 @@ class ExactDataLoader:
         agrees = self.first_batch <= batches < self.first_batch + steps
         if not (counts_global_batches and agrees):
             raise UserError(
-                f"skip_first_batches was asked to skip {batches} batches after load_state, which by itself goes on "
-                f"behind batch {self.first_batch} of epoch {self.next_epoch}: leave skip_first_batches out, and "
-                "begin with the loader's next_epoch"
+                f"skip_first_batches was asked to skip {batches} batches, but load_state has "
+                f"already set the loader to epoch {self.next_epoch}, batch {self.first_batch}: "
+                "leave skip_first_batches out, and start the loop at the loader's next_epoch"
             )
 
     def __iter__(self) -> Iterator[Any]:
@@ -196,8 +196,9 @@ class ExactDataLoader:
         """
         if self.accelerator.gradient_state.active_dataloader is not self:
             raise UserError(
-                "two loaders give batches in turns, as by zip or iter, so nobody knows which rows a loss is the mean "
-                "over: leave the loop over one before that over the other goes on, or make one data set of both"
+                "two loaders are read in turns, as with zip or iter, so it is unclear which rows "
+                "a loss averages over: finish the loop over one before you continue the other, or "
+                "combine both into one data set"
             )
 
     def update_is_done(self, micro_batch: MicroBatch) -> None:
@@ -214,7 +215,7 @@ class ExactDataLoader:
         if self.compared:
             return
         self.compared = True
-        what = "the data, which every process is to hold whole and in the same order,"
+        what = "the data sets (every process must hold all samples, in the same order)"
         same_everywhere(what, self.reader.fingerprint())
 
     def state_dict(self) -> dict[str, int]:
@@ -409,7 +410,7 @@ class Fetch(Dataset):
         self.checked = True
         if before.changed():
             raise UserError(
-                "collate_fn draws random numbers for just the samples that a process holds, so each number of "
-                "processes would train another model: give ExactAccelerator virtual_processes, or draw in the data "
-                "set's __getitem__"
+                "collate_fn draws random numbers for each process's own samples, so the trained "
+                "model would depend on the number of processes: pass virtual_processes to "
+                "ExactAccelerator, or draw in the data set's __getitem__"
             )

@@ -44,7 +44,7 @@ class ExactOptimizer(AcceleratedOptimizer):
 
         Raises:
             UserError: a closure was given, which would compute the loss several times from one
-                batch.
+                batch; or somebody else has set `sync_gradients`.
         """
         if closure is not None:
             raise UserError(
@@ -53,6 +53,11 @@ class ExactOptimizer(AcceleratedOptimizer):
             )
         if not self.gradient_state.sync_gradients:
             return
+        if not self.accelerator.gradients_are_complete:
+            raise UserError(
+                "sync_gradients was set to True before an update's last micro-batch, as transformers' Trainer does: leave "
+                "it to the loader, or start as many processes as there are virtual ones"
+            )
         if self.scaler is None:
             self.optimizer.step()
         else:

@@ -121,7 +121,10 @@ class DrawnBatches:
         kept.restore()
         numbers = torch.tensor([number for batch in batches for number in batch], dtype=torch.long)
         bounds = [0, *accumulate(len(batch) for batch in batches)]
-        what = f"the orders that {type(self.sampler).__name__} draws, which must depend on its generator alone,"
+        what = (
+            f"the sample orders drawn by {type(self.sampler).__name__} (they may depend only on "
+            "its generator)"
+        )
         same_everywhere(what, digest([numbers, torch.tensor(bounds)])[:12])
         return EpochOrder(numbers, bounds)
 
@@ -178,10 +181,11 @@ def refuse_shared_samples(loader: DataLoader) -> None:
     ]
     if any(isinstance(sampler, DistributedSampler) for sampler in samplers):
         raise UserError(
-            "the loader has a DistributedSampler, and prepare would share its part out again (accelerate #3520): "
-            "leave the sampler out, and give the global batch size"
+            "the loader has a DistributedSampler, whose part prepare would split once more "
+            "(accelerate #3520): leave the sampler out, and pass the global batch size"
         )
     if loader.batch_sampler is None:
         raise UserError(
-            "the loader has no batch size, so nobody knows what a global batch is: give batch_size or a batch_sampler"
+            "the loader has no batch size, so the global batches are undefined: pass batch_size "
+            "or a batch_sampler"
         )

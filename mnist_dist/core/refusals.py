@@ -11,8 +11,8 @@ from .batch_norm import GlobalBatchNorm
 from .errors import UserError
 
 BACKWARD_LEFT_OUT = (
-    "accelerator.backward was not called for a micro-batch of this update before the loader gave another one: call it "
-    "for every one, also for one without rows, before the next one is taken"
+    "accelerator.backward was not called for a micro-batch before the loader moved on to the next: "
+    "call it for every micro-batch of an update, even for one without rows"
 )
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 DIVIDED = {
@@ -48,14 +48,14 @@ def refuse_divided_models(options: dict[str, Any]) -> None:
     ]
     if asked:
         raise UserError(
-            f"{asked[0]} divides a model over processes, and ExactAccelerator needs all of it on each: leave it out, "
-            "or launch with a configuration without it"
+            f"{asked[0]} shards the model over processes, but ExactAccelerator needs the whole "
+            "model on each: leave it out, or launch with a configuration without it"
         )
     dataloader_config = options.get("dataloader_config")
     if dataloader_config is not None and dataloader_config.dispatch_batches:
         raise UserError(
-            "dispatch_batches lets the first process read for all, and ExactAccelerator has each read its own rows: "
-            "leave it out"
+            "dispatch_batches makes the first process read all data, but with ExactAccelerator "
+            "each process reads its own rows: leave it out"
         )
     precision = options.get("mixed_precision") or os.environ.get("ACCELERATE_MIXED_PRECISION", "")
     if precision == "fp8":
@@ -63,8 +63,8 @@ def refuse_divided_models(options: dict[str, Any]) -> None:
     plugin = options.get("gradient_accumulation_plugin")
     if plugin is not None and not plugin.sync_with_dataloader:
         raise UserError(
-            "sync_with_dataloader=False lets an update reach into the next epoch, whose samples are shared anew: "
-            "leave it at True"
+            "sync_with_dataloader=False lets an update span two epochs, which ExactAccelerator "
+            "does not support: leave it at True"
         )
 
 
@@ -76,8 +76,9 @@ def refuse_communication_hooks(handler: DistributedDataParallelKwargs | None) ->
     """
     if handler is not None and handler.comm_hook != DDPCommunicationHookType.NO:
         raise UserError(
-            f"the communication hook {handler.comm_hook.value} changes gradients on their way, and a model has only "
-            "one hook: leave comm_hook out of DistributedDataParallelKwargs"
+            f"the DDP communication hook {handler.comm_hook.value} cannot be used, because "
+            "ExactAccelerator registers its own: leave comm_hook out of "
+            "DistributedDataParallelKwargs"
         )
 
 
@@ -88,8 +89,9 @@ def refuse_no_sync() -> None:
         UserError: always.
     """
     raise UserError(
-        "model.no_sync, which LocalSGD uses too, leaves gradients to each process: leave it out, and use "
-        "ExactAccelerator(gradient_accumulation_steps=N) to make updates from several batches"
+        "model.no_sync (which LocalSGD also uses) would leave gradients unsynchronised: leave it "
+        "out, and pass gradient_accumulation_steps=N to ExactAccelerator to accumulate several "
+        "batches"
     )
 
 
@@ -102,7 +104,7 @@ def refuse_layers_that_depend_on_sharing(model: nn.Module) -> None:
     Raises:
         UserError: names the layer and what to do.
     """
-    so = "a process's samples alone, so each number of processes would train another model"
+    so = "each process's own samples, so the trained model would depend on the number of processes"
     for name, layer in model.named_modules():
         if not layer.training:
             continue
@@ -113,26 +115,22 @@ def refuse_layers_that_depend_on_sharing(model: nn.Module) -> None:
             layer, "track_running_stats", False
         ):
             raise UserError(
-                f"{kind} computes over {so}: use torch's own BatchNorm, GroupNorm or LayerNorm, or virtual_processes"
+                f"{kind} computes statistics over {so}: use torch's own BatchNorm, GroupNorm or "
+                "LayerNorm, or set virtual_processes"
             )
         if draws(layer):
             raise UserError(
-                f"{kind} draws for {so}: set it to 0 and use a mask from micro_batch.rand, or use virtual_processes"
+                f"{kind} draws random numbers for {so}: set its probability to 0 and use a mask "
+                "from accelerator.micro_batch.rand, or set virtual_processes"
             )
         if (
             getattr(layer, "scale_grad_by_freq", False)
             or getattr(layer, "max_norm", None) is not None
         ):
             raise UserError(
-                f"{kind} counts or scales by {so}: leave out scale_grad_by_freq and max_norm"
+                f"{kind} rescales gradients or weights based on {so}: leave out scale_grad_by_freq "
+                "and max_norm"
             )
-
-
-def counts_or_rescales(layer: nn.Module) -> bool:
-    """Whether a layer is an embedding that counts its rows, or rescales its weights by them."""
-    if not isinstance(layer, EMBEDDINGS):
-        return False
-    return layer.scale_grad_by_freq or layer.max_norm is not None
 
 
 def draws(layer: nn.Module) -> bool:
@@ -154,13 +152,14 @@ def refuse_layers_that_reach_beyond_a_share(model: nn.Module) -> None:
         kind = f"{type(layer).__name__} {name}"
         if isinstance(layer, EMBEDDINGS) and layer.max_norm is not None:
             raise UserError(
-                f"{kind} rescales its weights in the forward pass by a process's samples alone, so each number of "
-                "processes would train another model: leave out max_norm"
+                f"{kind} rescales its weights in the forward pass based on each process's own "
+                "samples, so the trained model would depend on the number of processes: leave out "
+                "max_norm"
             )
         if isinstance(layer, nn.SyncBatchNorm):
             raise UserError(
-                f"{kind} computes over the processes that there are, so each number of processes would train another "
-                "model: use BatchNorm with virtual_processes"
+                f"{kind} computes statistics over all processes at once, so the trained model "
+                "would depend on their number: use BatchNorm with virtual_processes"
             )
 
 
@@ -183,7 +182,7 @@ def refuse_optimizers_of_other_parameters(
         orders.append([numbers.get(id(parameter), -1) for parameter in own])
     if any(-1 in order for order in orders):
         raise UserError(
-            "the optimizer has parameters that are not the model's: make them part of it, to be saved, and give both "
-            "to prepare"
+            "the optimizer has parameters that are not the model's, so they would not be saved: "
+            "make them part of the model, and pass both to prepare"
         )
     return orders

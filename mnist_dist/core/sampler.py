@@ -40,7 +40,8 @@ class ExactSampler(DistributedSampler):
         self.samples = len(dataset)
         if sharing.world > self.samples:
             raise UserError(
-                f"{sharing.world} processes are more than the {self.samples} samples they share: start fewer"
+                f"{sharing.world} processes cannot share {self.samples} samples: start at most "
+                f"{self.samples}"
             )
 
     def order(self, epoch: int) -> Tensor:

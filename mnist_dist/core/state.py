@@ -103,7 +103,7 @@ def refuse_another_training(accelerator: "ExactAccelerator", found: dict[str, An
     names = {
         "batch_sizes": "the loaders' batch size",
         "samples": "the loaders' number of samples",
-        "bits": "what decides bits",
+        "bits": "the numerical environment",
         "parameter_orders": "the parameter order",
     }
     for name, value in now.items():
@@ -112,7 +112,7 @@ def refuse_another_training(accelerator: "ExactAccelerator", found: dict[str, An
         if value != found[name]:
             raise UserError(
                 f"{names.get(name, name)} is {value}, but the checkpoint was written with {found[name]}: "
-                "go on with that, or start another training"
+                "use that value, or start a new training"
             )
 
 
@@ -169,8 +169,8 @@ def load(accelerator: "ExactAccelerator", input_dir: str | os.PathLike[str] | No
             restore(accelerator, payload)
         except WRONG_STATE as error:
             raise UserError(
-                f"the checkpoint {place} holds another training ({type(error).__name__}): prepare the same models, "
-                "optimizers, schedulers and loaders in the same order"
+                f"the checkpoint {place} belongs to a different training ({type(error).__name__}): "
+                "prepare the same models, optimizers, schedulers and loaders in the same order"
             ) from error
     accelerator.last_checkpoint = place
     if project.automatic_checkpoint_naming and re.fullmatch(r"checkpoint_\d+", place.name):

@@ -35,8 +35,8 @@ class Stream:
     def __init__(self, loader: DataLoader) -> None:
         if loader.batch_size is None:
             raise UserError(
-                "the loader has no batch size, so nobody knows what a global batch is: give batch_size, and let the "
-                "data set give single samples"
+                "the loader has no batch size, so the global batches are undefined: pass "
+                "batch_size, and let the data set yield single samples"
             )
         self.loader = loader
 

@@ -72,8 +72,9 @@ class UpdateGradients:
         counts_terms = terms is not None
         if self.counts_terms not in (None, counts_terms):
             raise UserError(
-                "some losses of one update were given terms and others were not, so they cannot be weighed "
-                "against each other: give terms to every accelerator.backward of an update, or to none"
+                "accelerator.backward was given terms for only some losses of one update, so they "
+                "cannot be weighted: give terms to every accelerator.backward of an update, or to "
+                "none"
             )
         self.counts_terms = None if micro_batch.closes_update else counts_terms
         if self.ddp:

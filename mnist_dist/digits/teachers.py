@@ -1,7 +1,6 @@
 """Teachers for knowledge distillation: trained models whose predictions another model learns."""
 
 import hashlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from mnist_dist.core.agreement import all_or_none, same_everywhere
 from mnist_dist.core.errors import UserError
+from mnist_dist.core.output import warn
 from mnist_dist.digits.trained import Trained, locate
 from mnist_dist.run.weights import fingerprint, load_weights
 from mnist_dist.task.data import DataSet
@@ -67,8 +67,8 @@ def refuse_other_data(path: Path, trained: Trained, samples: DataSet) -> None:
     if known != (samples.name, samples.mean, samples.std):
         raise UserError(
             f"--teacher {path} was trained on {trained.dataset} "
-            f"(mean {trained.mean}, std {trained.std}), and here are {samples.name} "
-            f"({samples.mean}, {samples.std}): give models of the same data"
+            f"(mean {trained.mean}, std {trained.std}), but this run uses {samples.name} "
+            f"({samples.mean}, {samples.std}): give teachers trained on the same data"
         )
 
 
@@ -85,8 +85,10 @@ def warn_of_seen(path: Path, trained: Trained, settings: Settings, samples: Data
         return
     held_out = (trained.val_size, trained.seed)
     if held_out != (settings.val_size, settings.seed):
-        warning = f"warning: --teacher {path} may have seen samples that are held out here"
-        print(f"{warning}: the accuracy on them will be too good", file=sys.stderr)
+        warn(
+            f"--teacher {path} may have seen samples that are held out here: the validation "
+            "accuracy will be too optimistic"
+        )
 
 
 def teachers_digest(teachers: Sequence[nn.Module]) -> str | None:

@@ -25,7 +25,7 @@ class Tracker(tracking.Tracker):
         """Add to W&B the confusion matrix, the mistakes and, if asked for, the trained model.
 
         Args:
-            test: what the model says of the test samples.
+            test: the evaluation on the test samples.
             samples: the data.
         """
         self.show_at_end(partial(self.report, test, samples))
@@ -34,7 +34,7 @@ class Tracker(tracking.Tracker):
         """Log what belongs to the end, in W&B's thread.
 
         Args:
-            test: what the model says of the test samples.
+            test: the evaluation on the test samples.
             samples: the data.
             run: the run of W&B's library.
             step: the number of the update to log it at.
@@ -71,7 +71,7 @@ def confusion_matrix(test: Evaluation, samples: DataSet) -> Any:
     """Draw the confusion matrix as W&B draws it.
 
     Args:
-        test: what the model says of the test samples.
+        test: the evaluation on the test samples.
         samples: the data.
 
     Returns:
@@ -91,7 +91,7 @@ def rows_of_mistakes(test: Evaluation, samples: DataSet) -> list[list[Any]]:
     """List the most confident mistakes, with their images.
 
     Args:
-        test: what the model says of the test samples.
+        test: the evaluation on the test samples.
         samples: the data.
 
     Returns:

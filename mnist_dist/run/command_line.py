@@ -114,7 +114,7 @@ def refuse_empty_values(words: Sequence[str]) -> None:
             value = word
             has_value = True
         if has_value and not value.strip():
-            named = name if name.startswith("--") else "one of the words"
+            named = name if name.startswith("--") else "one of the arguments"
             what_to_do = "give one, or leave it out (is a shell variable not set?)"
             raise UsageError(f"{named} has an empty value: {what_to_do}")
 

@@ -45,9 +45,9 @@ def refuse_a_gpu_that_cannot_be_used(environ: Mapping[str, str]) -> None:
     if is_hidden or not any(NVIDIA.glob("*")):
         return
     raise UserError(
-        f"there is an NVIDIA GPU that cannot be used ({why_cuda_is_missing()}): look at its "
-        f"driver, which CUDA {torch.version.cuda or ''} must find new enough, and at "
-        "CUDA_VISIBLE_DEVICES, or give --cpu"
+        f"there is an NVIDIA GPU that cannot be used ({why_cuda_is_missing()}): check its driver "
+        f"(this PyTorch needs CUDA {torch.version.cuda or 'support'}) and CUDA_VISIBLE_DEVICES, or "
+        "give --cpu"
     )
 
 

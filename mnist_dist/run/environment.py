@@ -65,7 +65,7 @@ def refuse_a_divided_model(environ: Mapping[str, str]) -> None:
         if environ.get(variable, "").lower() in TRUE:
             raise UserError(
                 f"accelerate is configured for {strategy} ({variable} is set), "
-                "which divides a model, and here each process trains the whole: "
+                "which shards the model, but here each process trains the whole model: "
                 "launch with --config_file accelerate_config.yaml"
             )
 
@@ -96,8 +96,8 @@ def check_that_one_process_was_meant(environ: Mapping[str, str]) -> None:
     tasks_of_job = environ.get("SLURM_NTASKS")
     if tasks_of_job not in (None, "", "1"):
         warn(
-            f"this allocation has {tasks_of_job} tasks, and without srun one process works alone: "
-            "the scripts in slurm/ start all"
+            f"this allocation has {tasks_of_job} tasks, but without srun only one process runs: "
+            "use the scripts in slurm/ to start all of them"
         )
 
 
@@ -157,8 +157,8 @@ def check_libraries(environ: Mapping[str, str], interfaces: Collection[str]) -> 
     threads = environ.get("OMP_NUM_THREADS", "1")
     if not re.fullmatch("[0-9]{1,9}", threads):
         raise UserError(
-            f"OMP_NUM_THREADS={threads!r} is not one whole number, and Accelerate reads no other: "
-            "give the threads of a process, or unset it"
+            f"OMP_NUM_THREADS={threads!r} is not one whole number, as Accelerate requires: set it "
+            "to the number of threads per process, or unset it"
         )
     names = environ.get("GLOO_SOCKET_IFNAME", "")
     for name in names.split(",") if names else []:

@@ -102,8 +102,8 @@ def open_run(folder: Path | None, name: str, resume: bool, weights: str = WEIGHT
                 run = take_back(begun, job, weights)
             elif seen:
                 raise UserError(
-                    f"this job has begun a run in {seen[0]}, which {platform.node()}, the first "
-                    "process's node, does not have: let all nodes share that folder"
+                    f"this job has started a run in {seen[0]}, a folder that {platform.node()} "
+                    "(the first process's node) cannot see: put it on storage that all nodes share"
                 )
             else:
                 run = begin(folder, job, name, resume, weights)
@@ -288,7 +288,7 @@ def go_on(run: Run, checkpoints: Checkpoints, loader: ExactDataLoader, epochs: i
         return
     epoch, batch = loader.next_epoch, loader.first_batch
     if (epoch, batch) > (epochs, 0):
-        problem = f"--epochs {epochs} is less than what {run.folder} has done"
-        raise UserError(f"{problem}: it is in epoch {epoch + 1}")
+        problem = f"--epochs {epochs} is too few: the run in {run.folder} is already in epoch"
+        raise UserError(f"{problem} {epoch + 1}")
     where = f"epoch {epoch + 1}" if epoch < epochs else f"all {epochs} epochs are done"
-    announce(f"going on from update {checkpoints.accelerator.updates} ({where})")
+    announce(f"resuming from update {checkpoints.accelerator.updates} ({where})")

@@ -48,7 +48,7 @@ def complaint_in_a_sentence(box: str, known: Sequence[str]) -> str:
         values = re.findall(r"[\w.+-]+", words)
         example = f"{name} {' '.join(values)}"
         message = f"{name} {given} is not possible: put spaces between the values, as in {example}"
-    return f"{message} (--help lists what there is)"
+    return f"{message} (see --help)"
 
 
 def complaint_without_frame(box: str) -> str:

@@ -79,8 +79,9 @@ class Holder:
             found = read(self.path)
             if found and found.get("token") != self.about["token"]:
                 print(
-                    f"error: {described(found)} has taken over the run in {self.path.parent}, for "
-                    "this process was silent: it ends, and its checkpoints are the other's",
+                    f"error: {described(found)} has taken over the run in {self.path.parent}, "
+                    "because this process had stopped sending heartbeats: this process exits and "
+                    "leaves the run to it",
                     file=sys.stderr,
                     flush=True,
                 )

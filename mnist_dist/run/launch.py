@@ -5,7 +5,6 @@ one: how the processes leave is in `leaving`.
 """
 
 import os
-import sys
 from typing import Any
 
 import psutil
@@ -20,6 +19,7 @@ from accelerate.utils import (
 )
 
 from mnist_dist.core import ExactAccelerator, UserError
+from mnist_dist.core.output import warn
 from mnist_dist.run import rendezvous
 from mnist_dist.run.devices import (
     check_one_gpu_per_process,
@@ -106,11 +106,9 @@ def start(
     if accelerator.device.type == "cuda" and world > 1 and watching and not NEIGHBOURS:
         NEIGHBOURS.append(Neighbour())
     if accelerator.is_main_process and no_agent_can_join():
-        print(
-            "warning: torch's agents cannot come back to this run or join it, but fail or wait in "
-            "vain: start every torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its "
-            "environment",
-            file=sys.stderr,
+        warn(
+            "torchrun agents cannot join or rejoin this run; they would fail or hang: start every "
+            "torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
         )
     return accelerator
 

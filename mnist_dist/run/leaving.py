@@ -127,10 +127,10 @@ def leave_without_the_others(error: Exception, name: str, again: str) -> NoRetur
         again: as in `run`.
     """
     left = "; ".join(watch.who_left() for watch in WATCHES)
-    why = left or "if one has died its own message says why"
+    why = left or "if a process has died, see its message"
     print(
-        f"{name}: error: process {own_rank()} lost the connection to another, or has none "
-        f"({cause(error)}): {why}; {again_in_words(again)}",
+        f"{name}: error: process {own_rank()} lost the connection to another process, or never had "
+        f"one ({cause(error)}): {why}; {again_in_words(again)}",
         file=sys.stderr,
         flush=True,
     )
@@ -144,7 +144,7 @@ def again_in_words(again: str) -> str:
         again: as in `run`.
     """
     how = again.format(run="FOLDER")
-    return f"to go on from the last checkpoint of a training {how}"
+    return f"to resume from the last checkpoint, {how}"
 
 
 def is_lost_connection(error: Exception) -> bool:
@@ -158,7 +158,7 @@ def report_broken_pipe(name: str) -> None:
     """Say that the output is no longer read, and let the rest of it go nowhere."""
     sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
     print(
-        f"{name}: error: it ended early, for whoever read its output, such as `head`, has left",
+        f"{name}: error: stopped early, because its output is no longer read (by `head`, say)",
         file=sys.stderr,
     )
 

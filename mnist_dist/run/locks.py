@@ -41,7 +41,7 @@ def lock(folder: Path) -> None:
         refuse(folder)
     try:
         if not lock_holds(folder):
-            hold_without_lock(folder, "gives one lock to two")
+            hold_without_lock(folder, "grants the same lock twice")
         elif holder.is_of_several_nodes(folder):
             HOLDERS.append(holder.hold(folder))  # the lock may be this node's alone
     except (UserError, OSError):
@@ -63,7 +63,7 @@ def hold_without_lock(folder: Path, what: str) -> None:
     HOLDERS.append(holder.hold(folder))
     warn_once(
         f"lock of {folder}",
-        f"the file system of {folder} {what}: {holder.NAME} in it says instead that a job is at work there",
+        f"the file system of {folder} {what}: {holder.NAME} is used as a lock file there instead",
     )
 
 

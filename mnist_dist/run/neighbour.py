@@ -19,7 +19,7 @@ import torch.distributed as dist
 FOREVER = timedelta(days=365)
 
 # The advice printed by a process that exits because another one did; set by `leaving.run`.
-how_to_go_on = "a training goes on from its last checkpoint"
+how_to_go_on = "a training run can be resumed from its last checkpoint"
 
 
 class Neighbour:
@@ -40,8 +40,8 @@ class Neighbour:
             dist.recv(message, src=following, group=self.group)
         except RuntimeError:
             print(
-                f"error: process {self.rank} ends, for process {following} has: the first that did "
-                f"says why, if it could; {how_to_go_on}",
+                f"error: process {self.rank} exits because process {following} has exited: see "
+                f"the error message of the first process that exited; {how_to_go_on}",
                 file=sys.stderr,
                 flush=True,
             )

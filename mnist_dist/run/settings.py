@@ -31,7 +31,7 @@ class RunFlags:
     """Project that the run appears under in Weights & Biases."""
 
     def check_run(self) -> None:
-        """Refuse what cannot be.
+        """Validate the settings.
 
         Raises:
             UsageError: names the flag, its value and what to give instead.
@@ -71,7 +71,7 @@ class OwnConfig(RunFlags):
     """Force the CPU."""
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Validate the settings.
 
         Raises:
             UsageError: names the flag, its value and what to give instead.

@@ -84,7 +84,7 @@ class WandB:
     def how_to_send_the_rest(self) -> str:
         """What a user can do about a run that W&B does not have whole."""
         folder = shell(self.folder)
-        return f"to send what it lacks run the same command with --output-dir {folder} --resume"
+        return f"to upload the rest, run the same command with --output-dir {folder} --resume"
 
     # What the training calls.
 
@@ -191,7 +191,7 @@ class WandB:
         own = self.settings["wandb_id"]
         if left is None or left == own:
             return
-        warning = f"warning: WANDB_RUN_ID={left} is of another run, and this one is {own}"
+        warning = f"warning: WANDB_RUN_ID={left} belongs to another run; this one's id is {own}"
         tqdm.write(f"{warning}: unset it", file=sys.stderr)
 
     def init(self, mode: str) -> None:

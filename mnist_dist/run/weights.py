@@ -147,7 +147,9 @@ def check_tensor(path: Path, name: str, tensor: Tensor) -> None:
     """
     holds = f"the model file {path} holds {name}"
     if tensor.layout != torch.strided or tensor.is_meta:
-        raise UserError(f"{holds} without its values, or sparse: save it dense, on a device")
+        raise UserError(
+            f"{holds} as a meta or sparse tensor: save it as a dense tensor with values"
+        )
     if tensor.dtype not in DTYPES:
         raise UserError(f"{holds} as {tensor.dtype}: save it as float32")
     if not bool(tensor.isfinite().all()):

@@ -127,7 +127,7 @@ def check_shares(samples: DataSet, batch_size: int, num_processes: int) -> None:
     for split in (samples.train, samples.test, samples.val):
         if split and num_processes > len(split):
             raise UserError(
-                f"{num_processes} processes are more than the {len(split)} samples they would share: start fewer"
+                f"{num_processes} processes cannot share {len(split)} samples: start at most {len(split)}"
             )
 
 

