@@ -65,7 +65,7 @@ def test_nothing_wraps_in_a_normal_run_on_two_processes(tmp_path):
     *_, evaluate, predict, pictures, report, accuracy = filter(None, lines)
     assert evaluate == f"evaluate: python evaluate.py runs/{folder.name}"
     assert predict == "predict:  python -m mnist_dist predict IMAGE..."
-    assert pictures == f"pictures: runs/{folder.name}/plots" and (folder / "plots").is_dir()
+    assert pictures == f"plots:    runs/{folder.name}/plots" and (folder / "plots").is_dir()
     assert report == f"report:   runs/{folder.name}/report.html"
     assert accuracy.startswith("Test Accuracy: ")
     status, screen = on_a_terminal(PYTHON, "-m", "mnist_dist", "runs", cwd=tmp_path)

@@ -43,7 +43,7 @@ def next_steps(folder: Path) -> str:
     text = (
         f"evaluate: {shell(*command('evaluate'), folder)}\n"
         f"predict:  {shell(*predict)} IMAGE...\n"
-        f"pictures: {shell(folder / PLOTS)}"
+        f"plots:    {shell(folder / PLOTS)}"
     )
     page = folder / REPORT
     return f"{text}\nreport:   {shell(page)}" if page.exists() else text
