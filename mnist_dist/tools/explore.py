@@ -34,7 +34,7 @@ class Config(DataConfig):
     """Strength of bending in the second picture, as in train.py."""
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Validate the settings.
 
         Raises:
             UsageError: names the flag, its value and what to give instead.

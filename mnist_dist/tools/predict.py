@@ -36,7 +36,7 @@ class Config:
     """Print what the network sees of each picture, too."""
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Validate the settings.
 
         Raises:
             UsageError: no picture was named.

@@ -44,7 +44,7 @@ class Config:
     """Force the CPU."""
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Validate the settings.
 
         Raises:
             UsageError: names the flag, its value and what to give instead.

@@ -49,7 +49,7 @@ class Config:
     """Draw the learning curves into this .png, .pdf or .svg, seeds as a band."""
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Validate the settings.
 
         Raises:
             UsageError: names the flag, its value and what to give instead.

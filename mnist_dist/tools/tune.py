@@ -63,7 +63,7 @@ class Config(Settings):
         return [name for name in self.search if f"--{name}" not in self.flags_given]
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Validate the settings.
 
         Raises:
             UsageError: names the flag, its value and what to give instead.

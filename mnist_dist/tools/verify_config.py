@@ -39,7 +39,7 @@ class Config(DataConfig):
     (docs/verify.md)."""
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Validate the settings.
 
         Raises:
             UsageError: names the flag, its value and what to give instead.

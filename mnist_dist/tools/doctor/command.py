@@ -63,7 +63,7 @@ class Config:
     flags: tyro.conf.Suppress[tuple[str, ...]] = ()
 
     def check(self) -> None:
-        """Refuse what cannot be.
+        """Validate the settings.
 
         Raises:
             UsageError: names the flag, its value and what to give instead.
