@@ -8,8 +8,13 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from accelerate import DataLoaderConfiguration, FullyShardedDataParallelPlugin
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import (
+    DDPCommunicationHookType,
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+)
 from exact_cases import BATCH, SAMPLES, SEED, Rows, mlp, numbers
+from exact_parts import adversaries
 from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
@@ -227,7 +232,7 @@ def load_state_from_nowhere() -> None:
 REFUSED: dict[str, tuple[Ask, str]] = {
     "a batch norm of the user's": (
         lambda: first_update(network(OwnBatchNorm(6))),
-        "OwnBatchNorm 1 computes over",
+        "OwnBatchNorm 1 computes statistics over",
     ),
     "instance norm with averages": (
         lambda: first_update(
@@ -237,23 +242,32 @@ REFUSED: dict[str, tuple[Ask, str]] = {
                 nn.Flatten(),
             )
         ),
-        "GroupNorm or LayerNorm, or virtual_processes",
+        "GroupNorm or LayerNorm, or set virtual_processes",
     ),
     "batch norm in pieces": (
         lambda: first_update(network(nn.BatchNorm1d(6)), accelerator(micro_batches=2)),
         "BatchNorm1d 1 needs all rows of a batch at once",
     ),
-    "dropout": (lambda: first_update(network(nn.Dropout(0.1))), "Dropout 1 draws for"),
+    "dropout": (
+        lambda: first_update(network(nn.Dropout(0.1))),
+        "Dropout 1 draws random numbers for",
+    ),
     "dropout in an encoder": (
         lambda: first_update(network(nn.Unflatten(1, (1, 6)), encoder(0.1), nn.Flatten())),
-        "MultiheadAttention 2.self_attn draws for",
+        "MultiheadAttention 2.self_attn draws random numbers for",
     ),
-    "dropout between GRUs": (lambda: first_update(Recurrent(0.1)), "GRU gru draws for"),
+    "dropout between GRUs": (
+        lambda: first_update(Recurrent(0.1)),
+        "GRU gru draws random numbers for",
+    ),
     "dropout in the forward": (
         lambda: first_update(Drops()),
-        "the model or loss draws at random (torch)",
+        "the model or loss draws random numbers (torch)",
     ),
-    "noise in the forward": (lambda: first_update(network(nn.RReLU())), "draws at random (torch)"),
+    "noise in the forward": (
+        lambda: first_update(network(nn.RReLU())),
+        "draws random numbers (torch)",
+    ),
     "a state in the forward": (
         lambda: first_update(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 3).double())),
         "changes its buffer parametrizations.weight.0._",
@@ -277,7 +291,10 @@ REFUSED: dict[str, tuple[Ask, str]] = {
         ),
         "use BatchNorm with virtual_processes",
     ),
-    "parameters of the loss": (parameters_of_the_loss, "not the model's: make them part of it"),
+    "parameters of the loss": (
+        parameters_of_the_loss,
+        "not the model's, so they would not be saved: make them part of the model",
+    ),
     "a DistributedSampler": (distributed_sampler, "has a DistributedSampler"),
     "no batches": (lambda: prepare_loader(batch_size=None), "the loader has no batch size"),
     "a stream without batches": (
@@ -286,20 +303,23 @@ REFUSED: dict[str, tuple[Ask, str]] = {
     ),
     "dispatch_batches": (
         lambda: accelerator(dataloader_config=DataLoaderConfiguration(dispatch_batches=True)),
-        "dispatch_batches lets the first process read for all",
+        "dispatch_batches makes the first process read all data",
     ),
     "FSDP": (
         lambda: accelerator(fsdp_plugin=FullyShardedDataParallelPlugin()),
-        "fsdp divides a model",
+        "fsdp shards the model",
     ),
-    "a launch with FSDP": (lambda: with_environment("ACCELERATE_USE_FSDP"), "fsdp divides a model"),
+    "a launch with FSDP": (
+        lambda: with_environment("ACCELERATE_USE_FSDP"),
+        "fsdp shards the model",
+    ),
     "a launch with DeepSpeed": (
         lambda: with_environment("ACCELERATE_USE_DEEPSPEED"),
-        "deepspeed divides a model",
+        "deepspeed shards the model",
     ),
     "a launch with Megatron": (
         lambda: with_environment("ACCELERATE_USE_MEGATRON_LM"),
-        "megatron_lm divides a model",
+        "megatron_lm shards the model",
     ),
     "fp8": (
         lambda: accelerator(mixed_precision="fp8"),
@@ -313,7 +333,10 @@ REFUSED: dict[str, tuple[Ask, str]] = {
         ),
         "leave it at True",
     ),
-    "no_sync": (gradients_of_each_process, "accelerator.no_sync leaves gradients to each process"),
+    "no_sync": (
+        gradients_of_each_process,
+        "accelerator.no_sync would leave gradients unsynchronised",
+    ),
     "a closure": (closure, "LBFGS.step was given a closure"),
     "backward outside of a loop": (
         backward_outside_of_a_loop,
@@ -325,13 +348,27 @@ REFUSED: dict[str, tuple[Ask, str]] = {
         "collate_fn draws random numbers",
     ),
     "two losses of a share": (backward_twice_for_a_share, "called twice for one share of a batch"),
-    "too few samples": (more_processes_than_samples, "samples they share: start fewer"),
+    "two networks in turns, of several shares": (
+        lambda: adversaries(accelerator(virtual_processes=9)),
+        "called twice for one share of a batch",
+    ),
+    "two networks in turns, in pieces": (
+        lambda: adversaries(accelerator(micro_batches=2)),
+        "called twice for one micro-batch, with no optimizer step possible in between",
+    ),
+    "a communication hook": (
+        lambda: accelerator(
+            kwargs_handlers=[DistributedDataParallelKwargs(comm_hook=DDPCommunicationHookType.FP16)]
+        ),
+        "the DDP communication hook fp16 cannot be used",
+    ),
+    "too few samples": (more_processes_than_samples, " samples: start at most "),
     "too few virtual processes": (
         lambda: accelerator(virtual_processes=max(1, accelerator().num_processes - 1)),
-        "virtual processes they share: start fewer",
+        "virtual processes: start at most ",
     ),
-    "rows too many": (gather, "give one row for each sample that the loader has just given"),
-    "loaders in turns": (side_by_side, "two loaders give batches in turns"),
+    "rows too many": (gather, "pass one row for each sample that the loader has just yielded"),
+    "loaders in turns": (side_by_side, "two loaders are read in turns"),
     "a part of an update": (skipping_a_part_of_an_update, "gradient_accumulation_steps"),
     "no folder": (save_state_without_a_folder, "save_state was given no folder"),
     "no checkpoint": (load_state_from_nowhere, "there is no checkpoint /nonexistent"),

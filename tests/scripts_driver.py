@@ -30,6 +30,10 @@ from mnist_dist.core import ExactAccelerator, MeanLoss, UserError
 SAMPLES = 23  # with batches of 6 the last one has five
 BATCH = 6
 SHARES = 4
+STOPS, STOPPED_AT = (
+    11,
+    2,
+)  # a sample in the second batch of an epoch, in a share that is not the last
 VOCABULARY = 7
 NONE = -100
 OPTIONS: dict[str, dict[str, Any]] = {"alone": {}, "virtual": {"virtual_processes": SHARES}}
@@ -109,7 +113,7 @@ def stopped_by_one_row(options: dict[str, Any], _: Path) -> Weights:
     model, optimizer, train = prepare(accelerator, classifier(), loader())
     for batch in train:
         step(accelerator, model, optimizer, batch)
-        if 11 in batch[2].tolist():
+        if STOPS in batch[2].tolist():
             accelerator.set_trigger()
         if accelerator.check_trigger():
             break

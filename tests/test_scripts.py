@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import PYTHON, REPOSITORY, call
 from layer_cases import TABLE, cases
-from scripts_driver import OPTIONS, QUESTIONABLE, SAMPLES, SCRIPTS
+from scripts_driver import OPTIONS, QUESTIONABLE, SAMPLES, SCRIPTS, STOPPED_AT
 
 SENTENCES = {  # by the number of processes and the kind; the others are not refused
     "batches before backward": {
@@ -59,11 +59,10 @@ def test_it_is_the_same_training_on_three_processes(results, name, kind):
         assert torch.allclose(tensor, three[key], rtol=0.0, atol=tolerance), key
 
 
-@pytest.mark.parametrize("kind", OPTIONS)
-def test_the_early_stop_is_no_end_of_an_epoch(results, kind):
-    updates = int(results[1][f"{kind}: early stopping"]["updates"])
-    assert updates % 4 or updates < 20 * 4
-    assert 0 < int(results[1][f"{kind}: stopped by one row"]["updates"]) < 4
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_loop_that_a_share_stops_ends_after_the_update_of_its_batch(results, processes):
+    for kind in OPTIONS:
+        assert int(results[processes][f"{kind}: stopped by one row"]["updates"]) == STOPPED_AT
 
 
 @pytest.mark.parametrize("processes", [1, 3])

@@ -55,8 +55,8 @@ class ExactOptimizer(AcceleratedOptimizer):
             return
         if not self.accelerator.gradients_are_complete:
             raise UserError(
-                "sync_gradients was set to True before an update's last micro-batch, as transformers' Trainer does: leave "
-                "it to the loader, or start as many processes as there are virtual ones"
+                "sync_gradients was set to True before an update's last micro-batch, as transformers' Trainer does: "
+                "leave it to the loader, or start as many processes as there are virtual ones"
             )
         if self.scaler is None:
             self.optimizer.step()
