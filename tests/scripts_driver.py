@@ -1,8 +1,8 @@
 """Scripts of the kinds that Accelerate's examples are, on several processes; see test_scripts.py.
 
-    python tests/scripts_driver.py FOLDER W ...
+    python tests/scripts_driver.py FOLDER scripts|layers W ...
 
-runs each script, and a training for each layer of layer_cases.py, on W processes, without and with virtual processes,
+runs each script, or a training for each layer of layer_cases.py, on W processes, without and with virtual processes,
 for each W, and writes what it ends with, or what it is refused with, to FOLDER/W.pt.
 """
 
@@ -388,12 +388,14 @@ def answer(script: Script, options: dict[str, Any], folder: Path) -> str:
     return ""
 
 
-def run_all(folder: Path, processes: int) -> None:
-    """Run everything on the processes that there are."""
+def run_all(what: str, folder: Path, processes: int) -> None:
+    """Run all scripts, or all layers, on the processes that there are."""
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
     for kind, options in OPTIONS.items():
-        results |= {f"{kind}: {name}": found for name, found in train_all(options).items()}
+        if what == "layers":
+            results |= {f"{kind}: {name}": found for name, found in train_all(options).items()}
+            continue
         for name, script in SCRIPTS.items():
             results[f"{kind}: {name}"] = script(options, folder)
         for name, script in QUESTIONABLE.items():
@@ -404,7 +406,7 @@ def run_all(folder: Path, processes: int) -> None:
         dist.destroy_process_group()
 
 
-def main(folder: Path, counts: list[int]) -> None:
+def main(folder: Path, what: str, counts: list[int]) -> None:
     """One set of processes after the other, so that everything is imported once."""
     gc.freeze()  # `free_memory` collects garbage, and need not look through all that is imported
     for processes in counts:
@@ -412,7 +414,7 @@ def main(folder: Path, counts: list[int]) -> None:
         if child == 0:
             if processes > 1:
                 fork(processes)
-            run_all(folder, processes)
+            run_all(what, folder, processes)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
@@ -422,4 +424,4 @@ def main(folder: Path, counts: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [int(word) for word in sys.argv[2:]])
+    main(Path(sys.argv[1]), sys.argv[2], [int(word) for word in sys.argv[3:]])

@@ -1,11 +1,13 @@
 """Scripts of the kinds that Accelerate's examples are: each is the same training, or is refused in a sentence."""
 
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import PYTHON, REPOSITORY, call
-from layer_cases import TABLE, cases
+from layer_cases import TABLE, cases, train
 from scripts_driver import OPTIONS, QUESTIONABLE, SAMPLES, SCRIPTS, STOPPED_AT
 
 SENTENCES = {  # by the number of processes and the kind; the others are not refused
@@ -38,15 +40,25 @@ SENTENCES = {  # by the number of processes and the kind; the others are not ref
 }
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """What scripts_driver.py wrote on 1 and on 3 processes."""
-    folder = tmp_path_factory.mktemp("scripts")
-    done = call(PYTHON, REPOSITORY / "tests" / "scripts_driver.py", folder, "1", "3", timeout=300)
+def run(what: str, folder: Path) -> dict[int, dict[str, Any]]:
+    """What scripts_driver.py writes on 1 and on 3 processes."""
+    done = call(
+        PYTHON, REPOSITORY / "tests" / "scripts_driver.py", folder, what, "1", "3", timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return {
         processes: torch.load(folder / f"{processes}.pt", weights_only=True) for processes in (1, 3)
     }
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return run("scripts", tmp_path_factory.mktemp("scripts"))
+
+
+@pytest.fixture(scope="module")
+def layers(tmp_path_factory):
+    return run("layers", tmp_path_factory.mktemp("layers"))
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
@@ -102,12 +114,26 @@ def test_each_row_of_the_table_of_layers_has_a_training_and_says_what_comes_of_i
     assert rows_of_the_table() == {name: (row.without, row.virtual) for name, row in TABLE.items()}
 
 
+def cell_of(name: str, kind: str) -> str:
+    """What the table says of a row without or with virtual processes."""
+    return TABLE[name].virtual if kind == "virtual" else TABLE[name].without
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "loss", "kind"),
+    [(*case, kind) for case in cases() for kind in OPTIONS if cell_of(case[0], kind) == "refused"],
+)
+def test_a_layer_that_is_said_to_be_refused_is_refused_in_a_sentence(name, model, loss, kind):
+    said = train(TABLE[name].models[model], TABLE[name].losses[loss], OPTIONS[kind])
+    assert isinstance(said, str) and "\n" not in said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OPTIONS)
 @pytest.mark.parametrize(("name", "model", "loss"), cases())
-def test_a_layer_is_the_same_on_three_processes_or_is_refused(results, name, model, loss, kind):
-    one, three = (results[processes][f"{kind}: {name}: {model}, {loss}"] for processes in (1, 3))
-    cell = TABLE[name].virtual if kind == "virtual" else TABLE[name].without
-    if cell == "refused":
+def test_a_layer_is_the_same_on_three_processes_or_is_refused(layers, name, model, loss, kind):
+    one, three = (layers[processes][f"{kind}: {name}: {model}, {loss}"] for processes in (1, 3))
+    if cell_of(name, kind) == "refused":
         assert isinstance(one, str) and one == three and "\n" not in one
         return
     assert isinstance(one, dict), one
