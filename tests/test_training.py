@@ -158,6 +158,4 @@ def test_few_processes_send_small_gradients_to_each_other_and_get_the_same_bits(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["same_bits"] and found["right"]
-    assert found["calls"] == (
-        {"all_sums": 6, "all_reduce": 3} if few else {"all_reduce": 6}
-    )
+    assert found["calls"] == ({"all_sums": 6, "all_reduce": 3} if few else {"all_reduce": 6})

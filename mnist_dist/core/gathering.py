@@ -74,8 +74,9 @@ def wrong_rows(data: Any, tensors: list[Tensor], rows: int, as_objects: bool) ->
         return ""
     found = " and ".join(str(count) for count in sorted(counts, key=str))
     return (
-        f"gather_for_metrics was given {found} rows, and this process has {rows} of this batch: give one row for each "
-        "sample that the loader has just given, or use accelerator.gather or reduce"
+        f"gather_for_metrics was given {found} rows, but this process has {rows} rows of this "
+        "batch: pass one row for each sample that the loader has just yielded, or use "
+        "accelerator.gather or reduce"
     )
 
 
@@ -106,7 +107,7 @@ def numbers_of_processes(mine: int, device: torch.device, world: int) -> list[in
     number = torch.full((1,), mine, device=device)
     numbers = [torch.zeros_like(number) for _ in range(world)]
     dist.all_gather(numbers, number)
-    return torch.cat(numbers).tolist()
+    return torch.cat(numbers).cpu().tolist()
 
 
 def gather_by_rank(data: Any, device: torch.device) -> Any:
@@ -132,8 +133,9 @@ def gather_by_rank(data: Any, device: torch.device) -> Any:
     for rank, others in enumerate(of_all):
         if [shape[1:] for shape in others] != [shape[1:] for shape in of_all[0]]:
             raise UserError(
-                f"gather was given tensors of the shapes {of_all[0]} on process 0 and {others} on process {rank}: pad "
-                "them to one shape but for the first dimension, for instance by accelerator.pad_across_processes"
+                f"gather was given tensors of shapes {of_all[0]} on process 0 and {others} on "
+                f"process {rank}: make all dimensions but the first equal, for example with "
+                "accelerator.pad_across_processes"
             )
     lengths = [[shape[0] for shape in its_shapes] for its_shapes in of_all]
     each = iter(zip(*lengths, strict=True))

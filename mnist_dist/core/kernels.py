@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
@@ -130,9 +130,10 @@ def refuse_other_kernels(whose: str, others: str) -> NoReturn:
     names = sorted(name for name in os.environ if name.startswith(SETTINGS))
     here = ", ".join(f"{name}={os.environ[name]}" for name in names)
     raise UserError(
-        f"{whose} give other bits for this model's layers than {others}, and with virtual processes bits must be "
-        "the same: use the same kind of processor and the same settings, such as MKL_CBWR, MKL_ENABLE_INSTRUCTIONS "
-        f"and ONEDNN_MAX_CPU_ISA (set here: {here or 'none'}), or begin a training without virtual processes"
+        f"{whose} are not bit-identical to {others} for this model's layers, as virtual processes "
+        "require: use the same kind of processor and the same environment variables, such as "
+        "MKL_CBWR, MKL_ENABLE_INSTRUCTIONS and ONEDNN_MAX_CPU_ISA (set here: "
+        f"{here or 'none'}), or start a new training without virtual processes"
     )
 
 
@@ -178,11 +179,11 @@ def dtype_of(models: list[nn.Module]) -> torch.dtype:
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
     """Compute with gradients, and without the autocast that may surround the caller."""
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast(device.type, enabled=False),
-    ):
+    with ExitStack() as around:
+        around.enter_context(torch.inference_mode(False))
+        around.enter_context(torch.enable_grad())
+        if torch.is_autocast_enabled(device.type):
+            around.enter_context(torch.autocast(device.type, enabled=False))
         yield
 
 
