@@ -355,6 +355,7 @@ def test_resnet18_stopped_on_three_processes_goes_on_on_two_to_the_same_bits(dat
     assert_same(tmp_path / "stopped", tmp_path / "whole", tolerance=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux", reason="elsewhere nobody can tell who has sent a signal"
 )
@@ -397,7 +398,7 @@ def test_a_request_to_stop_that_reaches_its_workers_too_is_answered_with_a_check
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("characters.py --dropout 0.1", "draws at random"),
+        ("characters.py --dropout 0.1", "draws random numbers"),
     ],
 )
 def test_what_needs_virtual_processes_is_refused_with_the_way_out(flags, words, tmp_path):

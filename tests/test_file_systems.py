@@ -175,6 +175,7 @@ def test_a_training_where_neither_is_offered_ends_well(spare, tmp_path):
     assert again.returncode == 0 and "resuming from update " in again.stdout, again.stderr
 
 
+@pytest.mark.slow
 def test_the_weights_are_written_whatever_happens_to_the_last_checkpoint(spare, tmp_path):
     done = spare("checkpoints", tmp_path / "run")
     assert done.returncode == 0, done.stderr
@@ -205,7 +206,7 @@ def lost(tmp_path):
 def test_a_link_to_nowhere_is_named_with_its_target(lost, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run, of_run = lost("runs"), lost("run/checkpoints")
-    says = "is a symbolic link to /nonexistent/scratch, which is not there"
+    says = "is a symbolic link to /nonexistent/scratch, which does not exist"
     with pytest.raises(UserError, match=f"^runs {says}"):
         run_folder.make_new_folder("name")
     with pytest.raises(UserError, match=f"^{run} {says}"):

@@ -269,6 +269,7 @@ def test_accelerates_variables_are_named_where_there_are_any(monkeypatch):
     assert "ACCELERATE_" not in launch.why_not(RuntimeError("[gloo] no address"))
 
 
+@pytest.mark.slow
 def test_a_process_says_itself_what_its_nodes_first_has_not_met(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os\nif os.environ.get('LOCAL_RANK') == '1': os.environ['GLOO_SOCKET_IFNAME'] = 'nonsense'\n"

@@ -48,6 +48,7 @@ def test_what_a_stream_cannot_encode_is_written_as_escapes(encoding, written):
     assert stream.buffer.getvalue().decode(encoding) == f"{written}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [b"odd-\xff-$\\frac$", "één".encode()])
 def test_a_training_in_a_folder_of_an_odd_name_ends_well(name, tmp_path):
     folder = Path(tmp_path, name.decode("utf-8", "surrogateescape"))

@@ -524,6 +524,7 @@ def test_resumed_in_mid_epoch_with_everything_that_has_a_state_the_bits_are_the_
         assert state["optimizers"][0]["state"][0]["step"] < 60
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_stops_the_run_and_names_update_and_checkpoint(tmp_path):
     flags = "--dataset mnist-5k --cpu --wandb disabled --batch-size 134 --checkpoint-every 20 --output-dir".split()
     done = driver(2, [([*flags, tmp_path / "run"], "gradient_breaks_at_update_30")])

@@ -282,6 +282,7 @@ def test_more_processes_than_samples_are_refused(tmp_path):
     assert_all_refused(done, "3 processes cannot share 2 samples")
 
 
+@pytest.mark.slow
 def test_processes_with_other_settings_are_refused(tmp_path):
     """Each rank is started by hand, as two nodes would be, with its own flags."""
     common = {
@@ -381,6 +382,7 @@ def test_a_run_whose_numbers_break_says_at_which_update(tmp_path):
     assert not (tmp_path / "run" / "mnist_model.pth").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_and_a_read_only_folder_are_refused(small_disk):
     disk, remount = small_disk
     remount("size=128k")

@@ -147,6 +147,7 @@ def test_an_epoch_of_mnist_has_the_same_bits_on_1_2_and_3_processes(mnist, tmp_p
         assert_same_bits(tmp_path / str(processes), tmp_path / "1")
 
 
+@pytest.mark.slow
 def test_more_processes_than_virtual_ones_and_other_bits_on_a_resume_are_refused(alone, tmp_path):
     run = tmp_path / "plain"
     shutil.copytree(alone / "plain", run)

@@ -527,6 +527,7 @@ def test_settings_as_flags_are_read_back_as_they_were(words):
     assert parse(TrainConfig, as_flags(config)) == config
 
 
+@pytest.mark.slow
 def test_what_the_sweep_starts_is_accepted_by_train_py(tmp_path):
     """With W&B's own functions, and a `python` that writes down its words instead of training."""
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args

@@ -211,7 +211,8 @@ def test_checkpoints_are_numbered_on_and_the_newest_two_are_kept(processes, resu
         }
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(7, marks=slow)])
+@slow
+@pytest.mark.parametrize("processes", [2, 7])
 def test_under_torchrun_it_is_the_same(processes, results, tmp_path):
     done = torchrun(processes, SCRIPT, tmp_path / "result.pt", *LAYERS.split())
     assert done.returncode == 0, done.stderr

@@ -619,6 +619,7 @@ def test_weights_that_cannot_be_compared_or_differ_fail(one, several, complaint)
     assert passed is not bool(complaint) and complaint in detail
 
 
+@pytest.mark.slow
 def test_a_program_that_fails_is_quoted(tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("raise SystemExit('ValueError: no such flag')")
