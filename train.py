@@ -165,10 +165,11 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
 
         # Finish: save the weights, the plots and, last, the summary. A run that has a summary.json
         # has succeeded.
-        if not results:  # resumed after the last epoch: only the results are missing
+        if results:
+            checkpoints.save(last=True)  # with the metrics of the last epoch
+        else:  # resumed after the last epoch: only the results are missing
             results = {"test": evaluate(accelerator, trained, test_loader, checkpoints)}
         test = results["test"]
-        checkpoints.save(last=True)
         save_weights(run.folder / WEIGHTS, trained)
         with all_or_none():
             if accelerator.is_main_process and config.plots:
