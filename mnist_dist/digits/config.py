@@ -12,13 +12,13 @@ from mnist_dist.task.settings import GROUPS, Settings
 from mnist_dist.usage import MAY_CHANGE, require, unset
 
 Recipe = Literal["original", "fast", "fast-cnn", "best", "best-cnn"]
-RecipeOrNone = Annotated[Recipe | None, unset("none, which is like original")]
+RecipeOrNone = Annotated[Recipe | None, unset("none, the same as original")]
 FolderOfRun = Annotated[Path | None, unset("runs/<timestamp>-<dataset>-<model>")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunFlags, Settings):
-    """Train a digit classifier. The defaults are those of the original single-file script."""
+    """Train a digit classifier. The defaults are those of --recipe original: an MLP, 5 epochs."""
 
     GROUPS: ClassVar[dict[str, str]] = GROUPS | {
         "run": "output-dir resume checkpoint-every cpu mixed-precision dtype tf32 compile "
@@ -27,15 +27,15 @@ class TrainConfig(RunFlags, Settings):
     RECIPES: ClassVar[dict[str, dict[str, Any]]] = RECIPES
 
     gradient_accumulation_steps: int = 1
-    """Micro-batches each process splits its share of a batch into, to save memory; changes only rounding."""
+    """Micro-batches that each process splits its part of a batch into, to save memory; changes only rounding."""
     compile: bool = False
     """Compile the network with torch.compile, which takes 10 s or more; no gain on the CPUs we measured."""
     recipe: RecipeOrNone = field(default=None, metadata=MAY_CHANGE)
     """Preset of settings; explicit flags override it."""
     output_dir: FolderOfRun = field(default=None, metadata=MAY_CHANGE)
-    """The run's folder."""
+    """Folder that the run writes to."""
     log_every: int = field(default=50, metadata=MAY_CHANGE)
-    """Updates between two points of the loss curve."""
+    """Number of updates between points on the loss curve."""
     plots: bool = field(default=True, metadata=MAY_CHANGE)
     """Plots of learning curves, confusion matrix and mistakes at the end; --no-plots skips them."""
     report: bool = field(default=True, metadata=MAY_CHANGE)

@@ -24,9 +24,9 @@ class RunFlags:
     resume: bool = field(default=False, metadata=MAY_CHANGE)
     """Resume from the newest intact checkpoint in --output-dir, or start from scratch if there is none."""
     checkpoint_every: int = field(default=0, metadata=MAY_CHANGE)
-    """Updates between two checkpoints; 0: at the ends of epochs only."""
+    """Number of updates between checkpoints; 0: only at the end of each epoch."""
     wandb: WandbMode = field(default="auto", metadata=MAY_CHANGE)
-    """Weights & Biases; auto: online if a key is configured, else offline."""
+    """Weights & Biases mode; auto: online if an API key is configured, else offline."""
     wandb_project: str = field(default="mnist-dist", metadata=MAY_CHANGE)
     """Project that the run appears under in Weights & Biases."""
 

