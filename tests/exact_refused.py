@@ -1,7 +1,9 @@
 """What the core must refuse, by the words that its sentence has to hold, and what it must accept."""
 
 import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -229,6 +231,13 @@ def load_state_from_nowhere() -> None:
     accelerator().load_state("/nonexistent")
 
 
+def load_state_of_accelerate() -> None:
+    """What stock Accelerate has written."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "random_states_0.pkl").touch()
+        accelerator().load_state(folder)
+
+
 REFUSED: dict[str, tuple[Ask, str]] = {
     "a batch norm of the user's": (
         lambda: first_update(network(OwnBatchNorm(6))),
@@ -372,6 +381,10 @@ REFUSED: dict[str, tuple[Ask, str]] = {
     "a part of an update": (skipping_a_part_of_an_update, "gradient_accumulation_steps"),
     "no folder": (save_state_without_a_folder, "save_state was given no folder"),
     "no checkpoint": (load_state_from_nowhere, "there is no checkpoint /nonexistent"),
+    "a checkpoint of Accelerate": (
+        load_state_of_accelerate,
+        "written by Accelerate's own save_state",
+    ),
 }
 SEVERAL_ONLY = {
     "too few samples",

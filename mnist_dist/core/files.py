@@ -228,6 +228,11 @@ def read_folder(place: Path) -> dict[str, Any]:
     """
     if not place.is_dir():
         raise UserError(f"there is no checkpoint {place}: name the folder that save_state wrote")
+    if not (place / MANIFEST).exists() and any(place.glob("random_states_*.pkl")):
+        raise UserError(
+            f"the checkpoint {place} was written by Accelerate's own save_state, which ExactAccelerator "
+            "does not read: start from the weights in it, or begin the training again"
+        )
     try:
         manifest = json.loads((place / MANIFEST).read_text())
         content = (place / STATE).read_bytes()
