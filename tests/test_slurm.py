@@ -232,10 +232,10 @@ def test_two_nodes_train_and_evaluate_the_model_of_one_process(cluster, alone, r
     assert evaluated["total"] == 1000 and evaluated["correct"] == summary["test_correct"]
     # One readable log: one rank speaks, and the last lines say how to send what W&B has offline.
     log = cluster.log(training).splitlines()
-    assert len(log) == 11, log
+    assert len(log) == 12, log
     assert log[-1].startswith("Test Accuracy: ")
-    assert log[-6] == "Weights & Biases has this run offline; send it with:"
-    place = re.fullmatch(r"wandb sync (\S+)", log[-5])
+    assert log[-7] == "Weights & Biases has this run offline; send it with:"
+    place = re.fullmatch(r"wandb sync (\S+)", log[-6])
     assert place and list((cluster.folder / place[1]).glob("run-*.wandb"))
 
 
