@@ -16,7 +16,13 @@ import tyro
 from torch import Tensor
 
 from mnist_dist import plots
-from mnist_dist.core import MicroBatch, UserError, all_or_none, announce, same_everywhere
+from mnist_dist.core import (
+    MicroBatch,
+    UserError,
+    all_or_none,
+    announce,
+    check_same_across_processes,
+)
 from mnist_dist.core.files import make_folder
 from mnist_dist.digits import weights
 from mnist_dist.run import launch
@@ -127,7 +133,7 @@ def main(config: EvaluateConfig | None = None) -> None:
         place = config.data_dir or datasets.folder_with(
             name, Path(first.data_dir), datasets.DATA_DIR
         )
-    same_everywhere("the weights", [weights.fingerprint(one) for one in loaded])
+    check_same_across_processes("the weights", [weights.fingerprint(one) for one in loaded])
     samples = data.obtain(
         accelerator,
         name,

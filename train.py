@@ -20,7 +20,7 @@ from mnist_dist.core import (
     all_or_none,
     announce,
     as_stored,
-    same_everywhere,
+    check_same_across_processes,
 )
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.digits.finished import next_steps
@@ -29,14 +29,14 @@ from mnist_dist.digits.tracking import Tracker
 from mnist_dist.run import launch, origin
 from mnist_dist.run.command_line import as_json, flag, parse
 from mnist_dist.run.files import write_json
-from mnist_dist.run.folder import PLOTS, SUMMARY, WEIGHTS, go_on, open_run
+from mnist_dist.run.folder import PLOTS, SUMMARY, WEIGHTS, open_run, restore_run
 from mnist_dist.run.progress import progress_bar
 from mnist_dist.run.stopwatch import Stopwatch
 from mnist_dist.run.weights import save_weights
 from mnist_dist.task import data, networks
 from mnist_dist.task.data import DataSet
 from mnist_dist.task.evaluation import Evaluation, evaluation_loader, evaluation_of
-from mnist_dist.task.objective import adam, average, loss_of, schedule
+from mnist_dist.task.objective import adam, average, make_loss, schedule
 
 
 def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> None:
@@ -61,7 +61,7 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
         micro_batches=config.gradient_accumulation_steps,
     )
     for name, value in as_json(config).items():
-        same_everywhere("the settings", f"{flag(name)} {value}")
+        check_same_across_processes("the settings", f"{flag(name)} {value}")
     announce(launch.describe(accelerator))
 
     # Every process holds the whole data set on its device. batch_size is the global batch size.
@@ -83,7 +83,7 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
     averaged = average(network, optimizer, config.ema) if config.ema else None
     trained = averaged.module if averaged else network
     teachers = load_teachers(config, samples, accelerator.device)
-    loss_function = loss_of(network, config, teachers)
+    loss_function = make_loss(network, config, teachers)
     scheduler = schedule(optimizer, config, updates=config.epochs * len(train_loader))
 
     model, optimizer, train_loader, test_loader, scheduler = accelerator.prepare(
@@ -120,7 +120,7 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
         f"{samples.name}: {len(samples.train):,} training samples, {len(samples.test):,} test samples\n"
         f"{config.model} with {networks.parameter_count(network):,} parameters; writing to {run.folder}"
     )
-    go_on(run, checkpoints, train_loader, config.epochs)
+    restore_run(run, checkpoints, train_loader, config.epochs)
     results: dict[str, Evaluation] = {}
 
     with tracker:

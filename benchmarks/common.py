@@ -22,7 +22,7 @@ from mnist_dist.core import ExactAccelerator, MeanLoss
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run.origin import cpu_name
 from mnist_dist.task import networks
-from mnist_dist.task.objective import adam, average, loss_of, schedule
+from mnist_dist.task.objective import adam, average, make_loss, schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -56,7 +56,7 @@ class Training:
         optimizer = adam(self.network, config)
         if config.ema:
             average(self.network, optimizer, config.ema)
-        self.loss_function = loss_of(self.network, config)
+        self.loss_function = make_loss(self.network, config)
         loader = DataLoader(samples, batch_size=config.batch_size, shuffle=True)
         scheduler = schedule(optimizer, config, updates=SCHEDULED)
         self.model, self.optimizer, self.loader, self.scheduler = accelerator.prepare(

@@ -31,7 +31,7 @@ from mnist_dist.core import (
     all_or_none,
     announce,
     as_stored,
-    same_everywhere,
+    check_same_across_processes,
     stream,
 )
 from mnist_dist.run import command_line, folder, launch, settings
@@ -52,7 +52,7 @@ WIDTH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(settings.OwnConfig):
+class Config(settings.ScriptConfig):
     """Train a character-level language model, the same on any number of processes."""
 
     text: Path | None = None
@@ -228,7 +228,7 @@ def main() -> None:
         "alphabet": alphabet,
         "digest": fingerprint({"lines": lines}),
     }
-    same_everywhere("the settings or texts", about)
+    check_same_across_processes("the settings or texts", about)
 
     # A part of the lines is held out. The batch size is that of all processes together.
     order = torch.randperm(len(lines), generator=stream("held out", config.seed))
@@ -262,7 +262,7 @@ def main() -> None:
     names = ["batch_size", "virtual_processes", "seed", "dtype", "dropout", "digest"]
     fixed = {name: about[name] for name in names} | accelerator.bits
     checkpoints = Checkpoints(accelerator, run.folder, fixed, config.checkpoint_every)
-    folder.go_on(run, checkpoints, train_loader, config.epochs)
+    folder.restore_run(run, checkpoints, train_loader, config.epochs)
 
     with tracker:
         for epoch in range(train_loader.next_epoch, config.epochs):

@@ -35,7 +35,7 @@ from mnist_dist.core import (
     all_or_none,
     announce,
     as_stored,
-    same_everywhere,
+    check_same_across_processes,
     stream,
 )
 from mnist_dist.run import command_line, folder, launch, settings
@@ -51,7 +51,7 @@ STRIPES = 600  # pictures that are drawn here
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(settings.OwnConfig):
+class Config(settings.ScriptConfig):
     """Train a network on pictures, the same on any number of processes."""
 
     data: Path | None = None
@@ -232,7 +232,7 @@ def main() -> None:
     with all_or_none():
         pictures = open_pictures(config.data) if config.data else stripes()
     about = command_line.as_json(config) | {"classes": pictures.classes, "digest": pictures.digest}
-    same_everywhere("the settings or pictures", about)
+    check_same_across_processes("the settings or pictures", about)
     train_loader, test_loader = make_loaders(config, pictures, dtype)
 
     # The model and its optimizer. The rate rises at first and then stays, so that a run may be
@@ -258,7 +258,7 @@ def main() -> None:
     names = ["batch_size", "virtual_processes", "seed", "dtype", "model", "plain", "digest"]
     fixed = {name: about[name] for name in names} | accelerator.bits
     checkpoints = Checkpoints(accelerator, run.folder, fixed, config.checkpoint_every)
-    folder.go_on(run, checkpoints, train_loader, config.epochs)
+    folder.restore_run(run, checkpoints, train_loader, config.epochs)
 
     with tracker:
         for epoch in range(train_loader.next_epoch, config.epochs):

@@ -21,7 +21,7 @@ from mnist_dist.core import (
     update,
 )
 from mnist_dist.core import accelerator as accelerator_module
-from mnist_dist.core.exchange import Stretch
+from mnist_dist.core.exchange import ShareRange
 
 Fault = Callable[[], Any]  # a context in which the core has it
 
@@ -136,7 +136,7 @@ def samples_seeded_by_rank() -> Any:
 def sum_in_order_of_arrival() -> Any:
     """Every process adds its own sums first, and then those of the others."""
 
-    def wrong(sums: dict[Stretch, list[Tensor]], first: int, stop: int) -> list[Tensor]:
+    def wrong(sums: dict[ShareRange, list[Tensor]], first: int, stop: int) -> list[Tensor]:
         total: list[Tensor] = []
         for (begin, end), tensors in sums.items():
             if first <= begin and end <= stop:

@@ -17,7 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from forked import fork
 
-from mnist_dist.core.exchange import GradientSum, PartExchange
+from mnist_dist.core.exchange import GradientSum, ReduceScatterExchange
 from mnist_dist.core.sharing import Sharing
 
 SHAPES = [
@@ -41,7 +41,7 @@ def total(sharing: Sharing) -> list[torch.Tensor]:
     gradient_sum = GradientSum(
         [torch.empty(shape, dtype=dtype) for shape, dtype in SHAPES], sharing
     )
-    assert sharing.world == 1 or isinstance(gradient_sum.exchange, PartExchange)
+    assert sharing.world == 1 or isinstance(gradient_sum.exchange, ReduceScatterExchange)
     found = []
     for _ in range(UPDATES):
         for share in sharing.mine:

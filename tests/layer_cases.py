@@ -255,7 +255,7 @@ TABLE: dict[str, Row] = {
 
 def train(
     make: Callable[[], nn.Module],
-    loss_of: Loss,
+    make_loss: Loss,
     options: dict[str, Any],
 ) -> dict[str, Tensor] | str:
     """Weights and buffers after an epoch, or the sentence of the refusal."""
@@ -269,7 +269,7 @@ def train(
     try:
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
         for inputs, labels in loader:
-            accelerator.backward(loss_of(model, inputs, labels))
+            accelerator.backward(make_loss(model, inputs, labels))
             optimizer.step()
             optimizer.zero_grad()
     except UserError as error:

@@ -85,7 +85,8 @@ def train(loop: str, options: dict[str, Any]) -> dict[str, Tensor]:
             if loop == "loss read in a share":
                 mean_loss.compute_recent()
     return {
-        name: tensor.clone() for name, tensor in accelerator.bare_models[0].state_dict().items()
+        name: tensor.clone()
+        for name, tensor in accelerator.unwrapped_models[0].state_dict().items()
     }
 
 

@@ -612,7 +612,7 @@ def checkpoints_with(
 def test_what_is_fixed_and_differs_is_refused_by_name(then, now, sentence, tmp_path):
     checkpoints_with(tmp_path, then).save()
     resumed = checkpoints_with(tmp_path, now)
-    weights = resumed.accelerator.bare_models[0].state_dict()
+    weights = resumed.accelerator.unwrapped_models[0].state_dict()
     before = {name: tensor.clone() for name, tensor in weights.items()}
     with pytest.raises(UserError) if sentence else nullcontext() as refusal:
         assert resumed.resume()

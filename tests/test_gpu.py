@@ -12,7 +12,7 @@ from mnist_dist.core import stream
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run import launch
 from mnist_dist.task import networks
-from mnist_dist.task.objective import adam, average, loss_of
+from mnist_dist.task.objective import adam, average, make_loss
 
 TRAINING = "train.py --dataset mnist-5k --wandb disabled --epochs 1 --batch-size 100".split()
 OPTIONS = (
@@ -78,7 +78,7 @@ def test_no_update_waits_for_the_gpu(model):
     images = torch.randn(1000, 1, 28, 28, generator=stream(1)).to(accelerator.device)
     labels = torch.arange(1000, device=accelerator.device) % 10
     loader = DataLoader(TensorDataset(images, labels), batch_size=100, shuffle=True)
-    loss_function = loss_of(network, config)
+    loss_function = make_loss(network, config)
     trained, optimizer, loader = accelerator.prepare(network, optimizer, loader)
     try:
         for batch in loader:

@@ -14,7 +14,7 @@ from mnist_dist.digits.config import TrainConfig
 from mnist_dist.task import objective
 from mnist_dist.task.data import load
 from mnist_dist.task.networks import MNISTNet
-from mnist_dist.task.objective import adam, loss_of
+from mnist_dist.task.objective import adam, make_loss
 from mnist_dist.task.schedules import learning_rate
 from mnist_dist.tools import reference
 
@@ -81,7 +81,7 @@ def test_every_update_distorts_and_drops_anew(monkeypatch):
     accelerator = ExactAccelerator(cpu=True)
     loader = DataLoader(TensorDataset(*same), batch_size=10, shuffle=True)
     model, optimizer, loader = accelerator.prepare(network, adam(network, config), loader)
-    loss_function = loss_of(network, config)
+    loss_function = make_loss(network, config)
     forward = MNISTNet.forward
 
     def watched(self, *inputs):

@@ -65,11 +65,11 @@ def test_who_only_takes_long_is_not_named(tmp_path):
 
 
 def test_a_place_is_the_users_line_and_what_it_calls():
-    begun, go_on = threading.Event(), threading.Event()
+    begun, restore_run = threading.Event(), threading.Event()
 
     def users_code() -> None:
         begun.set()
-        go_on.wait()
+        restore_run.wait()
 
     def in_a_block() -> None:
         with all_or_none():
@@ -80,7 +80,7 @@ def test_a_place_is_the_users_line_and_what_it_calls():
     begun.wait()
     time.sleep(0.01)
     one, two = place_of(thread.ident), place_of(thread.ident)
-    go_on.set()
+    restore_run.set()
     thread.join()
     line = users_code.__code__.co_firstlineno + 2
     assert one == two and one.where == f"test_waiting.py:{line}" and one.call == "Event.wait"

@@ -5,7 +5,7 @@ another project. Read `accelerator` first, then `sharing`, `update` and `exchang
 """
 
 from .accelerator import ExactAccelerator
-from .agreement import all_or_none, announce, same_everywhere
+from .agreement import all_or_none, announce, check_same_across_processes
 from .checkpointing import Checkpoints
 from .errors import Stopped, UserError
 from .evaluating import as_stored
@@ -26,7 +26,7 @@ __all__ = [
     "all_or_none",
     "announce",
     "as_stored",
+    "check_same_across_processes",
     "register_hook",
-    "same_everywhere",
     "stream",
 ]

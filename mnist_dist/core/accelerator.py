@@ -16,9 +16,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from . import refusals, state
-from .agreement import all_or_none, announce, same_everywhere
+from .agreement import all_or_none, announce, check_same_across_processes
 from .batch_norm import compute_over_the_global_batch
-from .bits import fix_bits
+from .bits import make_deterministic
 from .buffers import BufferMean
 from .digests import digest
 from .errors import UserError
@@ -134,7 +134,7 @@ class ExactAccelerator(Accelerator):
         on_gpus = self.device.type == "cuda"
         wanted = on_gpus if ddp is None else ddp
         self.ddp = wanted and world > 1 and not virtual_processes
-        self.bits = fix_bits(self.device) if virtual_processes else {}
+        self.bits = make_deterministic(self.device) if virtual_processes else {}
         self.kernels = Kernels(self)
         self._micro_batch: MicroBatch | None = None
         self.updates = 0
@@ -145,7 +145,7 @@ class ExactAccelerator(Accelerator):
         self._gradients = UpdateGradients(self.sharing, self.device, ddp=self.ddp)
         self._guard = ForwardGuard(self.device)
         self._stand_ins = StandIns()
-        self._bare_models: list[nn.Module] = []
+        self._unwrapped_models: list[nn.Module] = []
         self._parameters: dict[
             int, nn.Parameter
         ] = {}  # of all models and optimizers, by their identities
@@ -206,7 +206,7 @@ class ExactAccelerator(Accelerator):
             self._compute_over_the_global_batch(model)
         refusals.refuse_layers_that_reach_beyond_a_share(model)
         wrap = self.ddp and not evaluation_mode
-        same_everywhere(
+        check_same_across_processes(
             "the initial weights (was set_seed called before the model was built?)",
             digest([*model.parameters(), *model.buffers()]),
         )
@@ -257,16 +257,16 @@ class ExactAccelerator(Accelerator):
         return scheduler
 
     @property
-    def bare_models(self) -> list[nn.Module]:
+    def unwrapped_models(self) -> list[nn.Module]:
         """The prepared models without wrappers, in the order in which they were prepared."""
-        if len(self._bare_models) != len(
+        if len(self._unwrapped_models) != len(
             self._models
         ):  # cached: unwrapping makes Accelerate search for packages
-            self._bare_models = [
+            self._unwrapped_models = [
                 extract_model_from_parallel(model, keep_torch_compile=False)
                 for model in self._models
             ]
-        return self._bare_models
+        return self._unwrapped_models
 
     def _check_parameters(self) -> None:
         """Check that the optimizers hold the models' parameters, in the same order on every process.
@@ -276,12 +276,14 @@ class ExactAccelerator(Accelerator):
         """
         if not (self._optimizers and self._models):
             return
-        orders = refusals.refuse_optimizers_of_other_parameters(self.bare_models, self._optimizers)
-        same_everywhere("the optimizer's parameters (as indices into the model's)", orders)
+        orders = refusals.parameter_indices(self.unwrapped_models, self._optimizers)
+        check_same_across_processes(
+            "the optimizer's parameters (as indices into the model's)", orders
+        )
 
     def parameter_orders(self) -> list[list[int]]:
         """For each optimizer the numbers of its parameters among those of all models, in its order."""
-        return refusals.refuse_optimizers_of_other_parameters(self.bare_models, self._optimizers)
+        return refusals.parameter_indices(self.unwrapped_models, self._optimizers)
 
     # -------------------------------------------------------------------------------- micro-batches
 
@@ -331,7 +333,7 @@ class ExactAccelerator(Accelerator):
         self._guard.before = None  # draws in this loop are not part of the outer forward pass
         in_progress = outer.micro_batch
         self._stand_ins.begin_micro_batch(
-            self.bare_models, empty=in_progress is not None and len(in_progress) == 0
+            self.unwrapped_models, empty=in_progress is not None and len(in_progress) == 0
         )
         if outer.micro_batch is not None:
             self._gradients.begin_micro_batch(outer.micro_batch)
@@ -358,11 +360,11 @@ class ExactAccelerator(Accelerator):
         self._loader = loader
         self.sync_gradients = micro_batch.closes_update
         self._gradients.begin_micro_batch(micro_batch)
-        self._stand_ins.begin_micro_batch(self.bare_models, empty=len(micro_batch) == 0)
+        self._stand_ins.begin_micro_batch(self.unwrapped_models, empty=len(micro_batch) == 0)
         if self.sharing.fixed:
             self._begin_share(micro_batch, nested=nested)
         else:
-            self._guard.begin_micro_batch(micro_batch, self.bare_models)
+            self._guard.begin_micro_batch(micro_batch, self.unwrapped_models)
         call_hooks("micro_batch", self)
 
     def _look_for_a_missing_backward(self, micro_batch: MicroBatch) -> None:
@@ -384,7 +386,7 @@ class ExactAccelerator(Accelerator):
     def _begin_share(self, micro_batch: MicroBatch, *, nested: bool) -> None:
         """With virtual processes: reset the buffers to before the update, and seed this share's generators."""
         if self._gradients.buffers is None:
-            self._gradients.buffers = BufferMean(self.bare_models)
+            self._gradients.buffers = BufferMean(self.unwrapped_models)
         buffers = self._gradients.buffers
         if buffers.in_training and not nested:
             buffers.begin(opens_share=micro_batch.piece == 0, empty=len(micro_batch) == 0)
@@ -477,7 +479,7 @@ class ExactAccelerator(Accelerator):
         else:
             scaled.backward(scalar(weight, scaled.dtype, scaled.device), **kwargs)
         self._gradients.add(micro_batch, parameters, terms)
-        self._guard.check(micro_batch, self.bare_models)
+        self._guard.check(micro_batch, self.unwrapped_models)
         self._backward_done = micro_batch
         if micro_batch.closes_update:
             self._unused = True
@@ -561,7 +563,7 @@ class ExactAccelerator(Accelerator):
         """
         if not self._parameters:
             self._parameters = {
-                id(each): each for model in self.bare_models for each in model.parameters()
+                id(each): each for model in self.unwrapped_models for each in model.parameters()
             }
         for optimizer in self._optimizers:
             for group in optimizer.optimizer.param_groups:
@@ -619,7 +621,7 @@ class ExactAccelerator(Accelerator):
             mean_loss.collect()
         # In the weights' dtype, for there are devices without float64.
         norm = self.weight_norm().reshape(1)
-        self.judge_weights(self.gather(norm).cpu().tolist())
+        self.check_weight_norms(self.gather(norm).cpu().tolist())
         if self.sharing.fixed:
             self.check_buffers()
 
@@ -629,28 +631,28 @@ class ExactAccelerator(Accelerator):
         Raises:
             UserError: on every process, if they have not.
         """
-        own = digest(buffer for model in self.bare_models for buffer in model.buffers())
+        own = digest(buffer for model in self.unwrapped_models for buffer in model.buffers())
         if len(set(gather_object([own]))) > 1:
-            raise self.gone_wrong(
+            raise self.training_error(
                 f"processes no longer have the same buffers after update {self.updates}",
                 "call the model in training mode only between a batch and its accelerator.backward",
             )
 
-    def judge_weights(self, norms: list[float]) -> None:
+    def check_weight_norms(self, norms: list[float]) -> None:
         """Compare norms of the weights of several processes.
 
         Raises:
             UserError: they differ by more than rounding on different processors can explain.
         """
         if not all(map(math.isfinite, norms)):
-            raise self.gone_wrong(f"the gradient of update {self.updates} is not finite")
+            raise self.training_error(f"the gradient of update {self.updates} is not finite")
         if max(norms) - min(norms) > 1e-5 * max(norms):
-            raise self.gone_wrong(
+            raise self.training_error(
                 f"processes no longer have the same weights after update {self.updates}",
                 "look for code that changes weights or gradients independently on each process",
             )
 
-    def gone_wrong(self, what: str, advice: str = "") -> UserError:
+    def training_error(self, what: str, advice: str = "") -> UserError:
         """The error for a training run that has gone wrong; it names the last good checkpoint."""
         numbers = (
             "check the data for non-finite values, or try a lower learning rate or gradient "
@@ -746,7 +748,7 @@ class ExactAccelerator(Accelerator):
         """Forget all that was prepared, as `Accelerator.free_memory`."""
         self._gradients = UpdateGradients(self.sharing, self.device, ddp=self.ddp)
         self._guard = ForwardGuard(self.device)
-        self._bare_models = []
+        self._unwrapped_models = []
         self.kernels = Kernels(self)
         self._parameters = {}
         self._backward_done = None

@@ -38,7 +38,7 @@ def all_or_none() -> Iterator[None]:
             raise bug or UserError(*other)
 
 
-def same_everywhere(what: str, value: object) -> None:
+def check_same_across_processes(what: str, value: object) -> None:
     """Compare the `repr` of a value between all processes; each of them must call this.
 
     Args:

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from .agreement import same_everywhere
+from .agreement import check_same_across_processes
 
 
-def fix_bits(device: torch.device) -> dict[str, Any]:
+def make_deterministic(device: torch.device) -> dict[str, Any]:
     """Make results depend only on the type of device: one thread per process, deterministic GPU kernels.
 
     Args:
@@ -38,5 +38,5 @@ def fix_bits(device: torch.device) -> dict[str, Any]:
         found["cuBLAS"] = workspace
     elif device.type != "cpu":
         found["GPU"] = device.type
-    same_everywhere("the numerical environments", found)
+    check_same_across_processes("the numerical environments", found)
     return found

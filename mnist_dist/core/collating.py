@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 
-def as_it_is(rows: Any) -> Any:
+def identity(rows: Any) -> Any:
     """An identity `collate_fn`, for a `DataLoader` without a batch size."""
     return rows
 

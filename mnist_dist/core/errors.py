@@ -20,7 +20,7 @@ class UserError(Exception):
         self.run = run
 
 
-class OwnError(UserError):
+class SingleProcessError(UserError):
     """An error on one process only: that process reports it, and the others notice that it has exited."""
 
 

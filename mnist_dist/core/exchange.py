@@ -23,7 +23,7 @@ FEW_PROCESSES = 4
 SMALL_GRADIENT = 1 << 20
 PATIENCE = timedelta(minutes=15)  # timeout for a process that does not respond
 
-Stretch = tuple[int, int]  # half-open range of shares: first, stop
+ShareRange = tuple[int, int]  # half-open range of shares: first, stop
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def not_profiled() -> Iterator[None]:
         torch.autograd._enable_record_function(True)
 
 
-def complete_subtrees(held: range, first: int, stop: int) -> list[Stretch]:
+def complete_subtrees(held: range, first: int, stop: int) -> list[ShareRange]:
     """The largest subtrees of [first, stop), by repeated halving, whose shares a process holds completely.
 
     Args:
@@ -54,7 +54,7 @@ def complete_subtrees(held: range, first: int, stop: int) -> list[Stretch]:
     return complete_subtrees(held, first, middle) + complete_subtrees(held, middle, stop)
 
 
-def tree_sum(sums: dict[Stretch, list[Tensor]], first: int, stop: int) -> list[Tensor]:
+def tree_sum(sums: dict[ShareRange, list[Tensor]], first: int, stop: int) -> list[Tensor]:
     """The sum over a range of shares: its first half's sum plus its second half's, on whichever process.
 
     Args:
@@ -86,7 +86,7 @@ class GradientSum:
     def __init__(self, like: list[Tensor], sharing: Sharing) -> None:
         self.like = like
         self.sharing = sharing
-        self.sums: dict[Stretch, list[Tensor]] = {}
+        self.sums: dict[ShareRange, list[Tensor]] = {}
         self.exchange = choose_exchange(like, sharing)
 
     def add(self, share: int | None, gradients: list[Tensor], complete: bool) -> None:
@@ -130,13 +130,13 @@ class GradientSum:
 
 def choose_exchange(
     like: list[Tensor], sharing: Sharing
-) -> "PeerExchange | PartExchange | AllReduce | None":
+) -> "PeerExchange | ReduceScatterExchange | AllReduce | None":
     """The fastest exchange between processes that is bit-identical where that is promised."""
     if sharing.world == 1:
         return None
     few = sharing.world <= FEW_PROCESSES
     if sharing.fixed:
-        return PeerExchange(like, sharing) if few else PartExchange(like, sharing)
+        return PeerExchange(like, sharing) if few else ReduceScatterExchange(like, sharing)
     small = sum(tensor.nbytes for tensor in like) <= SMALL_GRADIENT
     if few and small and dist.get_backend() == "gloo":
         return PeerExchange(like, sharing)
@@ -153,7 +153,7 @@ class AllReduce:
         self.like = like
         self.sharing = sharing
 
-    def all_sums(self, mine: dict[Stretch, list[Tensor]]) -> dict[Stretch, list[Tensor]]:
+    def all_sums(self, mine: dict[ShareRange, list[Tensor]]) -> dict[ShareRange, list[Tensor]]:
         """The sum over all shares, from the sums of this process."""
         (gradients,) = mine.values()
         vector = flatten(gradients)
@@ -188,7 +188,7 @@ class PeerExchange:
             self.upwards: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
             self.downwards: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
 
-    def all_sums(self, mine: dict[Stretch, list[Tensor]]) -> dict[Stretch, list[Tensor]]:
+    def all_sums(self, mine: dict[ShareRange, list[Tensor]]) -> dict[ShareRange, list[Tensor]]:
         """The sums of every process, from those of this one."""
         rows = torch.stack([flatten(gradients) for gradients in mine.values()])
         received = self.over_gloo(rows) if self.on_gloo else self.at_once(rows)
@@ -239,7 +239,7 @@ class PeerExchange:
         }
 
 
-class PartExchange:
+class ReduceScatterExchange:
     """A reduce-scatter followed by an all-gather; every sum is added along the same tree.
 
     Each process sends about twice the size of the gradient, however many processes there are, while
@@ -261,7 +261,7 @@ class PartExchange:
         for place, tensor in enumerate(like):
             self.places_by_dtype.setdefault(tensor.dtype, []).append(place)
 
-    def all_sums(self, mine: dict[Stretch, list[Tensor]]) -> dict[Stretch, list[Tensor]]:
+    def all_sums(self, mine: dict[ShareRange, list[Tensor]]) -> dict[ShareRange, list[Tensor]]:
         """The sum over all shares, from the sums of this process."""
         total = list(self.like)
         for places in self.places_by_dtype.values():

@@ -83,7 +83,7 @@ class Kernels:
         accelerator = self.accelerator
         if not accelerator.sharing.fixed:
             return ""
-        models = accelerator.bare_models
+        models = accelerator.unwrapped_models
         looked_at = len(models), self.samples_of_a_share()
         if looked_at != self.looked_at:
             self.looked_at = looked_at

@@ -16,10 +16,10 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from .agreement import same_everywhere
-from .collating import as_it_is, without_rows
+from .agreement import check_same_across_processes
+from .collating import identity, without_rows
 from .digests import digest
-from .errors import OwnError, UserError
+from .errors import SingleProcessError, UserError
 from .microbatches import MicroBatchSampler
 from .orders import Orders, orders_of
 from .randomness import GeneratorStates, seed_generators, seed_of
@@ -216,7 +216,7 @@ class ExactDataLoader:
             return
         self.compared = True
         what = "the data sets (every process must hold all samples, in the same order)"
-        same_everywhere(what, self.reader.fingerprint())
+        check_same_across_processes(what, self.reader.fingerprint())
 
     def state_dict(self) -> dict[str, int]:
         """Where the next update begins: the epoch, and the number of the global batch within it."""
@@ -293,7 +293,7 @@ class WorkerReader:
             fetch,
             batch_size=None,
             sampler=self.plan,
-            collate_fn=as_it_is,
+            collate_fn=identity,
             num_workers=loader.num_workers,
             pin_memory=loader.pin_memory,
             timeout=loader.timeout,
@@ -314,7 +314,7 @@ class WorkerReader:
         move = self.accelerator.device_placement
         for micro_batches, rows, problem in self.loader:
             if problem:
-                raise OwnError(problem)
+                raise SingleProcessError(problem)
             for micro_batch, its_rows in zip(micro_batches, rows, strict=True):
                 if move:
                     device, blocking = self.accelerator.device, not self.loader.pin_memory

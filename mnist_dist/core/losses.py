@@ -99,8 +99,8 @@ class MeanLoss:
         losses, norms = self.sum_over_shares(waiting, len(opened), [item.loss for item in waiting])
         for loss, item in zip(losses, opened, strict=True):
             if not math.isfinite(loss):
-                raise self.accelerator.gone_wrong(f"the loss of update {item.update} is {loss}")
-        self.accelerator.judge_weights(norms)
+                raise self.accelerator.training_error(f"the loss of update {item.update} is {loss}")
+        self.accelerator.check_weight_norms(norms)
         for loss in losses:  # one by one: the same bits however often they are collected
             self.loss_sum += loss
             self.recent_loss_sum += loss

@@ -15,7 +15,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from .agreement import same_everywhere
+from .agreement import check_same_across_processes
 from .digests import digest
 from .errors import UserError
 from .randomness import GeneratorStates, seed_generators, seed_of
@@ -125,7 +125,7 @@ class DrawnBatches:
             f"the sample orders drawn by {type(self.sampler).__name__} (they may depend only on "
             "its generator)"
         )
-        same_everywhere(what, digest([numbers, torch.tensor(bounds)])[:12])
+        check_same_across_processes(what, digest([numbers, torch.tensor(bounds)])[:12])
         return EpochOrder(numbers, bounds)
 
     def __len__(self) -> int:

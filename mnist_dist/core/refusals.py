@@ -163,7 +163,7 @@ def refuse_layers_that_reach_beyond_a_share(model: nn.Module) -> None:
             )
 
 
-def refuse_optimizers_of_other_parameters(
+def parameter_indices(
     models: list[nn.Module], optimizers: list[torch.optim.Optimizer]
 ) -> list[list[int]]:
     """Raise if an optimizer holds parameters outside the prepared models, as they would not be saved.

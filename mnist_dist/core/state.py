@@ -29,9 +29,9 @@ def collect(accelerator: "ExactAccelerator") -> dict[str, Any]:
     accelerator.check_weights()
     scaler = accelerator.scaler
     return {
-        **must_be_equal(accelerator),
+        **resume_invariants(accelerator),
         "updates": accelerator.updates,
-        "models": [model.state_dict() for model in accelerator.bare_models],
+        "models": [model.state_dict() for model in accelerator.unwrapped_models],
         "optimizers": [optimizer.state_dict() for optimizer in accelerator._optimizers],
         "schedulers": [plain_scheduler_state(scheduler) for scheduler in accelerator._schedulers],
         "scaler": scaler.state_dict() if scaler else {},
@@ -40,7 +40,7 @@ def collect(accelerator: "ExactAccelerator") -> dict[str, Any]:
     }
 
 
-def must_be_equal(accelerator: "ExactAccelerator") -> dict[str, Any]:
+def resume_invariants(accelerator: "ExactAccelerator") -> dict[str, Any]:
     """Everything that must be unchanged when a training run is resumed."""
     # Without virtual processes, micro_batches and the precision affect only rounding.
     pieces = accelerator.micro_batches if accelerator.sharing.fixed else 0
@@ -61,7 +61,9 @@ def must_be_equal(accelerator: "ExactAccelerator") -> dict[str, Any]:
 
 def precision_of(accelerator: "ExactAccelerator") -> str:
     """A description of the compute precision and the weights' dtype."""
-    return f"{accelerator.mixed_precision} mixed precision of {dtype_of(accelerator.bare_models)}"
+    return (
+        f"{accelerator.mixed_precision} mixed precision of {dtype_of(accelerator.unwrapped_models)}"
+    )
 
 
 def plain_scheduler_state(scheduler: Any) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def restore(accelerator: "ExactAccelerator", found: dict[str, Any]) -> None:
     """
     refuse_another_training(accelerator, found)
     parts = {
-        "models": accelerator.bare_models,
+        "models": accelerator.unwrapped_models,
         "optimizers": accelerator._optimizers,
         "schedulers": accelerator._schedulers,
         "loaders": accelerator._dataloaders,
@@ -99,7 +101,7 @@ def refuse_another_training(accelerator: "ExactAccelerator", found: dict[str, An
     Raises:
         UserError: names what differs.
     """
-    now = must_be_equal(accelerator)
+    now = resume_invariants(accelerator)
     names = {
         "batch_sizes": "the loaders' batch size",
         "samples": "the loaders' number of samples",

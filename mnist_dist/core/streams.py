@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 
-from .collating import as_it_is, without_rows
+from .collating import identity, without_rows
 from .errors import UserError
 from .microbatches import MicroBatchSampler
 from .orders import EpochOrder
@@ -74,7 +74,7 @@ class StreamReader:
             loader.dataset,
             batch_size=loader.batch_size,
             drop_last=loader.drop_last,
-            collate_fn=as_it_is,
+            collate_fn=identity,
             num_workers=loader.num_workers,
             timeout=loader.timeout,
             worker_init_fn=partial(begin_worker, loader.worker_init_fn),

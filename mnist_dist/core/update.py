@@ -40,7 +40,7 @@ class UpdateGradients:
         self.counts_terms: bool | None = None  # in the update in progress, if it has begun
         self.wrappers: list[DistributedDataParallel] = []
         self.summed_by_ddp: set[int] = set()  # the identities of parameters
-        self.nothing: GradientsOfNothing | None = None  # during a backward pass beside DDP
+        self.nothing: EmptyMicroBatchGuard | None = None  # during a backward pass beside DDP
 
     def watch(self, wrapper: DistributedDataParallel) -> None:
         """Make a DDP wrapper sum gradients over processes instead of averaging them."""
@@ -105,7 +105,7 @@ class UpdateGradients:
         counts = is_of_something(micro_batch, terms)
         self.nothing = None
         if self.ddp and counts is not True:
-            self.nothing = GradientsOfNothing(parameters, counts)
+            self.nothing = EmptyMicroBatchGuard(parameters, counts)
 
     def abandon(self) -> None:
         """Discard an incomplete update, as if it had never begun."""
@@ -177,12 +177,12 @@ class UpdateGradients:
         nothing, self.nothing = self.nothing, None
         if not micro_batch.closes_update:
             if nothing is not None:
-                nothing.take_back(parameters)
+                nothing.restore_gradients(parameters)
             return
         for parameter in parameters:
             if id(parameter) not in self.summed_by_ddp:  # it was frozen when its model was prepared
                 if nothing is not None:
-                    nothing.take_back([parameter])
+                    nothing.restore_gradients([parameter])
                 parameter.grad = (
                     torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 )
@@ -195,7 +195,7 @@ class UpdateGradients:
         self.add_kept(parameters)
 
 
-class GradientsOfNothing:
+class EmptyMicroBatchGuard:
     """Keeps the backward pass of an empty micro-batch, whose loss may be NaN, from changing gradients under DDP.
 
     The pass still runs as on the other processes, because layers may communicate during it.
@@ -209,13 +209,13 @@ class GradientsOfNothing:
         self.counts = counts
         self.before = {id(parameter): copy_of(parameter.grad) for parameter in parameters}
 
-    def take_back(self, parameters: list[nn.Parameter]) -> None:
+    def restore_gradients(self, parameters: list[nn.Parameter]) -> None:
         """Give parameters the gradients from before the pass."""
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad = self.chosen(parameter, parameter.grad)
 
-    def take_back_in(self, bucket: dist.GradBucket) -> None:
+    def restore_in_bucket(self, bucket: dist.GradBucket) -> None:
         """Restore the gradients from before the pass in a DDP bucket, before it is sent."""
         buffer = bucket.buffer()
         if buffer.is_sparse:  # of one parameter
@@ -293,7 +293,7 @@ def sum_gradients(
 ) -> torch.futures.Future[Tensor]:
     """A communication hook for `DistributedDataParallel` that sums over processes, where DDP's own averages."""
     if gradients.nothing is not None:
-        gradients.nothing.take_back_in(bucket)
+        gradients.nothing.restore_in_bucket(bucket)
     buffer = bucket.buffer()
     if (
         buffer.is_cpu

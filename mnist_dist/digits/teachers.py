@@ -8,7 +8,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from mnist_dist.core.agreement import all_or_none, same_everywhere
+from mnist_dist.core.agreement import all_or_none, check_same_across_processes
 from mnist_dist.core.errors import UserError
 from mnist_dist.core.output import warn
 from mnist_dist.digits.trained import Trained, locate
@@ -46,7 +46,7 @@ def load_teachers(settings: Settings, samples: DataSet, device: torch.device) ->
             network.requires_grad_(False)
             teachers.append(network.to(device, dtype))
             warn_of_seen(path, trained, settings, samples)
-    same_everywhere("the teachers", teachers_digest(teachers))
+    check_same_across_processes("the teachers", teachers_digest(teachers))
     return teachers
 
 

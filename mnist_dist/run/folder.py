@@ -99,7 +99,7 @@ def open_run(folder: Path | None, name: str, resume: bool, weights: str = WEIGHT
     with all_or_none():
         if state.is_main_process:
             if begun:
-                run = take_back(begun, job, weights)
+                run = restore_gradients(begun, job, weights)
             elif seen:
                 raise UserError(
                     f"this job has started a run in {seen[0]}, a folder that {platform.node()} "
@@ -134,7 +134,7 @@ def begun_by(job: dict[str, Any], folder: Path | None) -> Path | None:
     return max(of_this_step or of_this_job, default=None)
 
 
-def take_back(folder: Path, job: dict[str, Any], weights: str) -> Run:
+def restore_gradients(folder: Path, job: dict[str, Any], weights: str) -> Run:
     """Go on with a run that an earlier attempt of this job has begun.
 
     Args:
@@ -271,7 +271,7 @@ def note_job(folder: Path, wandb_id: str, job: dict[str, Any]) -> None:
         write_json(folder / CONFIG, settings | {"wandb_id": wandb_id, "job": job})
 
 
-def go_on(run: Run, checkpoints: Checkpoints, loader: ExactDataLoader, epochs: int) -> None:
+def restore_run(run: Run, checkpoints: Checkpoints, loader: ExactDataLoader, epochs: int) -> None:
     """Restore a resumed run to where it left off.
 
     Args:

@@ -63,7 +63,7 @@ def launcher_and_worker() -> tuple[psutil.Process | None, psutil.Process | None]
         process = own_process()
         while True:
             parent = process.parent()
-            if parent is None or not was_told_the_same(parent):
+            if parent is None or not has_same_launcher_variables(parent):
                 return parent, process
             process = parent
     except psutil.Error:
@@ -78,7 +78,7 @@ def own_process() -> psutil.Process:
         return psutil.Process()
 
 
-def was_told_the_same(parent: psutil.Process) -> bool:
+def has_same_launcher_variables(parent: psutil.Process) -> bool:
     """Whether a parent is a wrapper, with the same launcher variables as this process."""
     try:
         environ = parent.environ()

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from mnist_dist.core.errors import STOPPED, OwnError, Stopped, UserError, explain
+from mnist_dist.core.errors import STOPPED, SingleProcessError, Stopped, UserError, explain
 from mnist_dist.core.waiting import WATCHES
 from mnist_dist.run import locks, neighbour
 from mnist_dist.run.neighbour import NEIGHBOURS
@@ -20,7 +20,7 @@ from mnist_dist.shell import shell
 
 GRACE = 5  # seconds in which the first process of a node can say why all leave
 STAY = 2  # seconds in which every torchrun, which looks every 0.1, notices that a node has joined
-ALONE = (OwnError, OSError)  # errors of a single process, once all are connected
+ALONE = (SingleProcessError, OSError)  # errors of a single process, once all are connected
 INTERRUPTED = 130  # the exit status by which shells report SIGINT
 HOW = {0: "has finished, and left", STOPPED: "has left, for it was asked to stop"}  # by exit status
 RESUME = "run the same command with --output-dir {run} --resume"

@@ -54,7 +54,7 @@ class RunFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnConfig(RunFlags):
+class ScriptConfig(RunFlags):
     """Base class for the flags of your own training script, as in examples/; add your own fields."""
 
     epochs: int = 10

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from mnist_dist.core.agreement import all_or_none, same_everywhere
+from mnist_dist.core.agreement import all_or_none, check_same_across_processes
 from mnist_dist.core.errors import UserError
 from mnist_dist.core.files import refuse_lost_link
 from mnist_dist.core.output import warn
@@ -107,7 +107,7 @@ def obtain(
         warn(warning)
     with all_or_none():
         samples = load(name, data_dir, val_size=val_size, seed=seed, dtype=dtype)
-    same_everywhere("the data files", samples.digest)
+    check_same_across_processes("the data files", samples.digest)
     device = accelerator.device
     val = samples.val.to(device) if samples.val else None
     return replace(samples, train=samples.train.to(device), test=samples.test.to(device), val=val)

@@ -35,7 +35,7 @@ def schedule(optimizer: torch.optim.Optimizer, settings: Settings, updates: int)
     return LambdaLR(optimizer, share_of_peak)
 
 
-def loss_of(network: MNISTNet, settings: Settings, teachers: Sequence[nn.Module] = ()) -> Loss:
+def make_loss(network: MNISTNet, settings: Settings, teachers: Sequence[nn.Module] = ()) -> Loss:
     """Make the loss function: mean cross-entropy (nats), with distortions and dropout as configured.
 
     Args:

@@ -16,7 +16,7 @@ from mnist_dist.run.stopwatch import Stopwatch
 from mnist_dist.task import networks
 from mnist_dist.task.data import Split
 from mnist_dist.task.evaluation import classify, evaluation_loader
-from mnist_dist.task.objective import adam, average, loss_of, schedule
+from mnist_dist.task.objective import adam, average, make_loss, schedule
 from mnist_dist.tools.study import FIRST, WHOLE
 
 
@@ -62,7 +62,7 @@ def train_trial(
     model, optimizer, train_loader, val_loader, scheduler = accelerator.prepare(
         network, optimizer, train_loader, evaluation_loader(val), scheduler
     )
-    loss_function = loss_of(network, config, teachers)
+    loss_function = make_loss(network, config, teachers)
     train_loss = MeanLoss(accelerator)
     stopwatch = Stopwatch()
     for epoch in range(config.epochs):

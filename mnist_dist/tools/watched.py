@@ -221,7 +221,7 @@ class Watch:
         """
         gradient = {}
         rates = []
-        for name, parameter in accelerator.bare_models[0].named_parameters():
+        for name, parameter in accelerator.unwrapped_models[0].named_parameters():
             if id(parameter) in self.used:
                 used, rate = self.used[id(parameter)]
                 gradient[name] = used.double()

@@ -36,7 +36,7 @@ class FirstWeights:
 
 def weights_of(accelerator: ExactAccelerator) -> dict[str, Tensor]:
     """Return the weights in training, by name."""
-    network = accelerator.bare_models[0]
+    network = accelerator.unwrapped_models[0]
     return {name: parameter.detach() for name, parameter in network.named_parameters()}
 
 

@@ -174,7 +174,7 @@ def other_first_weights():
 
     @torch.no_grad()
     def change(accelerator):
-        next(accelerator.bare_models[0].parameters()).add_(0.01)
+        next(accelerator.unwrapped_models[0].parameters()).add_(0.01)
 
     return on_the_last_process(ExactAccelerator, "prepare_model", change)
 
@@ -312,7 +312,7 @@ def weights_are_no_numbers_after_update_4():
 
     def spoil(accelerator):
         if is_last() and accelerator.updates == 4:
-            next(accelerator.bare_models[0].parameters()).data[0] = torch.nan
+            next(accelerator.unwrapped_models[0].parameters()).data[0] = torch.nan
 
     hook = register_hook("update", spoil)
     yield

@@ -97,7 +97,7 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
 
 def overflow(accelerator: ExactAccelerator) -> None:
     """Let the gradient of this micro-batch, and of no other, be infinite."""
-    parameter = next(accelerator.bare_models[0].parameters())
+    parameter = next(accelerator.unwrapped_models[0].parameters())
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
         handle.remove()
