@@ -180,7 +180,7 @@ def test_asked_to_stop_it_says_how_to_go_on(tmp_path, number):
     _, errors = stopped.communicate(timeout=30)
     assert stopped.returncode == 75
     sentence = f"stopped on request: run the same command to go on with the study in {tmp_path}"
-    assert errors == f"mnist_dist: error: {sentence}\n"
+    assert errors == f"mnist_dist: {sentence}\n"
 
 
 @pytest.mark.slow
