@@ -6,7 +6,9 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 LEAVE = 60  # seconds for the others after one has failed
 PR_SET_PDEATHSIG = 1  # of Linux
@@ -18,6 +20,27 @@ def free_port() -> int:
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
     raise RuntimeError("no port is free")
+
+
+def each_in_turn(stages: list[tuple[int, Any]], go: Callable[[Any], None]) -> None:
+    """One set of processes after the other, forks of this one, so that everything is imported once.
+
+    Args:
+        stages: for each set the number of processes, and what they are to do.
+        go: does it, on each of them.
+    """
+    for processes, task in stages:
+        child = os.fork()
+        if child == 0:
+            if processes > 1:
+                fork(processes)
+            go(task)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status:
+            sys.exit(f"the runs on {processes} processes failed")
 
 
 def fork(processes: int) -> None:

@@ -7,7 +7,6 @@ for each W, and writes what it ends with, or what it is refused with, to FOLDER/
 """
 
 import gc
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from accelerate.local_sgd import LocalSGD
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import find_executable_batch_size
-from forked import fork
+from forked import each_in_turn
 from layer_cases import train_all
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
@@ -409,18 +408,8 @@ def run_all(what: str, folder: Path, processes: int) -> None:
 def main(folder: Path, what: str, counts: list[int]) -> None:
     """One set of processes after the other, so that everything is imported once."""
     gc.freeze()  # `free_memory` collects garbage, and need not look through all that is imported
-    for processes in counts:
-        child = os.fork()
-        if child == 0:
-            if processes > 1:
-                fork(processes)
-            run_all(what, folder, processes)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if status:
-            sys.exit(f"the scripts on {processes} processes failed")
+    stages = [(processes, processes) for processes in counts]
+    each_in_turn(stages, lambda processes: run_all(what, folder, processes))
 
 
 if __name__ == "__main__":

@@ -357,7 +357,8 @@ def test_resnet18_stopped_on_three_processes_goes_on_on_two_to_the_same_bits(dat
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    sys.platform != "linux", reason="elsewhere nobody can tell who has sent a signal"
+    sys.platform != "linux",
+    reason="workers ask signal.sigwaitinfo who has sent a signal, which macOS and Windows lack",
 )
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_request_to_stop_that_reaches_its_workers_too_is_answered_with_a_checkpoint(

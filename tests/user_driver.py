@@ -7,7 +7,6 @@ fault it has that fault of exact_faults.py.
 """
 
 import json
-import os
 import sys
 from contextlib import nullcontext
 
@@ -16,7 +15,7 @@ import torch.distributed as dist
 import user_script
 from accelerate.state import AcceleratorState, GradientState
 from exact_faults import OF_BITS
-from forked import fork
+from forked import each_in_turn
 
 from mnist_dist.core import ExactAccelerator  # noqa: F401  # imported before the processes part
 
@@ -35,21 +34,5 @@ def go(runs: list[Run]) -> None:
         dist.destroy_process_group()
 
 
-def main(stages: list[tuple[int, list[Run]]]) -> None:
-    """One set of processes after the other."""
-    for processes, runs in stages:
-        child = os.fork()
-        if child == 0:
-            if processes > 1:
-                fork(processes)
-            go(runs)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if status:
-            sys.exit(f"the runs on {processes} processes failed")
-
-
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    each_in_turn(json.loads(sys.argv[1]), go)

@@ -13,14 +13,17 @@ class BufferMean:
     """Restores the models' buffers before each share, and records what each share changed.
 
     Args:
-        models: bare, without wrappers.
+        models: unwrapped.
     """
 
     def __init__(self, models: list[nn.Module]) -> None:
         self.models = models
         buffers = [buffer for model in models for buffer in model.buffers()]
-        self.floating = [buffer for buffer in buffers if buffer.is_floating_point()]
-        self.others = [buffer for buffer in buffers if not buffer.is_floating_point()]
+        self.floating: list[Tensor] = []
+        self.others: list[Tensor] = []
+        for buffer in buffers:
+            kind = self.floating if buffer.is_floating_point() else self.others
+            kind.append(buffer)
         self.all = self.floating + self.others
         self.before_update: list[Tensor] = []
         self.before_micro_batch: list[Tensor] = []
@@ -29,7 +32,9 @@ class BufferMean:
     @property
     def in_training(self) -> bool:
         """Whether a forward pass may change buffers now."""
-        return bool(self.all) and any(model.training for model in self.models)
+        if not self.all:
+            return False
+        return any(model.training for model in self.models)
 
     def begin(self, *, opens_share: bool, empty: bool) -> None:
         """Before a micro-batch: restore the buffers to their state before the update.
@@ -39,10 +44,12 @@ class BufferMean:
             empty: whether it has no samples, so that its changes to buffers are discarded.
         """
         if not self.before_update:
-            self.before_update = [buffer.clone() for buffer in self.all]
+            self.before_update = copies_of(self.all)
         elif opens_share:
             put(self.all, self.before_update)
-        self.before_micro_batch = [buffer.clone() for buffer in self.floating] if empty else []
+        self.before_micro_batch = []
+        if empty:
+            self.before_micro_batch = copies_of(self.floating)
 
     def changes(self, *, closes_share: bool) -> list[Tensor]:
         """After a micro-batch: its share's change to each floating-point buffer; zeros before the last piece."""
@@ -50,8 +57,9 @@ class BufferMean:
             put(self.floating, self.before_micro_batch)
         if not self.before_update or not closes_share:
             return [torch.zeros_like(buffer) for buffer in self.floating]
-        before = self.before_update[: len(self.floating)]
-        return [buffer - earlier for buffer, earlier in zip(self.floating, before, strict=True)]
+        floating_before = self.before_update[: len(self.floating)]
+        pairs = zip(self.floating, floating_before, strict=True)
+        return [buffer - before for buffer, before in pairs]
 
     def abandon(self) -> None:
         """Put the buffers back to what they were before an update that is not completed."""
@@ -69,12 +77,18 @@ class BufferMean:
         """
         if self.before_update:
             shares = max(self.shares_with_samples, 1)
-            for buffer, before, change in zip(
-                self.floating, self.before_update, changes, strict=False
-            ):
-                buffer.detach().copy_(before + change / shares)
+            floating_before = self.before_update[: len(self.floating)]
+            moves = zip(self.floating, floating_before, changes, strict=True)
+            for buffer, before, change in moves:
+                mean_change = change / shares
+                buffer.detach().copy_(before + mean_change)
         self.before_update = []
         self.shares_with_samples = 0
+
+
+def copies_of(buffers: list[Tensor]) -> list[Tensor]:
+    """Copies of what buffers hold now."""
+    return [buffer.clone() for buffer in buffers]
 
 
 @torch.no_grad()

@@ -58,9 +58,9 @@ def tree_sum(sums: dict[ShareRange, list[Tensor]], first: int, stop: int) -> lis
     """The sum over a range of shares: its first half's sum plus its second half's, on whichever process.
 
     Args:
-        sums: tensors for each stretch that has been added up already; together they cover [first,
+        sums: tensors for each range that has been added up already; together they cover [first,
             stop).
-        first, stop: the stretch.
+        first, stop: the range.
     """
     if (first, stop) in sums:
         return sums[first, stop]
@@ -110,9 +110,11 @@ class GradientSum:
     def add_up(self, held: range) -> None:
         """Put complete shares together as far as the tree allows, to hold few gradients at a time."""
         subtrees = complete_subtrees(held, 0, self.sharing.shares)
-        added = {stretch: tree_sum(self.sums, *stretch) for stretch in subtrees}
+        added = {share_range: tree_sum(self.sums, *share_range) for share_range in subtrees}
         incomplete = {
-            stretch: sums for stretch, sums in self.sums.items() if stretch[0] >= held.stop
+            share_range: sums
+            for share_range, sums in self.sums.items()
+            if share_range[0] >= held.stop
         }
         self.sums = added | incomplete
 
@@ -174,12 +176,12 @@ class PeerExchange:
     def __init__(self, like: list[Tensor], sharing: Sharing) -> None:
         self.like = like
         self.sharing = sharing
-        stretches = [
+        ranges = [
             complete_subtrees(sharing.shares_of(rank), 0, sharing.shares)
             for rank in range(sharing.world)
         ]
-        self.stretches_of_others = {
-            rank: found for rank, found in enumerate(stretches) if rank != sharing.rank and found
+        self.ranges_of_others = {
+            rank: found for rank, found in enumerate(ranges) if rank != sharing.rank and found
         }
         self.expected: dict[int, Tensor] = {}
         self.receives: list[Any] = []
@@ -194,8 +196,9 @@ class PeerExchange:
         received = self.over_gloo(rows) if self.on_gloo else self.at_once(rows)
         sums = dict(mine)
         for rank, its_rows in received.items():
-            for stretch, row in zip(self.stretches_of_others[rank], its_rows, strict=True):
-                sums[stretch] = unflatten(row, self.like)
+            its_ranges = self.ranges_of_others[rank]
+            for share_range, row in zip(its_ranges, its_rows, strict=True):
+                sums[share_range] = unflatten(row, self.like)
         return sums
 
     def over_gloo(self, rows: Tensor) -> dict[int, Tensor]:
@@ -234,8 +237,8 @@ class PeerExchange:
         """For each other process memory for its rows."""
         length = rows.shape[1]
         return {
-            rank: rows.new_empty(len(stretches), length)
-            for rank, stretches in self.stretches_of_others.items()
+            rank: rows.new_empty(len(ranges), length)
+            for rank, ranges in self.ranges_of_others.items()
         }
 
 
@@ -252,7 +255,7 @@ class ReduceScatterExchange:
     def __init__(self, like: list[Tensor], sharing: Sharing) -> None:
         self.like = like
         self.sharing = sharing
-        self.stretches = [
+        self.ranges = [
             complete_subtrees(sharing.shares_of(rank), 0, sharing.shares)
             for rank in range(sharing.world)
         ]
@@ -265,10 +268,13 @@ class ReduceScatterExchange:
         """The sum over all shares, from the sums of this process."""
         total = list(self.like)
         for places in self.places_by_dtype.values():
-            rows = [flatten([sums[place] for place in places]) for sums in mine.values()]
+            rows = []
+            for sums in mine.values():
+                of_this_dtype = [sums[place] for place in places]
+                rows.append(flatten(of_this_dtype))
             vector = self.add_up(torch.stack(rows))
-            sums = unflatten(vector, [self.like[place] for place in places])
-            for place, tensor in zip(places, sums, strict=True):
+            like = [self.like[place] for place in places]
+            for place, tensor in zip(places, unflatten(vector, like), strict=True):
                 total[place] = tensor
         return {(0, self.sharing.shares): total}
 
@@ -276,7 +282,7 @@ class ReduceScatterExchange:
         """The sum of the rows of all processes.
 
         Args:
-            rows: (S, N), one for each stretch of shares that this process has added up.
+            rows: (S, N), one for each range of shares that this process has added up.
 
         Returns:
             (N,)
@@ -286,12 +292,12 @@ class ReduceScatterExchange:
         part = -(-length // world)
         padded = torch.nn.functional.pad(rows, (0, part * world - length))
         by_receiver = padded.view(count, world, part).transpose(0, 1).reshape(world * count, part)
-        counts = [len(stretches) for stretches in self.stretches]
+        counts = [len(ranges) for ranges in self.ranges]
         received = rows.new_empty(sum(counts), part)
         dist.all_to_all_single(received, by_receiver, counts, [count] * world)
 
-        stretches = [stretch for found in self.stretches for stretch in found]
-        sums = {stretch: [row] for stretch, row in zip(stretches, received, strict=True)}
+        ranges = [share_range for found in self.ranges for share_range in found]
+        sums = {share_range: [row] for share_range, row in zip(ranges, received, strict=True)}
         (own_part,) = tree_sum(sums, 0, self.sharing.shares)
         parts = [torch.empty_like(own_part) for _ in range(world)]
         dist.all_gather(parts, own_part)
@@ -305,8 +311,10 @@ def flatten(gradients: list[Tensor]) -> Tensor:
 
 def unflatten(vector: Tensor, like: list[Tensor]) -> list[Tensor]:
     """All gradients from one vector, each in the dtype and layout that it has where it was computed."""
-    parts = vector.split([tensor.numel() for tensor in like])
-    return [alike(part.view_as(tensor), tensor) for part, tensor in zip(parts, like, strict=True)]
+    lengths = [tensor.numel() for tensor in like]
+    parts = vector.split(lengths)
+    pairs = zip(parts, like, strict=True)
+    return [alike(part.view_as(tensor), tensor) for part, tensor in pairs]
 
 
 def alike(part: Tensor, tensor: Tensor) -> Tensor:

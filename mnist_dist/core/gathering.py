@@ -15,12 +15,13 @@ from .sharing import MicroBatch, Sharing, cut_in_pieces, positions_of_share
 
 
 def positions_of_processes(micro_batch: MicroBatch, sharing: Sharing) -> list[range]:
-    """For each process the places in the global batch of the rows that it works on now."""
+    """For each process, the positions in the global batch of the rows that it works on now."""
     found = []
     for rank in range(sharing.world):
         share = sharing.share_in_round(rank, micro_batch.round)
         whole = positions_of_share(share, micro_batch.start, micro_batch.size, sharing.shares)
-        found.append(cut_in_pieces(whole, micro_batch.pieces)[micro_batch.piece])
+        pieces = cut_in_pieces(whole, micro_batch.pieces)
+        found.append(pieces[micro_batch.piece])
     return found
 
 
@@ -54,9 +55,9 @@ def gather_rows(
         if problem:
             raise UserError(problem)
         return data
-    forms = (
-        [] if as_objects else [(tuple(tensor.shape[1:]), str(tensor.dtype)) for tensor in tensors]
-    )
+    forms = []
+    if not as_objects:
+        forms = [(tuple(tensor.shape[1:]), str(tensor.dtype)) for tensor in tensors]
     agree(problem, forms, device, sharing.world)
     positions = positions_of_processes(micro_batch, sharing)
     if as_objects:
@@ -66,13 +67,13 @@ def gather_rows(
 
 def wrong_rows(data: Any, tensors: list[Tensor], rows: int, as_objects: bool) -> str:
     """An error message if data do not have one row per sample of a micro-batch; empty if they do."""
-    if as_objects:
-        counts: set[int | str] = {len(data) if hasattr(data, "__len__") else "no"}
-    else:
-        counts = {len(tensor) if tensor.ndim else "no" for tensor in tensors}
-    if counts <= {rows}:
+    counts: set[str] = set()
+    for each in [data] if as_objects else tensors:
+        has_rows = each.ndim > 0 if isinstance(each, Tensor) else hasattr(each, "__len__")
+        counts.add(str(len(each)) if has_rows else "no")
+    if counts <= {str(rows)}:
         return ""
-    found = " and ".join(str(count) for count in sorted(counts, key=str))
+    found = " and ".join(sorted(counts))
     return (
         f"gather_for_metrics was given {found} rows, but this process has {rows} rows of this "
         "batch: pass one row for each sample that the loader has just yielded, or use "
@@ -89,7 +90,8 @@ def agree(
         UserError: on every process, if one has a problem, or two have rows of different forms.
     """
     mine = 0 if problem else 1 + seed_of(repr(forms)) // 4
-    if all(number == mine != 0 for number in numbers_of_processes(mine, device, world)):
+    of_all = numbers_of_processes(mine, device, world)
+    if not problem and all(number == mine for number in of_all):
         return
     with all_or_none():
         if problem:
@@ -127,11 +129,14 @@ def gather_by_rank(data: Any, device: torch.device) -> Any:
     shapes = [tuple(tensor.shape) for tensor in tensors]
     mine = seed_of(repr(shapes)) // 4
     world = dist.get_world_size()
-    if all(number == mine for number in numbers_of_processes(mine, device, world)):
+    numbers = numbers_of_processes(mine, device, world)
+    if all(number == mine for number in numbers):
         return gather(data)
     of_all = gather_object([shapes])
+    forms_of_first = [shape[1:] for shape in of_all[0]]
     for rank, others in enumerate(of_all):
-        if [shape[1:] for shape in others] != [shape[1:] for shape in of_all[0]]:
+        forms = [shape[1:] for shape in others]
+        if forms != forms_of_first:
             raise UserError(
                 f"gather was given tensors of shapes {of_all[0]} on process 0 and {others} on "
                 f"process {rank}: make all dimensions but the first equal, for example with "
@@ -149,28 +154,32 @@ def cat_of_processes(tensor: Tensor, lengths: Sequence[int], device: torch.devic
 
 def gather_tensor(tensor: Tensor, positions: list[range], device: torch.device) -> Tensor:
     """The rows of all processes in the order of their positions."""
-    rows = rows_of_processes(tensor, [len(its_positions) for its_positions in positions], device)
-    places = [place for its_positions in positions for place in its_positions]
-    order = torch.tensor(places, dtype=torch.long).argsort().to(device)
-    return torch.cat(rows).index_select(0, order).to(tensor.device)
+    lengths = [len(its_positions) for its_positions in positions]
+    rows = torch.cat(rows_of_processes(tensor, lengths, device))
+    in_rank_order = [position for its_positions in positions for position in its_positions]
+    order = torch.tensor(in_rank_order, dtype=torch.long).argsort()
+    ordered = rows.index_select(0, order.to(device))
+    return ordered.to(tensor.device)
 
 
 def rows_of_processes(tensor: Tensor, lengths: Sequence[int], device: torch.device) -> list[Tensor]:
     """The rows of each process, `lengths` of them; sent as bytes, which every backend supports."""
-    padded = torch.zeros(max(lengths), *tensor.shape[1:], dtype=tensor.dtype, device=device)
+    shape = max(lengths), *tensor.shape[1:]
+    padded = torch.zeros(shape, dtype=tensor.dtype, device=device)
     padded[: len(tensor)] = tensor.detach()
     mine = padded.flatten().view(torch.uint8)
     received = [torch.empty_like(mine) for _ in lengths]
     dist.all_gather(received, mine)
-    return [
-        its_bytes.view(tensor.dtype).view_as(padded)[:length]
-        for its_bytes, length in zip(received, lengths, strict=True)
-    ]
+    rows = []
+    for its_bytes, length in zip(received, lengths, strict=True):
+        its_rows = its_bytes.view(tensor.dtype).view_as(padded)
+        rows.append(its_rows[:length])
+    return rows
 
 
 def in_order(rows: list[list[Any]], positions: list[range]) -> list[Any]:
     """The objects of all processes in the order of their positions."""
-    placed: list[tuple[int, Any]] = []
+    row_at: dict[int, Any] = {}
     for its_rows, its_positions in zip(rows, positions, strict=True):
-        placed += zip(its_positions, its_rows, strict=True)
-    return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
+        row_at.update(zip(its_positions, its_rows, strict=True))
+    return [row_at[position] for position in sorted(row_at)]

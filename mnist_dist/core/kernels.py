@@ -145,7 +145,7 @@ def kernel_digest(
     Neither the models nor the random generators are touched.
 
     Args:
-        models: bare. Only the shapes and the dtype of their parameters matter.
+        models: unwrapped. Only the shapes and the dtype of their parameters matter.
         rows: samples in a share.
         device: of this process.
         mixed_precision: "no", "bf16" or "fp16", in which layers with weights are computed.

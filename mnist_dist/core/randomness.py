@@ -12,7 +12,8 @@ Word = str | int | None
 
 def seed_of(*words: Word) -> int:
     """A 64-bit seed that depends on these words alone."""
-    digest = sha256(repr(words).encode()).digest()
+    text = repr(words).encode()
+    digest = sha256(text).digest()
     return int.from_bytes(digest[:8], "little")
 
 
@@ -73,7 +74,11 @@ class GeneratorStates:
     def changed(self) -> list[str]:
         """The names of the generators that have been drawn from since the snapshot."""
         now = self.read()
-        return [name for name, before in self.states.items() if not same_state(before, now[name])]
+        drawn_from = []
+        for name, before in self.states.items():
+            if not same_state(before, now[name]):
+                drawn_from.append(name)
+        return drawn_from
 
 
 def same_state(one: Any, other: Any) -> bool:
@@ -81,7 +86,8 @@ def same_state(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, tuple):
-        return len(one) == len(other) and all(map(same_state, one, other))
+        pairs = zip(one, other, strict=True)
+        return len(one) == len(other) and all(same_state(*pair) for pair in pairs)
     if isinstance(one, np.ndarray):
         return bool(np.array_equal(one, other))
     return bool(one == other)

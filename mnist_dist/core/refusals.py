@@ -99,7 +99,7 @@ def refuse_layers_that_depend_on_sharing(model: nn.Module) -> None:
     """Refuse layers that compute over, or draw random numbers for, just the samples that a process holds.
 
     Args:
-        model: bare, in training.
+        model: unwrapped, in training.
 
     Raises:
         UserError: names the layer and what to do.

@@ -102,9 +102,11 @@ class UpdateGradients:
         Without DDP, `take_gradients` does that afterwards. With DDP that would be too late, because
         it sums gradients over processes during the pass.
         """
-        counts = is_of_something(micro_batch, terms)
         self.nothing = None
-        if self.ddp and counts is not True:
+        if not self.ddp:
+            return
+        counts = is_of_something(micro_batch, terms)
+        if counts is not True:
             self.nothing = EmptyMicroBatchGuard(parameters, counts)
 
     def abandon(self) -> None:
@@ -225,7 +227,7 @@ class EmptyMicroBatchGuard:
             gradient.copy_(self.chosen(parameter, gradient))
 
     def chosen(self, parameter: Tensor, gradient: Tensor) -> Tensor:
-        """What a parameter's gradient is to be."""
+        """The gradient from before the pass, or the new one where the loss counts after all."""
         before = self.before[id(parameter)]
         if before is None:
             before = torch.zeros_like(gradient)
@@ -235,7 +237,7 @@ class EmptyMicroBatchGuard:
 
 
 def copy_of(gradient: Tensor | None) -> Tensor | None:
-    """A copy that nobody else changes."""
+    """A copy, or None if there is no gradient."""
     return None if gradient is None else gradient.clone()
 
 

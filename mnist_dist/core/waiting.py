@@ -1,10 +1,9 @@
-"""A process that waits for others in vain: who waits where, and who is not there.
+"""Reports which processes wait for others, where, and where the missing ones are.
 
-If one process alone calls what all must call, the others wait until the process group times out. So
-a thread of each process looks every few seconds where the process is. If it has been in the same
-wait for `SECONDS`, it asks all processes, through the store by which they found each other, to leave
-word where they are, and one of them prints who is where. Until then nothing is exchanged but the
-question whether somebody asks.
+If only some processes make a call that all must make, those wait until the process group times out.
+So a thread in each process checks its position every few seconds. After `SECONDS` in the same wait
+it asks all processes, through the store of the rendezvous, to write down where they are, and one of
+them prints the result. Until then the only traffic is one lookup in the store per check.
 """
 
 import atexit
@@ -33,7 +32,7 @@ MANY = 8  # processes that are named by their numbers
 
 
 class Watch:
-    """Looks after the waits of this process.
+    """Watches the waits of this process.
 
     Args:
         accelerator: of the processes, on the thread that trains.
@@ -56,11 +55,11 @@ class Watch:
         atexit.register(self.end)
 
     def of(self, accelerator: "ExactAccelerator") -> None:
-        """Take how far the training is from another accelerator."""
+        """Report the progress of this accelerator from now on."""
         self.accelerator = weakref.ref(accelerator)
 
     def run(self) -> None:
-        """Look until the process ends, or the store is gone."""
+        """Check every few seconds until the process ends or the store is gone."""
         while not self.ended.wait(SECONDS / LOOKS):
             try:
                 self.look()
@@ -68,7 +67,7 @@ class Watch:
                 return
 
     def look(self) -> None:
-        """Look where this process is, leave word if some process asks, and ask if it waits for long."""
+        """Check where this process is, write it down if asked, and ask all others after a long wait."""
         place = place_of(self.trains)
         if place is None or not dist.is_initialized():
             return
@@ -91,7 +90,7 @@ class Watch:
             self.tell(place, progress, waited)
 
     def progress(self) -> list[Any]:
-        """Return how far the training is: what is equal on two processes that are at the same point."""
+        """Return the position in the training, which is equal on processes that are at the same point."""
         accelerator = self.accelerator()
         if accelerator is None:
             return []
@@ -101,7 +100,7 @@ class Watch:
         return [accelerator.updates, now.loader, now.epoch, now.batch, now.round, now.piece]
 
     def tell(self, place: Place, progress: list[Any], waited: float) -> None:
-        """Say who waits and who is not there, unless another process does."""
+        """Print who waits and who is missing, unless another process does."""
         self.told.add(str(place))
         there = [self.rank]
         elsewhere: dict[str, list[int]] = {}
@@ -167,10 +166,10 @@ class Watch:
         return self.store
 
     def end(self, how: str = "") -> None:
-        """Leave word that this process leaves; called when it ends.
+        """Write down that this process ends; called when it does.
 
         Args:
-                how: in words; empty for what Python knows of it.
+            how: the reason, in words; if empty, what Python knows of it.
         """
         if self.ended.is_set() or os.getpid() != self.process:
             return
@@ -193,7 +192,7 @@ WATCHES: list[Watch] = []  # the one of this process, if there are others
 
 
 def watch(accelerator: "ExactAccelerator") -> None:
-    """Look after the waits of this process from now on; there is one watch for all its accelerators."""
+    """Watch the waits of this process from now on; all its accelerators share one watch."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
     if WATCHES and WATCHES[0].process == os.getpid():

@@ -23,7 +23,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
-    """Write a bare model's `state_dict` as `torch.load(path, weights_only=True)` reads it.
+    """Write an unwrapped model's `state_dict` as `torch.load(path, weights_only=True)` reads it.
 
     Every process must call this, and the first one writes.
 
