@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-REPOSITORY = Path(__file__).parents[1]
-PYTHON, DRIVER = sys.executable, REPOSITORY / "tests" / "driver.py"
+TESTS = Path(__file__).parent
+REPOSITORY = TESTS.parent
+PYTHON, DRIVER = sys.executable, TESTS / "driver.py"
+# The programs that tests start find the package, and what they share with each other.
+PYTHONPATH = f"{REPOSITORY}{os.pathsep}{TESTS}"
 ACCELERATE = (
     PYTHON,
     "-m",
@@ -61,7 +64,7 @@ def call(*command: str | Path, cwd: Path = REPOSITORY, timeout: float = 300, **e
     return subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
-        env=clean_environment(PYTHONPATH=str(REPOSITORY), **environment),
+        env=clean_environment(PYTHONPATH=PYTHONPATH, **environment),
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -29,6 +29,7 @@ from .kernels import Kernels
 from .launchers import refuse_a_process_of_several
 from .loader import ExactDataLoader
 from .losses import MeanLoss
+from .memory import keep_freed_memory
 from .no_rows import StandIns
 from .optimizer import ExactOptimizer, ExactScheduler
 from .randomness import GeneratorStates, seed_generators, seed_of
@@ -131,6 +132,8 @@ class ExactAccelerator(Accelerator):
             rank=self.process_index,
             fixed=virtual_processes > 0,
         )
+        if self.device.type == "cpu":
+            keep_freed_memory()
         on_gpus = self.device.type == "cuda"
         wanted = on_gpus if ddp is None else ddp
         self.ddp = wanted and world > 1 and not virtual_processes

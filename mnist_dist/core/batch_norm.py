@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .connections import gather_from_processes
 from .errors import UserError
 
 
@@ -191,7 +192,7 @@ def global_statistics(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     precise = input.to(torch.promote_types(input.dtype, torch.float32))
     values = input.numel() // channels if channels else 0
     if values:
-        own_variance, own_mean = torch.var_mean(precise, all_but_channels(input), correction=0)
+        own_mean, own_variance = mean_and_variance(precise)
     else:
         own_variance = own_mean = precise.new_zeros(channels)
     of_this_process = torch.cat([own_mean, own_variance * values, precise.new_tensor([values])])
@@ -204,6 +205,14 @@ def global_statistics(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, variance, count
 
 
+def mean_and_variance(input: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the biased variance of each channel, over the rows of this process."""
+    if input.is_cpu:  # the kernel of BatchNorm's own forward pass, three times as fast there
+        return torch.batch_norm_update_stats(input, None, None, 0.0)
+    variance, mean = torch.var_mean(input, all_but_channels(input), correction=0)
+    return mean, variance
+
+
 def all_but_channels(input: Tensor) -> list[int]:
     """The dimensions that statistics are taken over."""
     return [0, *range(2, input.ndim)]
@@ -212,13 +221,6 @@ def all_but_channels(input: Tensor) -> list[int]:
 def per_channel(input: Tensor) -> list[int]:
     """The shape with which a (C,) tensor is broadcast over an input."""
     return [1, input.shape[1], *[1] * (input.ndim - 2)]
-
-
-def gather_from_processes(own: Tensor) -> Tensor:
-    """(K,) of each process as (W, K), in the order of their ranks."""
-    of_all = [torch.empty_like(own) for _ in range(process_count())]
-    dist.all_gather(of_all, own)
-    return torch.stack(of_all)
 
 
 def sum_over_processes(own: Tensor) -> Tensor:

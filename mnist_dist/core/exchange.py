@@ -5,38 +5,21 @@ down. A process adds the subtrees of which it has every share before it sends an
 virtual processes the sum has the same bits at any number of processes.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from . import connections
+from .connections import Connections
 from .errors import UserError
 from .sharing import Sharing
 
-# Up to this many processes and bytes, every process sends its sums to every other one: latency
-# dominates then, and this takes the fewest messages in sequence.
-FEW_PROCESSES = 4
+# Up to this many bytes, a few processes send their sums to each other instead of all-reducing them.
 SMALL_GRADIENT = 1 << 20
-PATIENCE = timedelta(minutes=15)  # timeout for a process that does not respond
 
 ShareRange = tuple[int, int]  # half-open range of shares: first, stop
-
-
-@contextmanager
-def not_profiled() -> Iterator[None]:
-    """Keep torch's profiler from watching messages that may arrive when it has ended.
-
-    It would then write into memory that has been freed (torch 2.14).
-    """
-    torch.autograd._enable_record_function(False)
-    try:
-        yield
-    finally:
-        torch.autograd._enable_record_function(True)
 
 
 def complete_subtrees(held: range, first: int, stop: int) -> list[ShareRange]:
@@ -136,7 +119,7 @@ def choose_exchange(
     """The fastest exchange between processes that is bit-identical where that is promised."""
     if sharing.world == 1:
         return None
-    few = sharing.world <= FEW_PROCESSES
+    few = sharing.world <= connections.FEW_PROCESSES
     if sharing.fixed:
         return PeerExchange(like, sharing) if few else ReduceScatterExchange(like, sharing)
     small = sum(tensor.nbytes for tensor in like) <= SMALL_GRADIENT
@@ -166,9 +149,7 @@ class AllReduce:
 class PeerExchange:
     """Every process sends its sums to every other, and each adds them along the same tree.
 
-    With gloo there is a connection for each direction, because gloo wastes time when one connection
-    has to send and receive at once. Receives are posted one update ahead, so that gloo can send
-    without a handshake.
+    With gloo, receives are posted one update ahead, so that it can send without a handshake.
 
     The arguments are those of `GradientSum`.
     """
@@ -185,15 +166,16 @@ class PeerExchange:
         }
         self.expected: dict[int, Tensor] = {}
         self.receives: list[Any] = []
-        self.on_gloo = dist.get_backend() == "gloo"
-        if self.on_gloo:
-            self.upwards: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
-            self.downwards: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+        on_gloo = dist.get_backend() == "gloo"
+        self.connections = Connections() if on_gloo else None
 
     def all_sums(self, mine: dict[ShareRange, list[Tensor]]) -> dict[ShareRange, list[Tensor]]:
         """The sums of every process, from those of this one."""
         rows = torch.stack([flatten(gradients) for gradients in mine.values()])
-        received = self.over_gloo(rows) if self.on_gloo else self.at_once(rows)
+        if self.connections is None:
+            received = self.at_once(rows)
+        else:
+            received = self.over_gloo(rows, self.connections)
         sums = dict(mine)
         for rank, its_rows in received.items():
             its_ranges = self.ranges_of_others[rank]
@@ -201,28 +183,23 @@ class PeerExchange:
                 sums[share_range] = unflatten(row, self.like)
         return sums
 
-    def over_gloo(self, rows: Tensor) -> dict[int, Tensor]:
-        """Send this process's rows on the connections of gloo; returns those of each other process."""
+    def over_gloo(self, rows: Tensor, connections: Connections) -> dict[int, Tensor]:
+        """Send this process's rows to the others; returns those of each other process."""
         if not self.expected:
-            self.expect(rows)
+            self.expect(rows, connections)
         received = self.expected
-        messages = self.receives
-        for rank in received:
-            group = self.upwards if rank > self.sharing.rank else self.downwards
-            messages.append(dist.isend(rows, rank, group))
+        messages = self.receives + [connections.send(rows, rank) for rank in received]
         for message in messages:
             message.wait()
-        self.expect(rows)
+        self.expect(rows, connections)
         return received
 
-    def expect(self, rows: Tensor) -> None:
+    def expect(self, rows: Tensor, connections: Connections) -> None:
         """Allocate buffers for what the others will send next, and post the receives."""
         self.expected = self.room_for_others(rows)
-        self.receives = []
-        with not_profiled():
-            for rank, its_rows in self.expected.items():
-                group = self.upwards if rank < self.sharing.rank else self.downwards
-                self.receives.append(dist.irecv(its_rows, rank, group))
+        self.receives = [
+            connections.receive(its_rows, rank) for rank, its_rows in self.expected.items()
+        ]
 
     def at_once(self, rows: Tensor) -> dict[int, Tensor]:
         """Send and receive in one batch of messages, as NCCL needs it; returns the rows of each other process."""

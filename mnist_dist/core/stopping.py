@@ -1,12 +1,13 @@
 """How a request to stop, sent as a signal to any one process, reaches all of them after the same update."""
 
 import signal
-from datetime import timedelta
 from time import perf_counter
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from .connections import PATIENCE
 
 # SIGHUP comes when a terminal is closed, and from a torchrun that got one. Windows has only the
 # first two.
@@ -16,7 +17,6 @@ SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 # poll takes half a millisecond on gloo.
 MOST_SECONDS = 0.1
 MOST_UPDATES = 10
-PATIENCE = timedelta(minutes=15)  # timeout for a process that does not respond
 
 
 def signals_heard() -> list[signal.Signals]:

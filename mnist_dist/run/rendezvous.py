@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from mnist_dist.core.stopping import PATIENCE
+from mnist_dist.core.connections import PATIENCE
 
 SCHEME = "mnist-dist"
 METHOD = f"{SCHEME}://"  # for `init_process_group(init_method=...)`

@@ -1,0 +1,93 @@
+"""What differs between processes, and the words with which it is refused."""
+
+from collections.abc import Callable
+
+import torch
+from exact_data import (
+    BATCH,
+    SAMPLES,
+    Rows,
+    accelerator,
+    mlp,
+    numbers,
+)
+from torch.utils.data import DataLoader, TensorDataset
+
+
+def other_data() -> None:
+    """The same files, listed in another order."""
+    exact = accelerator()
+    data = numbers(SAMPLES, 6).roll(exact.process_index, 0)
+    for _ in exact.prepare(DataLoader(TensorDataset(data), BATCH)):
+        pass
+
+
+def other_buffers() -> None:
+    """A projection of each process's own."""
+    exact = accelerator()
+    model = mlp(6, 8, 3)
+    model.register_buffer("projection", torch.full((3,), float(exact.process_index)))
+    exact.prepare(model)
+
+
+def other_weights() -> None:
+    """Nobody has called `set_seed`."""
+    exact = accelerator()
+    torch.manual_seed(exact.process_index)
+    exact.prepare(mlp(6, 8, 3))
+
+
+def other_order() -> None:
+    """Parameters as a set, whose order depends on where they are in memory, gives them to the optimizer."""
+    exact = accelerator()
+    model = mlp(6, 5, 1)
+    turned = [*model.parameters()][:: -1 if exact.process_index else 1]
+    exact.prepare(model, torch.optim.SGD(turned, lr=0.1))
+
+
+def weights_that_part() -> None:
+    """Something changes the weights by itself on each process."""
+    exact = accelerator()
+    model = mlp(6, 5, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model, optimizer, loader = exact.prepare(model, optimizer, DataLoader(Rows(numbers(20, 6)), 7))
+    for rows in loader:
+        exact.backward(model(rows).mean())
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            model[0].weight[0, 0] += 0.01 * exact.process_index
+
+
+def rows_of_two_shapes() -> None:
+    """What one process gathers has another width."""
+    exact = accelerator()
+    for (rows,) in exact.prepare(DataLoader(TensorDataset(numbers(20, 6)), 14)):
+        exact.gather_for_metrics(torch.zeros(len(rows), 1 + exact.process_index))
+
+
+def rows_of_one_process_are_too_few() -> None:
+    """One process has left some out."""
+    exact = accelerator()
+    for (rows,) in exact.prepare(DataLoader(TensorDataset(numbers(20, 6)), 14)):
+        exact.gather_for_metrics(rows[exact.process_index :])
+
+
+PARTED: dict[str, Callable[[], None]] = {
+    "data": other_data,
+    "buffers": other_buffers,
+    "weights": other_weights,
+    "order": other_order,
+    "parted": weights_that_part,
+    "shapes": rows_of_two_shapes,
+    "rows": rows_of_one_process_are_too_few,
+}
+SAID = {
+    "data": "in the same order) differ between processes 0 and 1",
+    "buffers": "was built?) differ",
+    "weights": "was built?) differ",
+    "order": "(as indices into the model's) differ between processes 0 and 1 ([[0, 1, 2, 3]] against",
+    "parted": "processes no longer have the same weights after update 3; the last good checkpoint is none",
+    "shapes": "pad them to one shape",
+    "rows": "pass one row for each sample",
+}
