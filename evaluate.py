@@ -31,7 +31,7 @@ from mnist_dist.run.files import write_json
 from mnist_dist.run.folder import CONFIG, EVALUATION, PLOTS
 from mnist_dist.task import data, datasets, networks
 from mnist_dist.task.distortions import distort, shift
-from mnist_dist.task.evaluation import Evaluation, classify, evaluation_loader, mean
+from mnist_dist.task.evaluation import Evaluation, classify, ensemble, evaluation_loader
 from mnist_dist.task.settings import DataConfig, require_strengths
 from mnist_dist.usage import UsageError, require
 
@@ -163,7 +163,7 @@ def main(config: EvaluateConfig | None = None) -> None:
     for model in models:
         network = model.to(accelerator.device, dtype)
         results += [classify(accelerator, network, loader, view) for view in views]
-    result = mean(results)
+    result = ensemble(results)
 
     result.metrics(config.split)  # refuses a loss that is not finite, before anything is written
     folder = config.output_dir or first.weights.parent
@@ -204,8 +204,8 @@ def main(config: EvaluateConfig | None = None) -> None:
     announce(table(samples.classes, result))
     announce(
         f"expected calibration error {100 * result.calibration_error:.2f}%\n"
-        f"pictures: {pictures}\n"
-        f"figures:  {folder / EVALUATION}",
+        f"plots:   {pictures}\n"
+        f"metrics: {folder / EVALUATION}",
     )
     announce(
         f"{config.split.capitalize()} Accuracy: {100 * result.accuracy:.2f}% ({result.correct}/{result.total})",

@@ -26,7 +26,7 @@ from mnist_dist.digits.config import TrainConfig
 from mnist_dist.digits.finished import next_steps
 from mnist_dist.digits.teachers import load_teachers, teachers_digest
 from mnist_dist.digits.tracking import Tracker
-from mnist_dist.run import launch, origin
+from mnist_dist.run import launch, provenance
 from mnist_dist.run.command_line import as_json, flag, parse
 from mnist_dist.run.files import write_json
 from mnist_dist.run.folder import PLOTS, SUMMARY, WEIGHTS, open_run, restore_run
@@ -102,7 +102,7 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
     digests = {"data_digest": samples.digest, "teachers_digest": teachers_digest(teachers)}
     normalization = {"normalization": {"mean": samples.mean, "std": samples.std}}
     tracker = Tracker(
-        accelerator, run, settings | digests | normalization | origin.about(accelerator)
+        accelerator, run, settings | digests | normalization | provenance.about(accelerator)
     )
     train_loss = MeanLoss(accelerator)
     stopwatch = Stopwatch()

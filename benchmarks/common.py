@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mnist_dist.core import ExactAccelerator, MeanLoss
 from mnist_dist.digits.config import TrainConfig
-from mnist_dist.run.origin import cpu_name
+from mnist_dist.run.provenance import cpu_name
 from mnist_dist.task import networks
 from mnist_dist.task.objective import adam, average, make_loss, schedule
 

@@ -10,6 +10,7 @@ of its own, because `ExactAccelerator` changes how a process keeps freed memory:
 stock: Accelerate's `Accelerator`. On two processes DDP averages the gradients, and batch
     normalisation computes statistics of each process's 32 samples alone.
 exact, without V: `ExactAccelerator`, with batch normalisation over all 64 samples.
+stock, in 4 pieces: Accelerate's gradient accumulation, with pieces of 16 samples, as many as V = 4 has.
 exact, V = 2, 4, 8: with virtual processes, the same bits on 1 to V processes.
 
 Printed are medians over the rounds of samples/s, and of the ratios to stock within a round.
@@ -59,16 +60,19 @@ class Setting:
         name: for the table.
         exact: whether it is `ExactAccelerator`, or else Accelerate's own class.
         virtual: the number of virtual processes, 0 for none.
+        pieces: of a batch on all processes together, which Accelerate's class accumulates.
     """
 
     name: str
     exact: bool = True
     virtual: int = 0
+    pieces: int = 0
 
 
 SETTINGS = (
     Setting("stock", exact=False),
     Setting("exact, without V"),
+    Setting("stock, in 4 pieces", exact=False, pieces=4),
     Setting("exact, V = 2", virtual=2),
     Setting("exact, V = 4", virtual=4),
     Setting("exact, V = 8", virtual=8),
@@ -91,7 +95,9 @@ class ResNetTraining:
             batch_size = BATCH
         else:
             self.accelerator = Accelerator(cpu=cpu)
-            batch_size = BATCH // self.accelerator.num_processes
+            pieces = max(1, setting.pieces // self.accelerator.num_processes)
+            self.accelerator.gradient_accumulation_steps = pieces
+            batch_size = BATCH // (pieces * self.accelerator.num_processes)
         set_seed(0)
         network = resnet18(num_classes=10)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
@@ -108,10 +114,11 @@ class ResNetTraining:
         made = 0
         while made < count:
             for images, labels in self.loader:
-                self.optimizer.zero_grad()
-                loss = F.cross_entropy(self.model(images), labels)
-                self.accelerator.backward(loss)
-                self.optimizer.step()
+                with self.accelerator.accumulate(self.model):
+                    loss = F.cross_entropy(self.model(images), labels)
+                    self.accelerator.backward(loss)
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
                 if self.accelerator.sync_gradients:
                     made += 1
                 if made == count:

@@ -256,9 +256,9 @@ class Comparisons:
 
 def device() -> str:
     """The name of what the programs compute on."""
-    from mnist_dist.run import launch, origin
+    from mnist_dist.run import launch, provenance
 
-    return origin.processor(launch.start().device)
+    return provenance.processor(launch.start().device)
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from mnist_dist.core import (
     announce,
     as_stored,
     check_same_across_processes,
-    stream,
+    generator_for,
 )
 from mnist_dist.run import command_line, folder, launch, settings
 from mnist_dist.run.progress import progress_bar
@@ -231,7 +231,7 @@ def main() -> None:
     check_same_across_processes("the settings or texts", about)
 
     # A part of the lines is held out. The batch size is that of all processes together.
-    order = torch.randperm(len(lines), generator=stream("held out", config.seed))
+    order = torch.randperm(len(lines), generator=generator_for("held out", config.seed))
     lines = lines[order].to(accelerator.device)
     held_out = len(lines) // HELD_OUT
     train = TensorDataset(lines[held_out:])

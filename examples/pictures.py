@@ -36,7 +36,7 @@ from mnist_dist.core import (
     announce,
     as_stored,
     check_same_across_processes,
-    stream,
+    generator_for,
 )
 from mnist_dist.run import command_line, folder, launch, settings
 from mnist_dist.run.progress import progress_bar
@@ -155,7 +155,7 @@ def make_loaders(
     dtype: torch.dtype,
 ) -> tuple[DataLoader, DataLoader]:
     """The pictures to train on, and those held out."""
-    generator = stream("held out", config.seed)
+    generator = generator_for("held out", config.seed)
     order = torch.randperm(len(pictures.labels), generator=generator).tolist()
     held_out = len(order) // HELD_OUT
     side = SIDES[config.model]

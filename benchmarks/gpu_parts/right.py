@@ -18,7 +18,7 @@ from gpu_parts.asking import (
     train,
 )
 from mnist_dist.digits.config import TrainConfig
-from mnist_dist.run import launch, origin
+from mnist_dist.run import launch, provenance
 
 BITS = {
     "mlp": TrainConfig(),
@@ -34,7 +34,7 @@ QUERY = "driver_version,memory.total,clocks.max.sm,power.limit"
 
 def machine(asked: Asked) -> Result:
     """The GPU, its driver, and versions."""
-    facts = {"device": origin.processor(launch.start(asked.cpu).device)}
+    facts = {"device": provenance.processor(launch.start(asked.cpu).device)}
     facts |= launch.versions()
     if shutil.which("nvidia-smi"):
         command = (NVIDIA_SMI + QUERY).split()

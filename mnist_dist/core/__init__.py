@@ -12,7 +12,7 @@ from .evaluating import as_stored
 from .hooks import register_hook
 from .loader import ExactDataLoader
 from .losses import MeanLoss
-from .randomness import stream
+from .randomness import generator_for
 from .sharing import MicroBatch
 
 __all__ = [
@@ -27,6 +27,6 @@ __all__ = [
     "announce",
     "as_stored",
     "check_same_across_processes",
+    "generator_for",
     "register_hook",
-    "stream",
 ]

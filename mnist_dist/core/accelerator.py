@@ -130,7 +130,7 @@ class ExactAccelerator(Accelerator):
             shares=virtual_processes or world,
             world=world,
             rank=self.process_index,
-            fixed=virtual_processes > 0,
+            virtual=virtual_processes > 0,
         )
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -174,7 +174,7 @@ class ExactAccelerator(Accelerator):
         with all_or_none():
             prepared = super().prepare(*args, device_placement=device_placement)
         self._check_parameters()
-        if self.sharing.fixed and self._models and self._dataloaders:
+        if self.sharing.virtual and self._models and self._dataloaders:
             self.kernels.compare()
         return prepared
 
@@ -205,7 +205,7 @@ class ExactAccelerator(Accelerator):
         Raises:
             UserError: it differs between processes, or cannot be trained exactly.
         """
-        if not self.sharing.fixed:
+        if not self.sharing.virtual:
             self._compute_over_the_global_batch(model)
         refusals.refuse_layers_that_reach_beyond_a_share(model)
         wrap = self.ddp and not evaluation_mode
@@ -316,7 +316,7 @@ class ExactAccelerator(Accelerator):
 
     def begin_loop(self) -> LoopState:
         """Save the state of the current loop before a nested one begins; called by loaders."""
-        nested_under_virtual = self._micro_batch is not None and self.sharing.fixed
+        nested_under_virtual = self._micro_batch is not None and self.sharing.virtual
         generators = GeneratorStates(self.device) if nested_under_virtual else None
         return LoopState(self._micro_batch, self._loader, self.sync_gradients, generators)
 
@@ -344,7 +344,7 @@ class ExactAccelerator(Accelerator):
                 outer.generators.restore()
             return
         self._gradients.abandon()
-        if self.sharing.fixed:  # processes ended on different shares: reseed all alike
+        if self.sharing.virtual:  # processes ended on different shares: reseed all alike
             seed_generators(seed_of("epoch", self.seed, loader.batches.number, epoch), self.device)
 
     def begin_micro_batch(
@@ -364,7 +364,7 @@ class ExactAccelerator(Accelerator):
         self.sync_gradients = micro_batch.closes_update
         self._gradients.begin_micro_batch(micro_batch)
         self._stand_ins.begin_micro_batch(self.unwrapped_models, empty=len(micro_batch) == 0)
-        if self.sharing.fixed:
+        if self.sharing.virtual:
             self._begin_share(micro_batch, nested=nested)
         else:
             self._guard.begin_micro_batch(micro_batch, self.unwrapped_models)
@@ -525,7 +525,7 @@ class ExactAccelerator(Accelerator):
         Raises:
             UserError: an optimizer step meant to come between the two passes could not be made.
         """
-        if self.sharing.fixed:
+        if self.sharing.virtual:
             raise UserError(
                 "accelerator.backward was called twice for one share of a batch (virtual_processes "
                 f"{self.virtual_processes} on {self.num_processes} processes): add the losses and call it once, or "
@@ -625,7 +625,7 @@ class ExactAccelerator(Accelerator):
         # In the weights' dtype, for there are devices without float64.
         norm = self.weight_norm().reshape(1)
         self.check_weight_norms(self.gather(norm).cpu().tolist())
-        if self.sharing.fixed:
+        if self.sharing.virtual:
             self.check_buffers()
 
     def check_buffers(self) -> None:

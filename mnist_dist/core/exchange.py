@@ -88,7 +88,7 @@ class GradientSum:
             gradients if earlier is None else list(torch._foreach_add(earlier, gradients))
         )
         if complete:
-            self.add_up(range(self.sharing.mine.start, share + 1))
+            self.add_up(range(self.sharing.own_shares.start, share + 1))
 
     def add_up(self, held: range) -> None:
         """Put complete shares together as far as the tree allows, to hold few gradients at a time."""
@@ -120,7 +120,7 @@ def choose_exchange(
     if sharing.world == 1:
         return None
     few = sharing.world <= connections.FEW_PROCESSES
-    if sharing.fixed:
+    if sharing.virtual:
         return PeerExchange(like, sharing) if few else ReduceScatterExchange(like, sharing)
     small = sum(tensor.nbytes for tensor in like) <= SMALL_GRADIENT
     if few and small and dist.get_backend() == "gloo":

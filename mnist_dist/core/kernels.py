@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .digests import digest
 from .errors import UserError
-from .randomness import stream
+from .randomness import generator_for
 
 if TYPE_CHECKING:
     from .accelerator import ExactAccelerator
@@ -81,7 +81,7 @@ class Kernels:
     def digest(self) -> str:
         """Return the digest for the models prepared so far; empty without virtual processes."""
         accelerator = self.accelerator
-        if not accelerator.sharing.fixed:
+        if not accelerator.sharing.virtual:
             return ""
         models = accelerator.unwrapped_models
         looked_at = len(models), self.samples_of_a_share()
@@ -197,7 +197,9 @@ class FixedNumbers:
 
     def __init__(self, device: torch.device, work: int) -> None:
         self.work = work
-        drawn = torch.randn(PERIOD, generator=stream("kernels"), dtype=torch.float32, device="cpu")
+        drawn = torch.randn(
+            PERIOD, generator=generator_for("kernels"), dtype=torch.float32, device="cpu"
+        )
         self.numbers = drawn.to(device)
 
     def leaf(self, dtype: torch.dtype, *shape: int) -> Tensor:

@@ -287,8 +287,10 @@ class WorkerReader:
         self.batches = batches
         self.accelerator = accelerator
         self.dataset = loader.dataset
-        self.plan = Plan(batches)
-        fetch = Fetch(loader.dataset, loader.collate_fn, may_draw=accelerator.sharing.fixed)
+        self.plan = MicroBatchPlan(batches)
+        fetch = MicroBatchDataset(
+            loader.dataset, loader.collate_fn, may_draw=accelerator.sharing.virtual
+        )
         self.loader: DataLoader = DataLoader(
             fetch,
             batch_size=None,
@@ -326,7 +328,7 @@ class WorkerReader:
         return f"{len(self.dataset)} samples"  # type: ignore[arg-type]
 
 
-class Plan:
+class MicroBatchPlan:
     """A sampler of micro-batches that can be retargeted, so one `DataLoader` and its workers serve all epochs."""
 
     def __init__(self, batches: MicroBatchSampler) -> None:
@@ -347,7 +349,7 @@ class Plan:
         return len(self.batches)
 
 
-class Fetch(Dataset):
+class MicroBatchDataset(Dataset):
     """Reads the rows of micro-batches, in a worker or in the process itself.
 
     Before each sample is read, and before rows are collated, the generators of Python, NumPy and

@@ -27,7 +27,9 @@ class MeanLoss:
         self.terms = 0.0
         self.recent_loss_sum = 0.0
         self.recent_terms = 0.0
-        self.waiting: list[Waiting] = []  # this process's losses that have not been added up yet
+        self.pending: list[
+            PendingLoss
+        ] = []  # this process's losses that have not been added up yet
         accelerator.mean_losses.append(self)
 
     def update(self, loss: Tensor, terms: int | float | Tensor | None = None) -> None:
@@ -39,14 +41,14 @@ class MeanLoss:
         """
         micro_batch = self.accelerator.micro_batch
         count = len(micro_batch) if terms is None else terms
-        value = weighed(loss.detach(), count)
+        value = sum_of_terms(loss.detach(), count)
         if micro_batch.piece > 0:
-            self.waiting[-1].add(value, count, closes_update=micro_batch.closes_update)
+            self.pending[-1].add(value, count, closes_update=micro_batch.closes_update)
             return
         update = self.accelerator.updates + 1  # of which this loss is a part
         size = micro_batch.size if terms is None else None
-        self.waiting.append(
-            Waiting(
+        self.pending.append(
+            PendingLoss(
                 loss=value,
                 terms=count,
                 share=micro_batch.share,
@@ -90,13 +92,13 @@ class MeanLoss:
         Raises:
             UserError: on every process, if a loss is not finite or the processes' weights differ.
         """
-        complete = [number for number, item in enumerate(self.waiting, 1) if item.closes_update]
+        complete = [number for number, item in enumerate(self.pending, 1) if item.closes_update]
         if not complete:
             return
         # Losses of an unfinished update stay pending, as a checkpoint covers only finished ones.
-        waiting, self.waiting = self.waiting[: complete[-1]], self.waiting[complete[-1] :]
-        opened = [item for item in waiting if item.opens_batch]
-        losses, norms = self.sum_over_shares(waiting, len(opened), [item.loss for item in waiting])
+        pending, self.pending = self.pending[: complete[-1]], self.pending[complete[-1] :]
+        opened = [item for item in pending if item.opens_batch]
+        losses, norms = self.sum_over_shares(pending, len(opened), [item.loss for item in pending])
         for loss, item in zip(losses, opened, strict=True):
             if not math.isfinite(loss):
                 raise self.accelerator.training_error(f"the loss of update {item.update} is {loss}")
@@ -104,33 +106,33 @@ class MeanLoss:
         for loss in losses:  # one by one: the same bits however often they are collected
             self.loss_sum += loss
             self.recent_loss_sum += loss
-        terms = self.terms_of(waiting, opened)
+        terms = self.terms_of(pending, opened)
         self.terms += terms
         self.recent_terms += terms
 
-    def terms_of(self, waiting: list["Waiting"], opened: list["Waiting"]) -> float:
+    def terms_of(self, pending: list["PendingLoss"], opened: list["PendingLoss"]) -> float:
         """The number of terms in the losses of these micro-batches, over all processes.
 
         Args:
-            waiting: the micro-batches of this process.
+            pending: the micro-batches of this process.
             opened: those of them that are the first of a global batch.
         """
         if all(item.size is not None for item in opened):
             return sum(item.size or 0 for item in opened)
         terms = [
             torch.as_tensor(item.terms, dtype=torch.float64, device=item.loss.device)
-            for item in waiting
+            for item in pending
         ]
-        sums, _ = self.sum_over_shares(waiting, len(opened), terms)
+        sums, _ = self.sum_over_shares(pending, len(opened), terms)
         return sum(sums)
 
     def sum_over_shares(
-        self, waiting: list["Waiting"], batches: int, values: list[Tensor]
+        self, pending: list["PendingLoss"], batches: int, values: list[Tensor]
     ) -> tuple[list[float], list[float]]:
         """Sum values of micro-batches over the shares of each global batch.
 
         Args:
-            waiting: the micro-batches.
+            pending: the micro-batches.
             batches: global batches that they are of.
             values: one scalar for each.
 
@@ -143,15 +145,15 @@ class MeanLoss:
         places = []
         kept = []
         row = -1
-        for number, item in enumerate(waiting):
+        for number, item in enumerate(pending):
             row += 1 if item.opens_batch else 0
             if item.share is not None:
                 places.append(row * sharing.shares + item.share)
                 kept.append(number)
         mine = stacked.index_select(0, torch.tensor(kept).to(stacked.device))
         table.view(-1).index_copy_(0, torch.tensor(places).to(stacked.device), mine)
-        table[-1, sharing.mine.start : sharing.mine.stop] = self.accelerator.weight_norm().to(
-            table.dtype
+        table[-1, sharing.own_shares.start : sharing.own_shares.stop] = (
+            self.accelerator.weight_norm().to(table.dtype)
         )
         # Each place has a number from one process and zeros from the others, so no sum here is
         # rounded.
@@ -170,14 +172,14 @@ class MeanLoss:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the sums of a checkpoint."""
-        self.waiting = []
+        self.pending = []
         self.loss_sum = state["loss_sum"]
         self.terms = state["terms"]
         self.recent_loss_sum = state["recent_loss_sum"]
         self.recent_terms = state["recent_terms"]
 
 
-def weighed(loss: Tensor, count: int | float | Tensor) -> Tensor:
+def sum_of_terms(loss: Tensor, count: int | float | Tensor) -> Tensor:
     """The sum behind a mean: mean times count, or 0 if there are no terms and the mean is NaN."""
     if isinstance(count, Tensor):
         return torch.where(count != 0, loss * count, torch.zeros_like(loss))
@@ -185,7 +187,7 @@ def weighed(loss: Tensor, count: int | float | Tensor) -> Tensor:
 
 
 @dataclass
-class Waiting:
+class PendingLoss:
     """The loss of one micro-batch that has not been added up yet.
 
     Attributes:

@@ -17,7 +17,7 @@ def seed_of(*words: Word) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
-def stream(*words: Word, device: torch.device | str = "cpu") -> torch.Generator:
+def generator_for(*words: Word, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator seeded from these words; its numbers also depend on the device type and GPU model."""
     return torch.Generator(device).manual_seed(seed_of(*words))
 

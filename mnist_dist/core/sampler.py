@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from .errors import UserError
-from .randomness import stream
+from .randomness import generator_for
 from .sharing import Sharing
 
 
@@ -48,12 +48,12 @@ class ExactSampler(DistributedSampler):
         """P, the order of an epoch: the indices of all samples, (N,) int64 on the CPU."""
         if not self.shuffle:
             return torch.arange(self.samples)
-        return torch.randperm(self.samples, generator=stream("order", self.seed, epoch))
+        return torch.randperm(self.samples, generator=generator_for("order", self.seed, epoch))
 
     def __iter__(self) -> Iterator[int]:
         """The numbers of this process's samples in the epoch that `set_epoch` chose, in order."""
         order = self.order(self.epoch)
-        mine = set(self.sharing.mine)
+        mine = set(self.sharing.own_shares)
         for position, number in enumerate(order.tolist()):
             if position % self.sharing.shares in mine:
                 yield number
@@ -61,4 +61,4 @@ class ExactSampler(DistributedSampler):
     def __len__(self) -> int:
         """How many samples this process has in an epoch."""
         shares = self.sharing.shares
-        return sum(len(range(share, self.samples, shares)) for share in self.sharing.mine)
+        return sum(len(range(share, self.samples, shares)) for share in self.sharing.own_shares)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .randomness import stream
+from .randomness import generator_for
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Sharing:
         shares: V, the shares of a global batch.
         world: W, the number of processes.
         rank: the number of this process, from 0.
-        fixed: whether V was set by the user (virtual processes); otherwise V equals W.
+        virtual: whether V was set by the user (virtual processes); otherwise V equals W.
     """
 
     shares: int
     world: int
     rank: int
-    fixed: bool = False
+    virtual: bool = False
 
     def shares_of(self, rank: int) -> range:
         """The shares that a process works on."""
@@ -39,7 +39,7 @@ class Sharing:
         return range(first, behind_last)
 
     @property
-    def mine(self) -> range:
+    def own_shares(self) -> range:
         """The shares that this process works on."""
         return self.shares_of(self.rank)
 
@@ -151,9 +151,11 @@ class MicroBatch:
         """
         key = purpose, shape, normal
         if key not in self.drawn:
-            generator = stream(purpose, self.seed, self.epoch, self.batch, device=self.device)
+            generator = generator_for(
+                purpose, self.seed, self.epoch, self.batch, device=self.device
+            )
             draw = torch.randn if normal else torch.rand
             self.drawn[key] = draw(self.size, *shape, generator=generator, device=self.device)
         positions = self.positions
-        mine = self.drawn[key][positions.start : positions.stop : positions.step]
-        return mine.clone()  # a copy: the caller may modify it
+        own_shares = self.drawn[key][positions.start : positions.stop : positions.step]
+        return own_shares.clone()  # a copy: the caller may modify it

@@ -43,8 +43,8 @@ def collect(accelerator: "ExactAccelerator") -> dict[str, Any]:
 def resume_invariants(accelerator: "ExactAccelerator") -> dict[str, Any]:
     """Everything that must be unchanged when a training run is resumed."""
     # Without virtual processes, micro_batches and the precision affect only rounding.
-    pieces = accelerator.micro_batches if accelerator.sharing.fixed else 0
-    precision = precision_of(accelerator) if accelerator.sharing.fixed else ""
+    pieces = accelerator.micro_batches if accelerator.sharing.virtual else 0
+    precision = precision_of(accelerator) if accelerator.sharing.virtual else ""
     return {
         "virtual_processes": accelerator.virtual_processes,
         "micro_batches": pieces,

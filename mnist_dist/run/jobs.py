@@ -17,7 +17,7 @@ import psutil
 from accelerate.utils import broadcast_object_list, gather_object
 
 # Environment variables set by torchrun and accelerate launch, and inherited by child processes.
-TOLD = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK")
+LAUNCHER_VARIABLES = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK")
 
 
 def launcher() -> str | None:
@@ -28,7 +28,7 @@ def launcher() -> str | None:
         be seen, as from within a container, the folder that it has made for all its attempts. None
         without a launcher.
     """
-    if TOLD[0] not in os.environ:
+    if LAUNCHER_VARIABLES[0] not in os.environ:
         return None
     process, _ = launcher_and_worker()
     if process is not None:
@@ -46,7 +46,7 @@ def worker() -> str | None:
     Returns:
         Its name, as for `launcher`. None without a launcher.
     """
-    if TOLD[0] not in os.environ:
+    if LAUNCHER_VARIABLES[0] not in os.environ:
         return None
     _, process = launcher_and_worker()
     return name_of(process) if process is not None else None
@@ -84,7 +84,7 @@ def has_same_launcher_variables(parent: psutil.Process) -> bool:
         environ = parent.environ()
     except psutil.AccessDenied:
         return False
-    return all(environ.get(name) == os.environ.get(name) for name in TOLD)
+    return all(environ.get(name) == os.environ.get(name) for name in LAUNCHER_VARIABLES)
 
 
 def name_of(process: psutil.Process) -> str:

@@ -1,7 +1,7 @@
 """Locks on the folders of runs, so that one process at a time writes a run.
 
 The file system's own lock ends with the process that holds it, however that ends. Where there are
-no such locks, or each node knows only its own, a file in the folder says who holds it (`holder`).
+no such locks, or each node knows only its own, a file in the folder says who holds it (`heartbeat_lock`).
 """
 
 import os
@@ -13,11 +13,11 @@ from filelock import lock_descriptor
 
 from mnist_dist.core.errors import UserError
 from mnist_dist.core.files import warn_once
-from mnist_dist.run import holder
+from mnist_dist.run import heartbeat_lock
 
 TAKE_OVER = 60  # seconds to wait for the previous attempt to exit; launchers kill it after 30
 LOCKS: list[int] = []  # the descriptors that hold the locks of this process
-HOLDERS: list[holder.Holder] = []  # what holds folders where locks do not
+HOLDERS: list[heartbeat_lock.HeartbeatLock] = []  # what holds folders where locks do not
 
 
 def lock(folder: Path) -> None:
@@ -42,8 +42,8 @@ def lock(folder: Path) -> None:
     try:
         if not lock_holds(folder):
             hold_without_lock(folder, "grants the same lock twice")
-        elif holder.is_of_several_nodes(folder):
-            HOLDERS.append(holder.hold(folder))  # the lock may be this node's alone
+        elif heartbeat_lock.is_of_several_nodes(folder):
+            HOLDERS.append(heartbeat_lock.hold(folder))  # the lock may be this node's alone
     except (UserError, OSError):
         os.close(descriptor)
         raise
@@ -60,10 +60,10 @@ def hold_without_lock(folder: Path, what: str) -> None:
     Raises:
         UserError: another process holds it.
     """
-    HOLDERS.append(holder.hold(folder))
+    HOLDERS.append(heartbeat_lock.hold(folder))
     warn_once(
         f"lock of {folder}",
-        f"the file system of {folder} {what}: {holder.NAME} is used as a lock file there instead",
+        f"the file system of {folder} {what}: {heartbeat_lock.NAME} is used as a lock file there instead",
     )
 
 
@@ -121,7 +121,7 @@ def is_running(folder: Path) -> bool:
     Returns:
         True if it is being written.
     """
-    if holder.seems_held(folder):
+    if heartbeat_lock.seems_held(folder):
         return True
     descriptor = open_lock(folder)
     try:

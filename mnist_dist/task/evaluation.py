@@ -131,7 +131,7 @@ class Evaluation:
         }
 
 
-def mean(results: Sequence[Evaluation]) -> Evaluation:
+def ensemble(results: Sequence[Evaluation]) -> Evaluation:
     """Combine evaluations of the same samples (an ensemble) by averaging their probabilities."""
     if len(results) == 1:
         return results[0]

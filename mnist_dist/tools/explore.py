@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mnist_dist import plots
-from mnist_dist.core import stream
+from mnist_dist.core import generator_for
 from mnist_dist.run import launch
 from mnist_dist.task import data
 from mnist_dist.task.data import DataSet, Split
@@ -115,7 +115,7 @@ def draw_distorted(
 
     def rand(purpose: str, *shape: int, normal: bool = False) -> Tensor:
         draw = torch.randn if normal else torch.rand
-        return draw(len(images), *shape, generator=stream(purpose, 0))
+        return draw(len(images), *shape, generator=generator_for(purpose, 0))
 
     rows = [images]
     for copy in range(COPIES):

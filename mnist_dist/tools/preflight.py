@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from mnist_dist.core import UserError
 from mnist_dist.core.errors import explain
-from mnist_dist.run import launch, origin, weights
+from mnist_dist.run import launch, provenance, weights
 from mnist_dist.task import data, datasets
 from mnist_dist.task.data import DataSet, Split
 from mnist_dist.task.datasets import MNIST_NORMALIZATION
@@ -47,7 +47,7 @@ def introduce(accelerator: Accelerator) -> Process:
         backend=dist.get_backend() if dist.is_initialized() else "none",
         threads=torch.get_num_threads(),
         versions=", ".join(versions),
-        code=origin.code_digest(),
+        code=provenance.code_digest(),
         data="",
     )
 
@@ -132,7 +132,7 @@ def check_processes(processes: Sequence[Process], meant: int, set_up: str) -> Ch
     faults = []
     if meant and len(processes) != meant:
         advice = "start them through torchrun, accelerate launch or slurm/train.sbatch"
-        count = f"{meant} processes were meant and {len(processes)} are connected"
+        count = f"{meant} processes were expected and {len(processes)} are connected"
         faults.append(f"{count}: {advice}")
     faults += shared_gpus(processes)
     faults += odd_devices(processes)

@@ -121,7 +121,7 @@ def run(
     except subprocess.TimeoutExpired:
         end_all(process)
         advice = "give it fewer epochs, or more seconds with --deadline"
-        return Line(name, False, f"not done after {deadline:.0f} s", advice)
+        return Line(name, False, f"not finished after {deadline:.0f} s", advice)
     except BaseException:
         end_all(process)
         raise
@@ -133,7 +133,7 @@ def run(
     if apart is not None:
         return Line(name, False, *apart)
     count = "1 process" if world == 1 else f"{world} processes"
-    return Line(name, True, f"{count}, to the end", "")
+    return Line(name, True, f"{count}, ran to the end", "")
 
 
 def own_folder(folder: Path) -> str:

@@ -79,7 +79,7 @@ def explain(start: Start, contract: bool = False) -> list[Line]:
             detail = f"{where}{finding.evidence}"
             lines.append(Line(f"doctor: {finding.subject}", False, detail, finding.advice))
     if not lines:
-        return [Line("doctor", True, f"it finds nothing wrong on {start.processes} processes", "")]
+        return [Line("doctor", True, f"found nothing wrong on {start.processes} processes", "")]
     is_cause = (
         1 if contract else 0
     )  # the advice of lines behind another one that fails is not shown

@@ -117,8 +117,8 @@ def compare_weights(one: Weights, several: Weights, processes: int) -> Line:
     what = f"on {processes} processes they differ from those on 1"
     detail = f"{what} by {difference:.1e} at most (of {largest:.2g}, {worst})"
     advice = (
-        "it is another training on several processes: share each global batch of the same samples, "
-        "weigh losses by samples, and draw random numbers for the whole batch "
+        "it is a different training on several processes: divide each global batch of the same samples, "
+        "weight losses by samples, and draw random numbers for the whole batch "
         "(mnist_dist.core.ExactAccelerator does)"
     )
     return Line("weights", difference <= TOLERANCE, detail, advice)
@@ -146,14 +146,14 @@ def why_incomparable(
     unlike = [name for name in {**one, **several} if shape(one, name) != shape(several, name)]
     if unlike:
         names = ", ".join(sorted(unlike)[:3])
-        advice = "save the bare model: without the prefix `module.` and under the same name"
-        return f"1 and {processes} processes leave other names or shapes: {names}", advice
+        advice = "save the unwrapped model: without the prefix `module.` and under the same name"
+        return f"1 and {processes} processes leave different names or shapes: {names}", advice
     narrow = {str(tensor.dtype) for tensor in floats if tensor.dtype != torch.float64}
     if narrow:
         dtypes = ", ".join(sorted(narrow))
         rounding = "in float32 rounding alone changes weights by 0.05 in an epoch"
         advice = f"obey --dtype float64: {rounding}"
-        return f"they are {dtypes}, in which nothing can be told", advice
+        return f"they are {dtypes}, in which mistakes cannot be told from rounding", advice
     return None
 
 

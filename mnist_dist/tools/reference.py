@@ -193,7 +193,7 @@ class Reference:
         epoch: int,
         number: int,
         has: Settings,
-        weighed: Tensor | None = None,
+        row_weights: Tensor | None = None,
         drawn_by: Tensor | None = None,
     ) -> tuple[float, dict[str, Tensor]]:
         """The loss (nats) of one global batch and its gradient, clipped, by name.
@@ -201,7 +201,7 @@ class Reference:
         Args:
             epoch, number: of the batch, from 0.
             has: the settings; others than the training's to see what they would give.
-            weighed: (n,) float64, what the loss of each row is multiplied by in the sum; without it
+            row_weights: (n,) float64, what the loss of each row is multiplied by in the sum; without it
                 it is the mean.
             drawn_by: (n,) int64, for each row who draws its random numbers, each for its own rows
                 from the same seed; without it they are drawn for the whole batch.
@@ -239,7 +239,7 @@ class Reference:
         surprise = -logits(weights, images, dropped).log_softmax(dim=1)
         right = surprise.gather(1, self.labels[index, None]).squeeze(1)
         losses = (1 - has.label_smoothing) * right + has.label_smoothing * surprise.mean(dim=1)
-        loss = losses.mean() if weighed is None else losses @ weighed.to(losses)
+        loss = losses.mean() if row_weights is None else losses @ row_weights.to(losses)
         found = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
         return loss.item(), clipped(found, has.clip_norm)
 

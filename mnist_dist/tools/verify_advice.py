@@ -62,12 +62,12 @@ def why_first_weights(session: Session, trial: Trial, fault: Fault) -> str:
         )
     size, _ = observations[fault.rank].difference_of("initial weights")
     if size == math.inf:
-        return "they are no numbers, or have other names or shapes: look at networks.build"
+        return "they are NaN or infinite, or have different names or shapes: look at networks.build"
     if len({each.digest for each in observations}) > 1:
         return SAME_FIRST
     if fault.ends:
         return ENDED
-    return f"{SAME_FIRST}, in the order in which the layers are made: look at what draws before"
+    return f"{SAME_FIRST}, in the order in which the layers are created: look for random numbers that are drawn before"
 
 
 def why_samples(session: Session, trial: Trial, fault: Fault) -> str:
@@ -92,9 +92,9 @@ def why_samples(session: Session, trial: Trial, fault: Fault) -> str:
         mine = set(observation.samples[number])
         if not mine <= set(whole) and mine <= set(batch_of(own, samples, epoch, batch)):
             where = session.on(rank)
-            return f"{where} shuffles by the seed {own.seed}: give all processes the same --seed"
+            return f"{where} shuffles with the seed {own.seed}: give all processes the same --seed"
     if set(together) < set(whole):
-        return "some are left out: every sample of a batch must be some process's"
+        return "some are left out: every sample of a batch must be given to one process"
     return f"{ONE_ORDER}, and be dealt out to the processes batch by batch"
 
 
@@ -111,7 +111,7 @@ def why_schedule(session: Session, trial: Trial, fault: Fault) -> str:
 
     if world > 1 and update > 0 and is_close(used, rate(update * world)):
         return (
-            f"it moves {world} times an update: once an update, not once a process, "
+            f"it advances {world} times per update: step it once per update, not once per process, "
             "and do not prepare it with Accelerate's own class"
         )
     if is_close(used, rate(update + 1)):
@@ -123,8 +123,8 @@ def why_schedule(session: Session, trial: Trial, fault: Fault) -> str:
     for factor, how in ((world, "multiplied"), (1 / world, "divided")):
         if world > 1 and is_close(used, factor * rate(update)):
             return (
-                f"it is {how} by the {world} processes: --lr is that of the global batch, "
-                "whatever the number of processes is"
+                f"it is {how} by the number of processes, {world}: --lr is that of the global batch, "
+                "on any number of processes"
             )
     if is_close(used, settings.lr):
         return "it is --lr itself: --schedule and --warmup are not applied (task/objective.py)"
@@ -140,7 +140,7 @@ def why_update(session: Session, trial: Trial, fault: Fault) -> str:
     """Ask whether weights are numbers."""
     size, _ = session.observations[fault.title][fault.rank].difference_of("update")
     if size == math.inf:
-        return f"the weights are no numbers after it: {ONE_STEP}"
+        return f"the weights are NaN or infinite after it: {ONE_STEP}"
     decay = ", with its weight decay" if trial.settings.weight_decay else ""
     return f"{ONE_STEP}{decay}"
 

@@ -118,7 +118,7 @@ def check_bits(session: Session, train: Split) -> Check:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(False)
     right = f"--virtual-processes {world}: float32 weights have the same bits together and alone"
-    advice = "with --virtual-processes use one kind of CPU or GPU, "
+    advice = "with --virtual-processes, use one kind of CPU or GPU, "
     advice += "and look at what differs in versions and threads"
     return Check("same bits", True, detail or right, advice, slow=bool(detail))
 
@@ -153,9 +153,9 @@ def which_bits_differ(session: Session, alone: str, together: str) -> str:
     common = most_common(all_alone)
     odd = [session.on(rank) for rank, bits in enumerate(all_alone) if bits != common]
     if odd:
-        return f"{', '.join(odd)}: even alone it has other bits than the others"
+        return f"{', '.join(odd)}: even alone its bits differ from those of the others"
     if set(all_together) != {common}:
-        return "float32 weights have other bits together than alone"
+        return "float32 weights have different bits together and alone"
     return ""
 
 
@@ -313,7 +313,7 @@ def who_is_slow(session: Session, train: Split) -> Check:
     detail = (
         f"the slowest, {who}, takes {share:.2f} times the median, {1e6 * typical:,.0f} us a batch"
     )
-    advice = f"all wait for it: look what else runs beside {who}, "
+    advice = f"all wait for it: look at what else runs beside {who}, "
     advice += "and at its clock, threads and cooling"
     return Check("speed of each process", True, detail, advice, slow=not share <= SLOW)
 

@@ -36,9 +36,9 @@ def check_float32(session: Session, trial: Trial) -> Check:
             dtype = as_dtype(share)
             like = f", as {dtype} is" if dtype else ""
             faults.append(
-                f"{session.on(rank)}: they are rounded by {share:.0e} of themselves{like}"
+                f"{session.on(rank)}: they are rounded by {share:.0e} of their size{like}"
             )
-    right = f"gradients differ from those in float64 by {largest:.0e} of themselves"
+    right = f"gradients differ from those in float64 by {largest:.0e} of their size"
     return Check(LINE, not faults, "; ".join(faults[:2]) or right, ADVICE)
 
 

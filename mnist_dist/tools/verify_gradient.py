@@ -10,12 +10,12 @@ from mnist_dist.tools.watched_differences import TOLERANCE
 
 LOOK = "it is not the mean over the samples of the global batch: look at the loss, and at core/"
 OPTIONS = {  # those that change how a gradient is made: what to look at if it is wrong with it
-    "label_smoothing": "the loss must spread that share of the target over all classes "
+    "label_smoothing": "the loss must spread that fraction of the target over all classes "
     "(task/objective.py)",
     "dropout": "its masks must be those of micro_batch.rand (task/distortions.py)",
     "affine": "its random numbers must be those of micro_batch.rand (task/distortions.py)",
     "elastic": "its random numbers must be those of micro_batch.rand (task/distortions.py)",
-    "clip_norm": "limit the norm of the mean over all processes, once it is there",
+    "clip_norm": "limit the norm of the mean over all processes, after it has been reduced",
     "gradient_accumulation_steps": "the gradient of a share is the sum over all its pieces, each "
     "weighed by its samples (core/microbatches.py)",
     "virtual_processes": "the gradient is the sum over all shares, each once (core/exchange.py)",
@@ -107,5 +107,5 @@ def which_options(session: Session, trial: Trial, plain: Trial, at: int) -> str:
         f"{' and '.join(names)} alone made it wrong: {advice}" for advice, names in found.items()
     ]
     if not said:
-        return "without options, and with each alone, it is right: look at how they work together"
+        return "without options, and with each alone, it is right: look at how they interact"
     return "; ".join(said)

@@ -83,7 +83,7 @@ def check_data(session: Session) -> Check:
         f"{samples.name}: {len(samples.train):,} to train, {len(samples.test):,} to test, "
         f"the same everywhere (digest {samples.digest[:12]})"
     )
-    advice = "the files are the same, but not what is made of them: "
+    advice = "the files are the same, but what is read from them is not: "
     advice += "compare task/data.py and its libraries"
     return Check("data", not faults, "; ".join(faults) or right, advice)
 
@@ -155,8 +155,8 @@ def check_shared_folder(session: Session) -> Check:
     if not problem:
         problem = wait_for_files(session)
     problems = [text for text in supervisor.gather(problem) if text]
-    right = f"what is written to {root} is there for all processes"
-    advice = "put --output-dir on a file system that all nodes see"
+    right = f"what is written to {root} is visible to all processes"
+    advice = "put --output-dir on a file system that all nodes share"
     return Check("shared folder", not problems, "; ".join(problems) or right, advice)
 
 

@@ -25,9 +25,9 @@ GIVE_BACK = (
 )
 DIFFERS = {  # how what follows a checkpoint may differ
     "resumed weights": "the weights are not those that were saved",
-    "gradient": "the gradient is another",
-    "update": "the update is another, so the optimizer's state is not what was saved",
-    "schedule": "the learning rate is another",
+    "gradient": "the gradient is different",
+    "update": "the update is different, so the optimizer's state is not what was saved",
+    "schedule": "the learning rate is different",
     "moving average": "the moving average is not what was saved",
 }
 
@@ -70,7 +70,7 @@ def check_stops(session: Session, trial: Trial) -> None:
         )
         faults = wrong_after(session, "resumed again", trial, per_epoch)
     right = f"after updates {every} and {per_epoch}, the end of an epoch, "
-    right += "all processes went on as if nothing had been"
+    right += "all processes continued as if nothing had happened"
     session.answer.add(Check("resume", not faults, "; ".join(faults[:2]) or right, GIVE_BACK))
     session.answer.add(check_stop(session, trial))
 
@@ -202,7 +202,7 @@ def check_stop(session: Session, trial: Trial) -> Check:
     faults = read_back(session, watch.reference, folder, trial.updates_per_epoch)
     right = f"asked on process {last}, all left after update {left}"
     if supervisor.world > 1:
-        right += ", and 1 process went on from there as all would have"
+        right += ", and 1 process resumed from there as all of them would have"
         faults = faults or check_one_going_on(session, trial, watch, folder)
     return Check("stop", not faults, "; ".join(faults) or right, AGREE)
 
@@ -219,9 +219,9 @@ def check_one_going_on(session: Session, trial: Trial, watch: Watch, folder: Pat
     Returns:
         What it makes of it otherwise than all would have, in words.
     """
-    session.answer.say("....  going on from there: train.py on 1 process")
+    session.answer.say("....  resuming from there: train.py on 1 process")
     copied = copy_run(session, folder)
-    session.supervisor.begin("stop", "going on from there on 1 process")
+    session.supervisor.begin("stop", "resuming from there on 1 process")
     found: list[str] = []
     if session.accelerator.is_main_process:
         settings = in_folder(trial, copied, resume=True).settings
@@ -233,7 +233,7 @@ def check_one_going_on(session: Session, trial: Trial, watch: Watch, folder: Pat
 
 def what_was_seen(seen: Observation) -> list[str]:
     """Return what was wrong when one process went on, in words."""
-    who = "1 process that goes on from there"
+    who = "1 process that resumes from there"
     if seen.error:
         return [f"{who}: {seen.error}"]
     for kind, what in DIFFERS.items():

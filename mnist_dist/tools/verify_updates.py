@@ -24,13 +24,11 @@ LINES = (
     "checkpoint",
 )
 RIGHT = {
-    "samples": "each once an epoch, in the batches of one process",
-    "evaluation": "losses and counts of every epoch are those of one process",
-    "results": "loss curve, summary and trained weights are those of one process",
+    "samples": "each is used once per epoch, in the same batches as on one process",
+    "evaluation": "losses and counts of every epoch match those of one process",
+    "results": "loss curve, summary and trained weights match those of one process",
 }
-COUNT_ALL = (
-    "count by sample, without padding: the loader of the test set is not to be prepared either"
-)
+COUNT_ALL = "count every sample once, without padding: do not prepare the test loader with Accelerate's own class either"
 
 
 def are_updates_right(session: Session, trials: Mapping[str, Trial]) -> bool:
@@ -95,8 +93,8 @@ def what_is_right(session: Session, line: str) -> str:
         for observation in observations:
             size, _ = observation.difference_of(line)
             largest = max(largest, size)
-    much = f"differs from one process's by {largest:.0e} of its size at most"
-    return f"{much}, {updates} updates (float64)"
+    much = f"differs from that of one process by at most {largest:.0e} of its size"
+    return f"{much}, in {updates} updates (float64)"
 
 
 def check_test_count(session: Session) -> Check:

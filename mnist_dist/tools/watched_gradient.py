@@ -25,7 +25,7 @@ DRAW_FOR_ALL = (
     "micro_batch.rand (task/distortions.py)"
 )
 LEFT_OUT = {  # options, and what to look at if the gradient is the one without them
-    ("label_smoothing",): "the loss must spread that share of the target over all classes "
+    ("label_smoothing",): "the loss must spread that fraction of the target over all classes "
     "(task/objective.py)",
     ("clip_norm",): "call accelerator.clip_grad_norm_ between backward and optimizer.step",
     ("dropout",): "give the model its masks (task/objective.py)",
@@ -79,19 +79,19 @@ class Wrong:
 
     def gradient(
         self,
-        weighed: Tensor | None = None,
+        row_weights: Tensor | None = None,
         drawn_by: Tensor | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> Gradient:
         """Return what the gradient would be.
 
         Args:
-            weighed, drawn_by: as for the reference.
+            row_weights, drawn_by: as for the reference.
             settings: those that are others than the training's.
         """
         changed: Settings = replace(self.reference.settings, **(settings or {}))
         place = self.epoch, self.number, changed
-        return self.reference.loss_and_gradient(*place, weighed, drawn_by)[1]
+        return self.reference.loss_and_gradient(*place, row_weights, drawn_by)[1]
 
     def is_it(self, gradient: Gradient) -> bool:
         """Return whether the wrong gradient is this one, but for rounding."""
@@ -199,9 +199,7 @@ def wrong_clipping(wrong: Wrong) -> Iterator[tuple[str, Gradient]]:
     """Limit the wrong norm, as `mistakes`."""
     limit = wrong.reference.settings.clip_norm
     whole = wrong.gradient(settings={"clip_norm": 0.0})
-    before = (
-        "limit the norm of the mean over all processes, once it is there, not of each one's part"
-    )
+    before = "limit the norm of the mean over all processes, after it has been reduced, not of each one's part"
     said = f"each process's part is clipped by --clip-norm before they are added up: {before}"
     for of_mean in (True, False):
         yield said, sum_of_clipped_parts(wrong, limit, of_mean=of_mean)

@@ -15,14 +15,14 @@ from exact_data import (
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mnist_dist.core import ExactAccelerator, MeanLoss, stream
+from mnist_dist.core import ExactAccelerator, MeanLoss, generator_for
 
 
 def order_of(case: Case, epoch: int) -> Tensor:
     """The numbers of all samples in the order of an epoch."""
     if not case.shuffled:
         return torch.arange(SAMPLES)
-    return torch.randperm(SAMPLES, generator=stream("order", SEED, epoch))
+    return torch.randperm(SAMPLES, generator=generator_for("order", SEED, epoch))
 
 
 def plain(case: Case) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def plain(case: Case) -> dict[str, Any]:
                 size: int = len(index),
             ) -> Tensor:
                 draw = torch.randn if normal else torch.rand
-                return draw(size, *shape, generator=stream(purpose, SEED, *words))
+                return draw(size, *shape, generator=generator_for(purpose, SEED, *words))
 
             mean, terms = case.loss(model, rows_of(case.data, index), rand)
             count = len(index) if terms is None else int(terms)

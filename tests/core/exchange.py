@@ -35,7 +35,7 @@ torch.manual_seed(0)
 for units, as_on_nccl in ((4, False), (1400, False), (4, True)):  # less than 1 MiB, and more
     model, images = MNISTNet((units,)), torch.randn(world, 8, 784)
     parameters = list(model.parameters())
-    gradient_sum = GradientSum(parameters, Sharing(world, world, rank, fixed=as_on_nccl))
+    gradient_sum = GradientSum(parameters, Sharing(world, world, rank, virtual=as_on_nccl))
     if as_on_nccl:  # which has no connection for each direction
         gradient_sum.exchange.connections = None
     gradients = []

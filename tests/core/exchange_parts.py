@@ -44,7 +44,7 @@ def total(sharing: Sharing) -> list[torch.Tensor]:
     assert sharing.world == 1 or isinstance(gradient_sum.exchange, ReduceScatterExchange)
     found = []
     for _ in range(UPDATES):
-        for share in sharing.mine:
+        for share in sharing.own_shares:
             gradient_sum.add(share, gradients_of(share), complete=True)
         found = gradient_sum.total()
     return found
@@ -69,8 +69,8 @@ def main(world: int, shares: int) -> None:
     rank = dist.get_rank()
     sent: list[int] = []
     with counting("all_to_all_single", sent), counting("all_gather", sent):
-        found = total(Sharing(shares, world, rank, fixed=True))
-    alone = total(Sharing(shares, 1, 0, fixed=True))
+        found = total(Sharing(shares, world, rank, virtual=True))
+    alone = total(Sharing(shares, 1, 0, virtual=True))
     right = all(torch.equal(one, other) for one, other in zip(found, alone, strict=True))
     size = sum(tensor.nbytes for tensor in alone)
     answers = gather_object([(right, sum(sent) / UPDATES / size)])

@@ -220,8 +220,8 @@ def run(
 
 
 if __name__ == "__main__":
-    stream = sharing.stream
-    sharing.stream = lambda *words, device="cpu": stream(*words)  # noqa: ARG005  # generators of the CPU, for its numbers
+    generator_for = sharing.generator_for
+    sharing.generator_for = lambda *words, device="cpu": generator_for(*words)  # noqa: ARG005  # generators of the CPU, for its numbers
     connections.FEW_PROCESSES = 0  # all-reduces, as on GPUs
     locks.lock = lambda _: None  # a run may go on in the same process
     # Drawn, for what they read, but not written, which takes seconds.

@@ -8,7 +8,7 @@ import torch
 from conftest import PYTHON, call, weight_difference, without
 from torch.utils.data import DataLoader, TensorDataset
 
-from mnist_dist.core import stream
+from mnist_dist.core import generator_for
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run import launch
 from mnist_dist.task import networks
@@ -75,7 +75,7 @@ def test_no_update_waits_for_the_gpu(model):
     network = networks.build(model).to(accelerator.device)
     optimizer = adam(network, config)
     average(network, optimizer, config.ema)
-    images = torch.randn(1000, 1, 28, 28, generator=stream(1)).to(accelerator.device)
+    images = torch.randn(1000, 1, 28, 28, generator=generator_for(1)).to(accelerator.device)
     labels = torch.arange(1000, device=accelerator.device) % 10
     loader = DataLoader(TensorDataset(images, labels), batch_size=100, shuffle=True)
     loss_function = make_loss(network, config)

@@ -11,7 +11,7 @@ from conftest import PYTHON, call
 sys.path.insert(0, str(Path(__file__).parent))
 from planted_faults import FAULTS, HERE
 
-DRIVER = HERE / "driver.py"
+DRIVER = HERE / "doctor_driver.py"
 SLOW = [name for name, fault in FAULTS.items() if fault.slow or fault.stop_after]
 QUICK = [name for name in FAULTS if name not in SLOW]
 

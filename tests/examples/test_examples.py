@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from conftest import PYTHON, REPOSITORY, call, clean_environment, read_lines, torchrun
 from PIL import Image
 
-from mnist_dist.core import stream
+from mnist_dist.core import generator_for
 
 sys.path.insert(0, str(REPOSITORY / "examples"))
 DRIVER = Path(__file__).with_name("example_driver.py")
@@ -261,7 +261,7 @@ def test_every_training_sample_once_an_epoch_in_the_batches_of_one_process(
 def test_every_held_out_picture_is_counted_once(processes, runs, data):
     paths = sorted((data / "pictures").glob("class */*"))
     paths = [path for path in paths if path.suffix != ".txt"]
-    held_out = torch.randperm(61, generator=stream("held out", 0))[:10]
+    held_out = torch.randperm(61, generator=generator_for("held out", 0))[:10]
     w = weights_of(runs / str(processes) / "pictures")
     losses, right = [], 0
     for path in [paths[number] for number in held_out]:
@@ -294,7 +294,9 @@ def test_every_held_out_character_is_counted_once(processes, runs, data):
     assert set(alphabet) == {"\n", *"".join(lines)} and any(len(line) == 64 for line in lines)
     held = [
         lines[i]
-        for i in torch.randperm(len(lines), generator=stream("held out", 0))[: len(lines) // 6]
+        for i in torch.randperm(len(lines), generator=generator_for("held out", 0))[
+            : len(lines) // 6
+        ]
     ]
     assert len({len(line) for line in held}) > 3
     model = characters.Transformer(len(alphabet)).double().eval()

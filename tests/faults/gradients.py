@@ -262,7 +262,7 @@ def share_counted_twice_with_virtual_processes():
     add = exchange.GradientSum.add
 
     def twice(self, share, gradients, complete):
-        if self.sharing.fixed and share == 0:
+        if self.sharing.virtual and share == 0:
             gradients = [2 * gradient for gradient in gradients]
         add(self, share, gradients, complete)
 

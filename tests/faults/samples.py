@@ -6,7 +6,7 @@ from unittest.mock import patch
 import torch
 
 from faults.registry import all_of, fault, is_last, rank, world
-from mnist_dist.core import ExactAccelerator, MicroBatch, stream
+from mnist_dist.core import ExactAccelerator, MicroBatch, generator_for
 from mnist_dist.core.microbatches import MicroBatchSampler
 from mnist_dist.core.sampler import ExactSampler
 from mnist_dist.core.sharing import positions_of_share
@@ -86,7 +86,9 @@ def processes_with_different_seeds():
     def seeded_by_rank(self, epoch):
         if not self.shuffle:
             return order(self, epoch)
-        return torch.randperm(self.samples, generator=stream("order", self.seed + rank(), epoch))
+        return torch.randperm(
+            self.samples, generator=generator_for("order", self.seed + rank(), epoch)
+        )
 
     return patch.object(ExactSampler, "order", seeded_by_rank)
 
@@ -124,7 +126,7 @@ def dropout_drawn_by_every_process():
 
     def own(self, purpose, *shape, normal=False):
         draw = torch.randn if normal else torch.rand
-        generator = stream(purpose, self.seed, self.epoch, self.batch)
+        generator = generator_for(purpose, self.seed, self.epoch, self.batch)
         return draw(len(self.index), *shape, generator=generator)
 
     return patch.object(MicroBatch, "rand", own)

@@ -36,9 +36,7 @@ def test_the_core_trains_other_data_and_other_models(monkeypatch, tmp_path):
     data = load("mnist-5k", None)
     network = MNISTNet((32,))
     names = {"images": data.train.images, "labels": data.train.labels, "Network": lambda: network}
-    with pytest.raises(SystemExit) as end:
-        exec(python_in("README.md"), names)
-    assert end.value.code == 0
+    exec(python_in("README.md"), names)
     assert (network(data.test.images).argmax(1) == data.test.labels).float().mean() > 0.85
     state = newest_checkpoint(tmp_path / "runs/mine")[0]["state"]
     assert state["updates"] == 5 * -(-len(data.train) // 256) and state["loaders"] == [

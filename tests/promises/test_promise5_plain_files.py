@@ -8,7 +8,7 @@ import torch
 from conftest import ACCELERATE, PYTHON, REPOSITORY, call, read_lines
 from torch import nn
 
-from mnist_dist.run.origin import code_digest
+from mnist_dist.run.provenance import code_digest
 from mnist_dist.task.data import load
 
 

@@ -165,7 +165,7 @@ def test_who_has_which_share_changes_no_bit_of_the_sum(shares, world, random):
     def summed(world: int) -> torch.Tensor:
         sums = {}
         for rank in range(world):
-            held = Sharing(shares, world, rank).mine
+            held = Sharing(shares, world, rank).own_shares
             own = {}
             for share in held:  # added up as they come
                 own[share, share + 1] = [gradients[share].clone()]

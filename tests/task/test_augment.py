@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import PYTHON, call
 
-from mnist_dist.core import MicroBatch, stream
+from mnist_dist.core import MicroBatch, generator_for
 from mnist_dist.core.microbatches import MicroBatchSampler
 from mnist_dist.core.orders import EqualBatches
 from mnist_dist.core.sampler import ExactSampler
@@ -31,7 +31,7 @@ def distorted(images, *, affine=0.0, elastic=0.0, **which):
 def digits():
     """Smooth blobs away from the border: (64, 1, 28, 28), background -0.4."""
     y, x = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
-    centres = 11 + 6 * torch.rand(64, 2, 1, 1, generator=stream(7))
+    centres = 11 + 6 * torch.rand(64, 2, 1, 1, generator=generator_for(7))
     return (2.8 * (-((x - centres[:, :1]) ** 2 + (y - centres[:, 1:]) ** 2) / 18).exp() - 0.4).view(
         64, 1, 28, 28
     )
@@ -65,7 +65,7 @@ def test_dropout_drops_its_share_of_every_layer_and_the_same_however_a_batch_is_
 
 @pytest.mark.parametrize(("down", "right"), [(1, 0), (-1, 0), (0, 1), (0, -2)])
 def test_a_shifted_image_goes_on_beyond_its_border_as_it_ends_there(down, right):
-    images = torch.rand(2, 1, 28, 28, generator=stream(3))
+    images = torch.rand(2, 1, 28, 28, generator=generator_for(3))
     wide = torch.nn.functional.pad(images, (2, 2, 2, 2), mode="replicate")
     assert torch.equal(
         shift(images, down, right), wide[:, :, 2 - down : 30 - down, 2 - right : 30 - right]
@@ -112,7 +112,7 @@ def test_an_elastic_field_has_the_same_deviation_at_every_pixel():
 
 
 def test_the_fields_are_those_of_torchs_affine_grid():
-    theta = torch.randn(5, 2, 3, dtype=torch.float64, generator=stream(3))
+    theta = torch.randn(5, 2, 3, dtype=torch.float64, generator=generator_for(3))
     expected = torch.nn.functional.affine_grid(theta, [5, 1, 28, 28], align_corners=False)
     points = theta @ fields(torch.float64, torch.device("cpu"))[:3]
     assert torch.allclose(points.view(5, 2, 28, 28).permute(0, 2, 3, 1), expected)

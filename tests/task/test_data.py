@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnist_dist.core import UserError, stream
+from mnist_dist.core import UserError, generator_for
 from mnist_dist.task import data, datasets
 from mnist_dist.task.data import load, stratified_split
 from mnist_dist.task.datasets import FILES, find
@@ -261,13 +261,13 @@ def test_the_embedded_digits_are_split_4000_to_1000_by_class():
 @settings(max_examples=200, deadline=None)
 def test_a_stratified_split_is_exact_and_proportional(labels, share, seed):
     labels, size = torch.tensor(labels), int(share * len(labels))
-    rest, held_out = stratified_split(labels, size, stream(seed))
+    rest, held_out = stratified_split(labels, size, generator_for(seed))
     assert len(held_out) == size
     assert sorted(rest.tolist() + held_out.tolist()) == list(range(len(labels)))
     for label in labels.unique():
         ideal = (labels == label).sum() * size / len(labels)
         assert abs((labels[held_out] == label).sum() - ideal) < 1
-    again = stratified_split(labels, size, stream(seed))
+    again = stratified_split(labels, size, generator_for(seed))
     assert torch.equal(again[1], held_out)
 
 

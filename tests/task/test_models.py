@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mnist_dist.core import UserError, stream
+from mnist_dist.core import UserError, generator_for
 from mnist_dist.task.networks import ConvNet, MNISTNet, build, from_state_dict, parameter_count
 
 
@@ -122,7 +122,7 @@ def test_other_weights_are_refused(weights):
 
 
 def test_streams_of_random_numbers_differ_by_every_word():
-    draws = {tuple(torch.randint(2**40, (3,), generator=stream(*words)).tolist()) for words in
+    draws = {tuple(torch.randint(2**40, (3,), generator=generator_for(*words)).tolist()) for words in
              [(0, 1, 0), (0, 1, 1), (1, 1, 0), (0, 2), (1, 2), (2**63 - 1, 1, 0)]}  # fmt: skip
     assert len(draws) == 6
 

@@ -18,7 +18,7 @@ from filelock import lock_descriptor
 from mnist_dist.core import Stopped, UserError
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run import folder as run_folder
-from mnist_dist.run import launch, locks, origin
+from mnist_dist.run import launch, locks, provenance
 from mnist_dist.run.command_line import as_json, parse
 from mnist_dist.run.folder import Run
 from mnist_dist.run.locks import is_running
@@ -314,23 +314,23 @@ def test_the_code_s_digest_covers_all_code(tmp_path, monkeypatch):
     ]
     for file in files:
         file.write_text("1")
-    monkeypatch.setattr(origin, "CHECKOUT", tmp_path)
-    monkeypatch.setattr(origin, "PACKAGE", tmp_path / "mnist_dist")
-    digests = {origin.code_digest()}
+    monkeypatch.setattr(provenance, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "mnist_dist")
+    digests = {provenance.code_digest()}
     for file in files:
         file.write_text("2")
-        digests.add(origin.code_digest())
+        digests.add(provenance.code_digest())
     files[-1].rename(files[-1].with_name("c.py"))
-    assert len(digests | {origin.code_digest()}) == 6
-    assert origin.commit() is None  # no checkout
+    assert len(digests | {provenance.code_digest()}) == 6
+    assert provenance.commit() is None  # no checkout
 
 
 def test_without_git_there_is_no_commit(tmp_path, monkeypatch):
     (tmp_path / ".git").mkdir()  # not a repository either
-    monkeypatch.setattr(origin, "CHECKOUT", tmp_path)
-    assert origin.commit() is None
+    monkeypatch.setattr(provenance, "CHECKOUT", tmp_path)
+    assert provenance.commit() is None
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert origin.commit() is None
+    assert provenance.commit() is None
 
 
 def test_the_commit_is_that_of_this_checkout_and_of_no_other(tmp_path, monkeypatch):
@@ -347,15 +347,15 @@ def test_the_commit_is_that_of_this_checkout_and_of_no_other(tmp_path, monkeypat
     (tmp_path / "file").write_text("1")
     git("add", "file")
     git("commit", "-q", "-m", "one")
-    monkeypatch.setattr(origin, "CHECKOUT", tmp_path)
-    assert origin.commit() == git("rev-parse", "HEAD").strip()
+    monkeypatch.setattr(provenance, "CHECKOUT", tmp_path)
+    assert provenance.commit() == git("rev-parse", "HEAD").strip()
     (tmp_path / "file").write_text("2")
-    assert origin.commit() == git("rev-parse", "HEAD").strip() + "-dirty"
+    assert provenance.commit() == git("rev-parse", "HEAD").strip() + "-dirty"
     (
         tmp_path / "site-packages"
     ).mkdir()  # as where the package is installed into an environment inside of it
-    monkeypatch.setattr(origin, "CHECKOUT", tmp_path / "site-packages")
-    assert origin.commit() is None
+    monkeypatch.setattr(provenance, "CHECKOUT", tmp_path / "site-packages")
+    assert provenance.commit() is None
 
 
 def test_who_looks_whether_a_run_is_running_keeps_nobody_from_it(tmp_path):

@@ -45,7 +45,7 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
     "processes_with_different_seeds": (
         "samples",
         "not those 61 of one process",
-        "process 1 on vm shuffles by the seed 1",
+        "process 1 on vm shuffles with the seed 1",
     ),
     "order_of_the_next_epoch": ("samples", "update 1 has 61 samples", "they are those of epoch 2"),
     "order_repeats_after_two_epochs": (
@@ -112,7 +112,7 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
     "weights_are_no_numbers_after_update_4": (
         "update",
         "process 1 on vm differs from one process's and is no finite number, first at update 4",
-        "process 1 on vm alone: the weights are no numbers after it",
+        "process 1 on vm alone: the weights are NaN or infinite after it",
     ),
     "last_process_has_another_rate": (
         "schedule",
@@ -598,7 +598,11 @@ def test_an_example_and_train_py_are_programs_that_pass():
     ("one", "several", "complaint"),
     [
         ({}, {}, "no .pth or .safetensors file"),
-        ({"a": torch.ones(2)}, {"a": torch.ones(2)}, "torch.float32, in which nothing can be told"),
+        (
+            {"a": torch.ones(2)},
+            {"a": torch.ones(2)},
+            "torch.float32, in which mistakes cannot be told from rounding",
+        ),
         (
             {"a": torch.ones(2).double()},
             {"module.a": torch.ones(2).double()},

@@ -15,7 +15,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from mnist_dist.core.accelerator import ExactAccelerator
 from mnist_dist.core.hooks import register_hook
-from mnist_dist.core.loader import Fetch
+from mnist_dist.core.loader import MicroBatchDataset
 from mnist_dist.tools.doctor.digests import digest_of_data, digest_of_numbers
 from mnist_dist.tools.doctor.places import is_called_by, place
 from mnist_dist.tools.doctor.recorder import Recorder
@@ -95,7 +95,7 @@ class LoaderWatch:
 
     def begin(self, iterator: Any, loader: Any) -> None:
         """Note that an iteration over one of torch's loaders begins."""
-        if isinstance(loader.dataset, Fetch):
+        if isinstance(loader.dataset, MicroBatchDataset):
             return  # ExactAccelerator's own, which says itself what it gives
         iterator.doctor_queue = deque()
         iterator.doctor_epoch = self.new_epoch(loader)

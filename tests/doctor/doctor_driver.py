@@ -1,6 +1,6 @@
 """Runs many small programs under `doctor`, in processes that are forked: torch is imported once.
 
-    python tests/doctor/driver.py FOLDER CASE...
+    python tests/doctor/doctor_driver.py FOLDER CASE...
 
 A case is JSON: `name`, `script` (a path), `worlds` (how many processes, and beside them),
 `flags`, `deadline`, and `watched`, which may be false. What was found goes to FOLDER/NAME.json.

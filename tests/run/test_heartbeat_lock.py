@@ -12,7 +12,7 @@ import pytest
 from conftest import PYTHON, REPOSITORY, clean_environment
 
 from mnist_dist.core import UserError, files
-from mnist_dist.run import holder, locks
+from mnist_dist.run import heartbeat_lock, locks
 
 NAME = ".holder.json"
 
@@ -30,7 +30,7 @@ def quick(monkeypatch):
     """Short times, and no lock is left behind."""
     monkeypatch.setattr(files, "WARNED", set())
     for name, seconds in {"BEAT": 0.1, "FRESH": 1.0, "WATCH": 0.5, "MOMENT": 0.01}.items():
-        monkeypatch.setattr(holder, name, seconds)
+        monkeypatch.setattr(heartbeat_lock, name, seconds)
     yield
     locks.let_go()
 
@@ -60,7 +60,7 @@ def test_where_locks_do_not_hold_a_run_still_has_one_writer(tmp_path, capsys):
     assert f"warning: the file system of {tmp_path} " in capsys.readouterr().err
     assert locks.is_running(tmp_path)
     about = json.loads((tmp_path / NAME).read_text())
-    assert about["pid"] == os.getpid() and about["host"] == holder.host()
+    assert about["pid"] == os.getpid() and about["host"] == heartbeat_lock.host()
     with pytest.raises(
         UserError,
         match=rf"another process is writing the run in {tmp_path} \(process {os.getpid()} ",
@@ -93,9 +93,9 @@ def test_a_job_that_left_without_a_word_is_succeeded(tmp_path):
         {"heartbeat": time.time() - 100},
         {"heartbeat": time.time() + 1e6},  # of a clock that was wrong
         {"heartbeat": None},
-        {"host": holder.host(), "pid": dead.pid},  # this node knows at once
+        {"host": heartbeat_lock.host(), "pid": dead.pid},  # this node knows at once
         {
-            "host": holder.host(),
+            "host": heartbeat_lock.host(),
             "pid": os.getpid(),
             "started": psutil.Process().create_time() - 100,
         },
@@ -112,14 +112,14 @@ def test_a_job_that_left_without_a_word_is_succeeded(tmp_path):
 def test_a_heartbeat_that_goes_on_by_another_clock_is_one(tmp_path, monkeypatch):
     hours = 3600
     written(tmp_path, heartbeat=time.time() - hours)
-    monkeypatch.setattr(holder, "WATCH", 5.0)
+    monkeypatch.setattr(heartbeat_lock, "WATCH", 5.0)
     sleep = time.sleep
 
     def while_it_beats(seconds):
         sleep(min(seconds, 0.05))
         written(tmp_path, heartbeat=time.time() - hours)
 
-    monkeypatch.setattr(holder.time, "sleep", while_it_beats)
+    monkeypatch.setattr(heartbeat_lock.time, "sleep", while_it_beats)
     with pytest.raises(UserError, match="another process is writing"):
         locks.lock(tmp_path)
 

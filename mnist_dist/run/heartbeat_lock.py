@@ -35,7 +35,7 @@ SHARED = ("nfs", "lustre", "cifs", "smb", "fuse", "9p", "beegfs", "gpfs", "ceph"
 ON_THIS_NODE = ("fuseblk", "fuse.lxcfs")
 
 
-class Holder:
+class HeartbeatLock:
     """A lock on a folder, held by this process until `let_go`.
 
     A background thread renews the heartbeat. If another process has taken over the folder, which
@@ -101,7 +101,7 @@ class Holder:
                 self.path.unlink()
 
 
-def hold(folder: Path) -> Holder:
+def hold(folder: Path) -> HeartbeatLock:
     """Lock a folder for this process, replacing a stale lock of a process that has died.
 
     Args:
@@ -118,7 +118,7 @@ def hold(folder: Path) -> Holder:
     found = read(path)
     if found:
         refuse_if_alive(path, found)
-    holder = Holder(folder)
+    holder = HeartbeatLock(folder)
     # If two processes start at the same moment, the last one to write owns the file.
     time.sleep(MOMENT)
     found = read(path)
