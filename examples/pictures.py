@@ -43,7 +43,7 @@ from mnist_dist.run.progress import progress_bar
 from mnist_dist.run.stopwatch import Stopwatch
 from mnist_dist.run.tracking import Tracker
 from mnist_dist.run.weights import save_weights
-from mnist_dist.tools.picture_sets import PictureArray, PictureSet, open_pictures
+from mnist_dist.tools.pictures.sets import PictureArray, PictureSet, open_pictures
 
 SIDES = {"small": 32, "resnet18": 64}  # pixels a side that pictures are resized to
 HELD_OUT = 6  # one of so many pictures is held out, to test on

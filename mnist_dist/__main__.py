@@ -64,6 +64,8 @@ def command(name: str) -> tuple[Any, Any]:
         script = load_script(name)
         return script, getattr(script, SCRIPTS[name])
     tool = importlib.import_module(f"mnist_dist.tools.{name}")
+    if hasattr(tool, "__path__"):  # a package, whose other modules the command needs
+        tool = importlib.import_module(f"mnist_dist.tools.{name}.command")
     return tool, tool.Config
 
 

@@ -37,7 +37,8 @@ from mnist_dist.core import ExactAccelerator, register_hook
 from mnist_dist.run import launch, wandb_run
 from mnist_dist.run.command_line import parse
 from mnist_dist.run.files import write_json
-from mnist_dist.tools import verify, verify_trainings
+from mnist_dist.tools.verify import command as verify
+from mnist_dist.tools.verify import trainings as verify_trainings
 
 TRAINING = 0  # the number of the loader of the training data
 

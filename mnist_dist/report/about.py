@@ -11,7 +11,7 @@ from mnist_dist.run.command_line import as_flags, flag
 from mnist_dist.scripts import command
 from mnist_dist.shell import shell
 from mnist_dist.task.data import DataSet
-from mnist_dist.tools.runs_columns import INCIDENTAL, Row, is_version, shown
+from mnist_dist.tools.runs.columns import INCIDENTAL, Row, is_version, shown
 
 # What a data set's samples are called; those of all others are digits.
 NOUNS = {"fashion-mnist": "garment", "kmnist": "character"}

@@ -18,8 +18,8 @@ from mnist_dist.run.folder import WEIGHTS, settings_of
 from mnist_dist.task.data import DataSet
 from mnist_dist.task.evaluation import Evaluation
 from mnist_dist.tools.predict import SURE
-from mnist_dist.tools.runs_columns import Row
-from mnist_dist.tools.runs_files import read
+from mnist_dist.tools.runs.columns import Row
+from mnist_dist.tools.runs.files import read
 
 
 def write(

@@ -1,1 +1,1 @@
-"""The smaller commands, each a module with its settings, `Config`, and what it does, `main`."""
+"""The smaller commands, each a module, or a package with a module `command`: its settings, `Config`, and `main`."""

@@ -12,8 +12,8 @@ from mnist_dist.core import UserError
 from mnist_dist.digits import weights
 from mnist_dist.digits.finished import newest_run
 from mnist_dist.task import datasets, networks
-from mnist_dist.tools.ink import count_parts
-from mnist_dist.tools.pictures import read_digit
+from mnist_dist.tools.pictures.digits import read_digit
+from mnist_dist.tools.pictures.ink import count_parts
 from mnist_dist.tools.terminal import allow_any_name
 from mnist_dist.usage import UsageError
 

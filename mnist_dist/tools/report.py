@@ -18,9 +18,9 @@ from mnist_dist.run import launch
 from mnist_dist.run.folder import CONFIG, REPORT
 from mnist_dist.shell import shell
 from mnist_dist.task.settings import DataConfig
-from mnist_dist.tools.runs import read_all
-from mnist_dist.tools.runs_columns import Row
-from mnist_dist.tools.runs_files import read, why_not_there, why_unreadable
+from mnist_dist.tools.runs.columns import Row
+from mnist_dist.tools.runs.command import read_all
+from mnist_dist.tools.runs.files import read, why_not_there, why_unreadable
 from mnist_dist.tools.terminal import printable
 from mnist_dist.usage import require, unset
 

@@ -10,8 +10,8 @@ from conftest import PYTHON, REPOSITORY, call
 from PIL import Image
 
 from mnist_dist.core import UserError
-from mnist_dist.tools.picture_files import read_rgb
-from mnist_dist.tools.picture_sets import PictureArray, open_pictures
+from mnist_dist.tools.pictures.files import read_rgb
+from mnist_dist.tools.pictures.sets import PictureArray, open_pictures
 from mnist_dist.usage import UsageError
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)

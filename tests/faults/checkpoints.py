@@ -6,7 +6,7 @@ from faults.registry import fault, on_the_last_process
 from mnist_dist.core import state
 from mnist_dist.core.optimizer import ExactOptimizer
 from mnist_dist.core.stopping import StopRequest
-from mnist_dist.tools import watched_files
+from mnist_dist.tools.verify.watched import files as watched_files
 
 
 @fault

@@ -12,7 +12,7 @@ import train
 from faults.devices import a_process_is_watched
 from faults.registry import all_of, before_backward, fault, is_last, overflow, rank
 from mnist_dist.run import tracking
-from mnist_dist.tools import verify_setup
+from mnist_dist.tools.verify import setup as verify_setup
 
 HOURS = 10_000  # seconds
 

@@ -15,7 +15,8 @@ from mnist_dist.digits.config import TrainConfig
 from mnist_dist.digits.teachers import load_teachers
 from mnist_dist.run.command_line import parse
 from mnist_dist.task import data, networks
-from mnist_dist.tools import reference, verify
+from mnist_dist.tools.verify import command as verify
+from mnist_dist.tools.verify import reference
 from mnist_dist.usage import UsageError
 
 # 736 training samples: 13 updates, the last one of 4 samples; the teachers are soft and unlike each other.

@@ -15,7 +15,7 @@ from mnist_dist.task.data import load
 from mnist_dist.task.networks import MNISTNet
 from mnist_dist.task.objective import adam, make_loss
 from mnist_dist.task.schedules import learning_rate
-from mnist_dist.tools import reference
+from mnist_dist.tools.verify import reference
 
 DEFAULTS: dict = {}
 OPTIONS = {

@@ -10,9 +10,10 @@ from PIL import Image
 
 from mnist_dist.core import UserError
 from mnist_dist.task.data import load
-from mnist_dist.tools import pictures, predict
-from mnist_dist.tools.ink import count_parts as parts
-from mnist_dist.tools.pictures import grey_values, read_digit
+from mnist_dist.tools import predict
+from mnist_dist.tools.pictures import digits as pictures
+from mnist_dist.tools.pictures.digits import grey_values, read_digit
+from mnist_dist.tools.pictures.ink import count_parts as parts
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,9 @@ from mnist_dist.run.command_line import as_json, parse
 from mnist_dist.run.folder import Run
 from mnist_dist.run.locks import is_running
 from mnist_dist.run.tracking import Tracker
-from mnist_dist.tools import runs, runs_files, runs_tables
+from mnist_dist.tools.runs import command as runs
+from mnist_dist.tools.runs import files as runs_files
+from mnist_dist.tools.runs import tables as runs_tables
 
 
 def write_run(folder, accuracies, done=True, seconds=12.5, config=None, **settings):

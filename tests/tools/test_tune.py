@@ -30,7 +30,12 @@ from mnist_dist.core.stopping import SIGNALS
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run.command_line import as_flags, parse
 from mnist_dist.task import datasets, networks
-from mnist_dist.tools import search_report, search_space, search_trial, study, study_locks, tune
+from mnist_dist.tools.tune import command as tune
+from mnist_dist.tools.tune import locks as study_locks
+from mnist_dist.tools.tune import report as search_report
+from mnist_dist.tools.tune import space as search_space
+from mnist_dist.tools.tune import study
+from mnist_dist.tools.tune import trial as search_trial
 from mnist_dist.usage import UsageError
 
 QUICK = "--dataset mnist-5k --val-size 2000 --epochs 1 --search lr weight-decay --batch-size 200 --cpu".split()

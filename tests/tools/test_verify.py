@@ -14,11 +14,11 @@ import pytest
 import torch
 from conftest import ACCELERATE, DRIVER, PYTHON, REPOSITORY, call, torchrun
 
-from mnist_dist.tools import program_results
-from mnist_dist.tools.answer import Process
-from mnist_dist.tools.preflight import check_equal, check_processes
-from mnist_dist.tools.verify_costs import throughput
-from mnist_dist.tools.watched_differences import (
+from mnist_dist.tools.verify.answer import Process
+from mnist_dist.tools.verify.costs import throughput
+from mnist_dist.tools.verify.preflight import check_equal, check_processes
+from mnist_dist.tools.verify.program import results as program_results
+from mnist_dist.tools.verify.watched.differences import (
     TOLERANCE,
     GradientSizes,
     difference,

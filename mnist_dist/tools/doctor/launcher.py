@@ -14,7 +14,7 @@ from typing import IO
 
 from mnist_dist.tools.doctor.records import Record, Sign, read_records
 from mnist_dist.tools.doctor.signs import HangWatch
-from mnist_dist.tools.program_start import complaint, unlaunched
+from mnist_dist.tools.verify.program.start import complaint, unlaunched
 
 FOLDER = "MNIST_DIST_DOCTOR"  # in the environment of a process that is only to leave its record
 LEAVE = 20.0  # seconds for the others after one process has failed

@@ -3,7 +3,7 @@
 from mnist_dist.tools.doctor.case import Case, by_process
 from mnist_dist.tools.doctor.findings import Finding
 from mnist_dist.tools.doctor.records import Record, Sign
-from mnist_dist.tools.supervisor import is_lost_connection, processes
+from mnist_dist.tools.verify.supervisor import is_lost_connection, processes
 
 
 def not_connected(case: Case) -> Finding | None:

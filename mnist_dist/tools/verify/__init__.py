@@ -1,0 +1,1 @@
+"""The command `verify`: is this distributed set-up right?"""

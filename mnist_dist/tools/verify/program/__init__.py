@@ -1,0 +1,1 @@
+"""Any training program, checked from outside: `verify --program`."""
