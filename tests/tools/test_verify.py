@@ -316,7 +316,7 @@ ALONE = {  # what befalls one process: the line that was being made, and what it
     ),
     "stop_seen_by_one_process": (
         "stop",
-        "not done after 30 s: all wait: 0 stopped, in update ",
+        "not finished after 30 s: all wait: 0 stopped, in update ",
         "after the same update",
     ),
 }
@@ -370,7 +370,7 @@ def test_a_person_reads_a_table_and_the_status_says_the_same(tmp_path):
     assert done.returncode == 1
     assert (
         "FAIL  processes" in done.stdout
-        and "4 processes were meant and 1 are connected" in done.stdout
+        and "4 processes were expected, and 1 connected" in done.stdout
     )
     assert done.stderr == "mnist_dist: error: this set-up is not right: processes failed\n"
     done = call(PYTHON, "-m", "mnist_dist", "verify", "--", "--hidden", "0")
@@ -606,7 +606,7 @@ def test_an_example_and_train_py_are_programs_that_pass():
         (
             {"a": torch.ones(2).double()},
             {"module.a": torch.ones(2).double()},
-            "other names or shapes: a, module.a",
+            "different names or shapes: a, module.a",
         ),
         (
             {"a": torch.ones(2).double()},
@@ -635,7 +635,7 @@ def test_a_program_that_hangs_on_several_processes_is_ended_with_all_that_it_sta
     hanging = tmp_path / "hanging.py"
     hanging.write_text("import os, time\nif 'RANK' in os.environ:\n    time.sleep(300)")
     done = verify_program(hanging, "--deadline", "10")
-    assert done.returncode == 1 and "not done after 10 s" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1 and "not finished after 10 s" in done.stdout, done.stdout + done.stderr
     left = [each for each in psutil.process_iter() if str(hanging) in command_line(each)]
     assert not psutil.wait_procs(left, timeout=5)[1]  # killed, they may take a moment
 

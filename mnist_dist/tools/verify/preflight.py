@@ -132,7 +132,7 @@ def check_processes(processes: Sequence[Process], meant: int, set_up: str) -> Ch
     faults = []
     if meant and len(processes) != meant:
         advice = "start them through torchrun, accelerate launch or slurm/train.sbatch"
-        count = f"{meant} processes were expected and {len(processes)} are connected"
+        count = f"{meant} processes were expected, and {len(processes)} connected"
         faults.append(f"{count}: {advice}")
     faults += shared_gpus(processes)
     faults += odd_devices(processes)

@@ -274,7 +274,7 @@ class Supervisor:
             self.fail(self.line, f"ended by {self.signal}", "start it again")
         else:
             detail, advice = self.why_late(signs)
-            self.fail(self.line, f"not done after {self.deadline:.0f} s: {detail}", advice)
+            self.fail(self.line, f"not finished after {self.deadline:.0f} s: {detail}", advice)
         store.tell_all_to_leave()
         time.sleep(5 * BEAT)  # the store is this process's
 

@@ -28,7 +28,7 @@ RIGHT = {
     "evaluation": "losses and counts of every epoch match those of one process",
     "results": "loss curve, summary and trained weights match those of one process",
 }
-COUNT_ALL = "count every sample once, without padding: do not prepare the test loader with Accelerate's own class either"
+COUNT_ALL = "count each sample once, without padding: do not prepare the test loader with Accelerate's own class either"
 
 
 def are_updates_right(session: Session, trials: Mapping[str, Trial]) -> bool:
