@@ -86,7 +86,7 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
         "",
         "as bfloat16 is: compute and exchange it in the weights' own dtype",
     ),
-    "float32_arithmetic": ("gradient", "", "of itself, as float32 is: compute and exchange it"),
+    "float32_arithmetic": ("gradient", "", "of its size, as float32 is: compute and exchange it"),
     "float32_gradients_rounded": ("float32", "as bfloat16 is", "gradients in float32"),
     "float32_weights": (
         "initial weights",
@@ -119,7 +119,11 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
         "has the learning rate 0.00024 and should have 0.00012, first at update 1",
         "process 1 on vm alone: every process must step the same schedule",
     ),
-    "rate_times_processes": ("schedule", "first at update 1", "multiplied by the 2 processes"),
+    "rate_times_processes": (
+        "schedule",
+        "first at update 1",
+        "multiplied by the number of processes, 2",
+    ),
     "schedule_ahead_of_the_optimizer": (
         "schedule",
         "first at update 1",
@@ -133,7 +137,7 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
     "schedule_stepped_by_every_process": (
         "schedule",
         "first at update 2",
-        "once an update, not once a process",
+        "step it once per update, not once per process",
     ),
     "average_stands_still": (
         "moving average",
@@ -171,8 +175,12 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
         "save the moving average's weights",
     ),
     "other_first_weights": ("initial weights", "process 1 on ", "the same first weights"),
-    "other_labels": ("data", "process 1 on vm: other train labels", "not what is made of them"),
-    "other_normalisation": ("data", "other train pixels", "not what is made of them"),
+    "other_labels": (
+        "data",
+        "process 1 on vm: other train labels",
+        "what is read from them is not",
+    ),
+    "other_normalisation": ("data", "other train pixels", "what is read from them is not"),
     "checkpoint_reads_other_weights": (
         "checkpoint",
         "weights of fc1.bias",
@@ -190,7 +198,7 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
     ),
     "optimizer_lost_at_resume": (
         "resume",
-        "process 1 on vm: the update is another, so the optimizer's state",
+        "process 1 on vm: the update is different, so the optimizer's state",
         "given back to",
     ),
     "resume_skips_a_batch": (
@@ -635,7 +643,9 @@ def test_a_program_that_hangs_on_several_processes_is_ended_with_all_that_it_sta
     hanging = tmp_path / "hanging.py"
     hanging.write_text("import os, time\nif 'RANK' in os.environ:\n    time.sleep(300)")
     done = verify_program(hanging, "--deadline", "10")
-    assert done.returncode == 1 and "not finished after 10 s" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1 and "not finished after 10 s" in done.stdout, (
+        done.stdout + done.stderr
+    )
     left = [each for each in psutil.process_iter() if str(hanging) in command_line(each)]
     assert not psutil.wait_procs(left, timeout=5)[1]  # killed, they may take a moment
 

@@ -269,6 +269,6 @@ def rounding_of(wrong: Wrong) -> str:
     if not dtype:
         return ""
     return (
-        f"it is rounded by {share:.0e} of itself, as {dtype} is: compute and exchange it in the "
+        f"it is rounded by {share:.0e} of its size, as {dtype} is: compute and exchange it in the "
         "weights' own dtype, on every process"
     )
