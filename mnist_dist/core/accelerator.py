@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from . import refusals, state
 from .agreement import all_or_none, announce, check_same_across_processes
-from .batch_norm import compute_over_the_global_batch
+from .batch_norm import compute_over_the_global_batch, watch_for_single_values
 from .bits import make_deterministic
 from .buffers import BufferMean
 from .digests import digest
@@ -205,7 +205,9 @@ class ExactAccelerator(Accelerator):
         Raises:
             UserError: it differs between processes, or cannot be trained exactly.
         """
-        if not self.sharing.virtual:
+        if self.sharing.virtual:
+            watch_for_single_values(model, self.sharing.shares)
+        else:
             self._compute_over_the_global_batch(model)
         refusals.refuse_layers_that_reach_beyond_a_share(model)
         wrap = self.ddp and not evaluation_mode

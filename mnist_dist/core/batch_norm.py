@@ -6,13 +6,16 @@ so that statistics and running statistics have the same bits on every process. A
 rows takes part with a count of 0.
 """
 
+from functools import partial
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .connections import gather_from_processes
-from .errors import UserError
+from .errors import SingleProcessError, UserError
 
 
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -239,4 +242,34 @@ def refuse_pieces(model: nn.Module) -> None:
             raise UserError(
                 f"{type(layer).__name__.removeprefix('Global')} {name} needs all rows of a batch at once, and "
                 "micro_batches gives them in pieces: leave micro_batches at 1, or use virtual_processes"
+            )
+
+
+def watch_for_single_values(model: nn.Module, shares: int) -> None:
+    """Let BatchNorm layers say what to do about a share that is too small to normalise.
+
+    Only the forward pass shows it, because it takes a share of one sample and maps of one pixel.
+
+    Args:
+        model: with virtual processes; its layers see a share at a time.
+        shares: V.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.register_forward_pre_hook(partial(refuse_single_values, name, shares))
+
+
+def refuse_single_values(name: str, shares: int, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Raise before a layer's forward pass in training if there is one value per channel.
+
+    Raises:
+        SingleProcessError: only on the process that works on this share.
+    """
+    if layer.training and isinstance(inputs[0], Tensor) and inputs[0].shape[:1] == (1,):
+        values = inputs[0][0, :1].numel()
+        if values == 1:
+            raise SingleProcessError(
+                f"{type(layer).__name__} {name} got a share with a single value per channel, which it cannot "
+                "normalise: set drop_last=True, or choose a batch size whose last batch in an epoch has at least "
+                f"2 samples for each of the {shares} virtual processes"
             )

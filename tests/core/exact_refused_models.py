@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from exact_asking import Ask, Counts, Recurrent, encoder, first_update, network
 from exact_data import (
+    BATCH,
     accelerator,
     mlp,
     numbers,
@@ -97,6 +98,10 @@ REFUSED_MODELS: dict[str, tuple[Ask, str]] = {
             network(nn.SyncBatchNorm(6).double()), accelerator(virtual_processes=7)
         ),
         "use BatchNorm with virtual_processes",
+    ),
+    "batch norm of a share with one sample": (
+        lambda: first_update(network(nn.BatchNorm1d(6)), accelerator(virtual_processes=BATCH)),
+        "BatchNorm1d 1 got a share with a single value per channel",
     ),
     "parameters of the loss": (
         parameters_of_the_loss,
