@@ -489,6 +489,118 @@ PLAIN["a schedule for one process"] = Fault(
     slow=True,
 )
 
+PLAIN["a copy before the wrapping"] = Fault(
+    "plain.py",
+    (
+        ("import sys\n", "import copy\nimport sys\n"),
+        (WRAP, f"model[0].weight.data += rank\naverage = copy.deepcopy(model)\n{WRAP}"),
+        ("right = model(inputs)", "right = average(inputs)"),
+    ),
+    "copy",
+    "average(inputs)",
+    "has other weights on each process",
+)
+PLAIN["the same noise"] = Fault(
+    "plain.py",
+    (
+        ("torch.manual_seed(rank)\n", ""),
+        ("nn.Dropout(0.1)", "nn.Identity()"),
+        ("model(inputs), labels", "model(inputs + torch.randn_like(inputs)), labels"),
+    ),
+    "random numbers",
+    "torch.randn_like(inputs)",
+    "all processes draw the same random numbers",
+)
+PLAIN["a mean over own tokens"] = Fault(
+    "plain.py",
+    (("model(inputs), labels", "model(inputs), labels, ignore_index=0"),),
+    "shares",
+    "loss.backward()",
+    "each process's loss is a mean over a count of its own",
+)
+PLAIN["divided by own tokens"] = Fault(
+    "plain.py",
+    (
+        ("model(inputs), labels)", "model(inputs), labels, ignore_index=0, reduction='sum')"),
+        (BACKWARD, "        (loss / (labels > 0).sum()).backward()\n"),
+    ),
+    "shares",
+    "(loss / (labels > 0).sum())",
+    "each process's loss is a mean over a count of its own",
+    slow=True,
+)
+PLAIN["an own sampler with own orders"] = Fault(
+    "plain.py",
+    (
+        (
+            SAMPLER,
+            "class Shuffled:\n    def __iter__(self):\n"
+            "        return iter(torch.randperm(96)[rank::world].tolist())\n\n"
+            "    def __len__(self):\n        return 96 // world\n\n\n"
+            "sampler = Shuffled()\n",
+        ),
+        (SET_EPOCH, ""),
+    ),
+    "samples",
+    LOOP,
+    "are given more than once",
+)
+PLAIN["a batch skipped by one process"] = Fault(
+    "plain.py",
+    (
+        (
+            "        optimizer.zero_grad()\n",
+            "        if (rank, number) == (1, 2):\n            continue\n"
+            "        optimizer.zero_grad()\n",
+        ),
+    ),
+    "updates",
+    LOOP,
+    "process 1 makes no update from batch 3 of epoch 1",
+    deadline=6.0,
+    slow=True,
+)
+PLAIN["averages on one process"] = Fault(
+    "plain.py",
+    (
+        (
+            "scheduler = Cosine",
+            "if rank == 0:\n    state = optimizer.state_dict()\n"
+            "    buffers = [torch.ones_like(each) for each in model.parameters()]\n"
+            "    state['state'] = {n: {'momentum_buffer': each} for n, each in enumerate(buffers)}\n"
+            "    optimizer.load_state_dict(state)\nscheduler = Cosine",
+        ),
+    ),
+    "state",
+    "optimizer.load_state_dict(state)",
+    "has averages, but none on process 1",
+)
+PLAIN["a rate by own losses"] = Fault(
+    "plain.py",
+    (
+        ("import CosineAnnealingLR", "import ReduceLROnPlateau"),
+        (
+            "CosineAnnealingLR(optimizer, T_max=EPOCHS * len(loader))",
+            "ReduceLROnPlateau(optimizer, patience=0)",
+        ),
+        ("scheduler.step()", "scheduler.step(loss.item())"),
+    ),
+    "rate",
+    "scheduler.step(loss.item())",
+    "ReduceLROnPlateau is given another figure on each process",
+)
+PLAIN["a loss with parameters"] = Fault(
+    "plain.py",
+    (
+        (WRAP, f"{WRAP}head = nn.Linear(3, 3)\nother = torch.optim.SGD(head.parameters(), 0.1)\n"),
+        ("model(inputs), labels", "head(model(inputs)), labels"),
+        (STEP, f"{STEP}        other.step()\n"),
+    ),
+    "gradients",
+    "head(model(inputs))",
+    "Linear.weight, Linear.bias: in no module that is wrapped",
+)
+
 SHARED = {
     "a sum": Fault(
         "shared.py",
@@ -497,6 +609,18 @@ SHARED = {
         "loss.backward()",
         "2 times that on 1 process",
         against=True,
+    ),
+    "a clipped sum": Fault(
+        "shared.py",
+        (
+            ("            parameter.grad /= world\n", ""),
+            (STEP, f"        nn.utils.clip_grad_norm_(model.parameters(), 0.01)\n{STEP}"),
+        ),
+        "gradient",
+        "loss.backward()",
+        "2 times that on 1 process",
+        against=True,
+        slow=True,
     ),
     "divided twice": Fault(
         "shared.py",

@@ -25,7 +25,8 @@ for epoch in range(2):
     sampler.set_epoch(epoch)
     for inputs, labels in loader:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(inputs), labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled="rounded" in sys.argv):
+            loss = F.cross_entropy(model(inputs), labels)
         loss.backward()
         for parameter in model.parameters():
             dist.all_reduce(parameter.grad)

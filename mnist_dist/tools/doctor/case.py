@@ -72,15 +72,17 @@ class Case:
                     return path.rpartition("/")[2]
         return ""
 
-    def names_of_differing(self, digests: Sequence[Sequence[int]]) -> list[str]:
+    def names_of_differing(self, updates: Sequence[Update], digests: str) -> list[str]:
         """Return the names of the parameters whose digests differ between processes.
 
         Args:
-            digests: of each process, one for each parameter.
+            updates: the same one of each process.
+            digests: which of its digests: `weights` or `gradients`.
         """
-        names = self.first.names
+        names = self.first.optimizer_of(updates[0]).names
         differing = []
-        for number, values in enumerate(zip(*digests, strict=False)):
+        by_parameter = zip(*(getattr(update, digests) for update in updates), strict=False)
+        for number, values in enumerate(by_parameter):
             if len(set(values)) > 1:
                 is_known = number < len(names)
                 differing.append(names[number] if is_known else f"parameter {number}")

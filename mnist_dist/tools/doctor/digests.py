@@ -16,6 +16,11 @@ PROJECTIONS = 32
 COLUMNS = 4093  # a prime, so that no layer's width divides it
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """Return what of a tensor this process holds, which is a part if it is sharded."""
+    return getattr(tensor, "_local_tensor", tensor)
+
+
 def digest(tensors: Iterable[Tensor]) -> int:
     """Return a digest of the bytes of some tensors."""
     found = 1

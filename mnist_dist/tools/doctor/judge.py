@@ -8,9 +8,11 @@ from mnist_dist.tools.doctor import (
     rules_course,
     rules_modes,
     rules_pace,
+    rules_random,
     rules_results,
     rules_samples,
     rules_schedule,
+    rules_shares,
     rules_training,
 )
 from mnist_dist.tools.doctor.case import Case
@@ -47,7 +49,7 @@ def rule(
 
 ALONE = "connection"
 SAMPLES = "data split samples"
-TRAINED = "first-weights gradients rate weights not-finite"
+TRAINED = "first-weights state gradients rate weights not-finite"
 
 BETWEEN_RANKS = [
     rule("connection", rules_course.not_connected, "the processes are connected"),
@@ -61,7 +63,7 @@ BETWEEN_RANKS = [
     rule("samples", rules_samples.wrong_share, "each sample is one process's", "connection split"),
     rule("padding", rules_samples.padding, "no sample comes twice", f"{ALONE} {SAMPLES}"),
     rule("order", rules_samples.same_order, "each epoch has its own order"),
-    rule("shares", rules_samples.uneven_shares, "equal shares", f"{ALONE} updates"),
+    rule("shares", rules_shares.uneven_shares, "equal shares", f"{ALONE} updates"),
     rule("optimizer", rules_modes.without_gradients, "its parameters have gradients", ALONE),
     rule("gradients", rules_training.not_exchanged, "equal when used", f"{ALONE} not-finite"),
     rule(
@@ -70,13 +72,20 @@ BETWEEN_RANKS = [
         "equal before the first update",
         f"{ALONE} gradients",
     ),
+    rule("state", rules_training.unequal_state, "equal or none", f"{ALONE} gradients"),
     rule("rate", rules_training.unequal_rates, "equal on all processes", f"{ALONE} updates"),
     rule("weights", rules_training.parting_weights, "equal to the end", f"{ALONE} {TRAINED}"),
     rule("mode", rules_modes.mode, "in training mode where it trains", ALONE),
     rule("clipping", rules_modes.clipping, "of what all have", f"{ALONE} gradients not-finite"),
     rule("buffers", rules_training.parting_buffers, "equal", f"{ALONE} {TRAINED}"),
     rule("layers", rules_training.batch_norm, "no statistics of a process's own", ALONE),
-    rule("dropout", rules_training.same_masks, "not the same masks", f"{ALONE} {SAMPLES}"),
+    rule("dropout", rules_random.same_masks, "not the same masks", f"{ALONE} {SAMPLES}"),
+    rule(
+        "random numbers",
+        rules_random.same_draws,
+        "not the same noise",
+        f"{ALONE} {SAMPLES} dropout",
+    ),
     rule("pace", rules_pace.slow_process, "no process is waited for", f"{ALONE} updates shares"),
     rule("operations", rules_pace.unequal_operations, "the same ones", f"{ALONE} updates end hang"),
     rule("cost", rules_training.needless_exchanges, "one exchange an update", ALONE),
@@ -87,15 +96,17 @@ BETWEEN_RANKS = [
         "each sample counts once",
         f"{ALONE} end hang updates",
     ),
+    rule("copy", rules_results.other_copy, "equal weights in copies", f"{ALONE} {TRAINED}"),
     rule("files", rules_results.shared_files, "each is written by one process"),
 ]
 
+ROWS = "layers dropout random-numbers clipping"  # what makes a gradient depend on the shares
 NOT_COMPARABLE = f"{ALONE} {SAMPLES} {TRAINED} end hang shares updates"
 
 AGAINST_ONE = [
     rule("batch", rules_against.global_batch, "the same number of rows", NOT_COMPARABLE),
     rule("first weights", rules_against.other_start, "as on 1 process", NOT_COMPARABLE),
-    rule("gradient", rules_against.gradient, "as on 1 process", f"{NOT_COMPARABLE} layers dropout"),
+    rule("gradient", rules_against.gradient, "as on 1 process", f"{NOT_COMPARABLE} {ROWS}"),
     rule("schedule", rules_against.unfinished, "as on 1 process", f"{NOT_COMPARABLE} schedule"),
     rule("rate", rules_against.rates, "as on 1 process", f"{NOT_COMPARABLE} schedule"),
     rule("updates", rules_against.updates_an_epoch, "as on 1 process", NOT_COMPARABLE),

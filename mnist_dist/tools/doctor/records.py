@@ -25,15 +25,20 @@ class Update:
         forward_place, backward_place: the lines of the last pass.
         bare_place: the line of the last pass past the wrapper.
         divisor: number by which the last loss was divided before its backward pass; 1: none was seen.
+        batch_count: count of tokens, or the like, by which the last loss was made a mean; 0: unknown.
+        is_rounded: whether the model computes in fewer bits than float32 has.
         in_eval: backward passes through a model that is in evaluation mode.
         clip_norm: the gradient's norm when it was clipped, None if it was not.
         clip_place: the line that did it.
+        clip_factor: by which the gradient was multiplied then; 1: by none.
         finite_loss: whether all losses were finite; None if nobody looked.
         examined: whether the digests below were taken.
         weights, gradients: a digest of each parameter before the step, and of its gradient.
         buffers: a digest of each buffer of the model, by its name.
         inputs: a digest of what the model was given.
         random_state: a digest of the random state at the first dropout, 0 if there was none.
+        drawn: a digest of the random state before the step, if as many numbers as rows or more were
+            drawn since the step before; otherwise 0.
         without_gradient: parameters that should have a gradient and have none.
         batches: of each backward pass, the number of the iteration over a loader and of the batch
             in it, both from 0.
@@ -58,9 +63,12 @@ class Update:
     backward_place: str = ""
     bare_place: str = ""
     divisor: float = 1.0
+    batch_count: int = 0
+    is_rounded: bool = False
     in_eval: int = 0
     clip_norm: float | None = None
     clip_place: str = ""
+    clip_factor: float = 1.0
     finite_loss: bool | None = None
     examined: bool = False
     weights: list[int] = field(default_factory=list)
@@ -68,6 +76,7 @@ class Update:
     buffers: dict[str, int] = field(default_factory=dict)
     inputs: int = 0
     random_state: int = 0
+    drawn: int = 0
     without_gradient: int = 0
     batches: list[list[int]] = field(default_factory=list)
     sketch: list[float] = field(default_factory=list)
@@ -97,6 +106,7 @@ class Epoch:
         complete: whether the loop came to its end.
         updates: made from its batches.
         evaluated: forward passes without training.
+        used: for each line that makes such passes, a digest of the parameters of the first model.
         collectives: calls of each operation between processes since its first batch.
         exact: whether `ExactAccelerator` gives the batches.
         is_ahead: whether a batch is fetched before the one before it is handed on, as Accelerate does.
@@ -120,6 +130,7 @@ class Epoch:
     complete: bool = False
     updates: int = 0
     evaluated: int = 0
+    used: dict[str, int] = field(default_factory=dict)
     collectives: dict[str, int] = field(default_factory=dict)
     exact: bool = False
     is_ahead: bool = False
@@ -150,6 +161,25 @@ class Schedule:
 
 
 @dataclass
+class Optimized:
+    """What an optimizer has when it makes its first step.
+
+    Attributes:
+        names: of its parameters.
+        outside: those of them that no wrapper had when it was made.
+        outside_place: the line that called the model that has the first of them.
+        state: a digest of its averages; 0 if it has none yet.
+        state_place: the line that loaded them.
+    """
+
+    names: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+    outside_place: str = ""
+    state: int = 0
+    state_place: str = ""
+
+
+@dataclass
 class Record:
     """Everything that one process leaves.
 
@@ -172,9 +202,8 @@ class Record:
         saved: files that were written, and the line.
         loaded: checkpoints that were read before the first update, and the line.
         stopped_with: a digest of each parameter when doctor stopped the process.
-        names: of the optimizer's parameters.
+        optimizers: in the order of their first steps.
         wrapper: the class that wraps the model, empty if none was made.
-        outside: parameters of the optimizer that the wrapper did not have when it was made.
         broadcasts_buffers: whether the wrapper does so before each forward pass.
         batch_norm: the class of a layer that normalises over this process's rows, if any.
         batch_norm_place: the line by which it was called.
@@ -203,9 +232,8 @@ class Record:
     saved: dict[str, str] = field(default_factory=dict)
     loaded: dict[str, str] = field(default_factory=dict)
     stopped_with: list[int] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
+    optimizers: list[Optimized] = field(default_factory=list)
     wrapper: str = ""
-    outside: list[str] = field(default_factory=list)
     broadcasts_buffers: bool = False
     batch_norm: str = ""
     batch_norm_place: str = ""
@@ -214,6 +242,11 @@ class Record:
     exact: bool = False
     gathered_for_metrics: bool = False
     trouble: str = ""
+
+    def optimizer_of(self, update: Update) -> Optimized:
+        """Return the optimizer that made an update."""
+        is_known = update.optimizer < len(self.optimizers)
+        return self.optimizers[update.optimizer] if is_known else Optimized()
 
     def trainings(self) -> list[Epoch]:
         """Return the iterations from which updates were made."""
@@ -277,7 +310,10 @@ def record_from(values: dict[str, Any]) -> Record:
     updates = [Update(**each) for each in values.pop("updates")]
     epochs = [Epoch(**each) for each in values.pop("epochs")]
     schedules = [Schedule(**each) for each in values.pop("schedules")]
-    return Record(**values, updates=updates, epochs=epochs, schedules=schedules)
+    optimizers = [Optimized(**each) for each in values.pop("optimizers")]
+    return Record(
+        **values, updates=updates, epochs=epochs, schedules=schedules, optimizers=optimizers
+    )
 
 
 def read_signs(folder: Path) -> list[Sign]:

@@ -6,8 +6,10 @@ import math
 from mnist_dist.tools.doctor.case import Case
 from mnist_dist.tools.doctor.findings import Finding
 from mnist_dist.tools.doctor.records import Record
+from mnist_dist.tools.doctor.rules_training import BY_LOSS
 
 CLOSE = 1e-3  # of the gradient: rounding of float32 is a thousandth of that
+CLOSE_ROUNDED = 0.05  # likewise, where the model computes in bfloat16 or float16
 ALIKE = 0.8  # the cosine of two gradients of other samples
 ROUGHLY = 0.15
 
@@ -79,8 +81,8 @@ def gradient(case: Case) -> Finding | None:
         return None
     if first_alone.weights != first.weights:
         return None
-    one = first_alone.sketch
-    several = first.sketch
+    one = [value / first_alone.clip_factor for value in first_alone.sketch]
+    several = [value / first.clip_factor for value in first.sketch]
     product = sum(mine * its for mine, its in zip(one, several, strict=True))
     ratio = product / sum(mine * mine for mine in one)
     off = math.dist(several, [ratio * mine for mine in one]) / math.hypot(*several)
@@ -88,7 +90,8 @@ def gradient(case: Case) -> Finding | None:
     same = numbers is not None and numbers == first_samples(case.ranks)
     if same:
         return of_same_samples(case, ratio, off)
-    return of_other_samples(case, first.norm / first_alone.norm, off)
+    norms = [update.norm / update.clip_factor for update in (first, first_alone)]
+    return of_other_samples(case, norms[0] / norms[1], off)
 
 
 def of_same_samples(case: Case, ratio: float, off: float) -> Finding | None:
@@ -99,10 +102,11 @@ def of_same_samples(case: Case, ratio: float, off: float) -> Finding | None:
         ratio: of the gradient on several processes to that on one.
         off: by how much it is another one, but for the ratio.
     """
-    if off < CLOSE and abs(ratio - 1) < CLOSE:
+    close = CLOSE_ROUNDED if case.first.updates[0].is_rounded else CLOSE
+    if off < close and abs(ratio - 1) < close:
         return None
     words = "of the same samples at the same weights the first gradient"
-    if off < CLOSE:
+    if off < close:
         words += f" is {ratio:.4g} times that on 1 process"
         advice = "a mean over processes of a sum over rows, or a sum of means: divide once"
     else:
@@ -161,6 +165,8 @@ def rates(case: Case) -> Finding | None:
     """Learning rates that are those of one process neither by updates nor by samples."""
     alone = case.alone
     assert alone is not None
+    if any(each.kind == BY_LOSS for each in case.first.schedules):
+        return None  # other batches have other losses
     one = rates_of(alone)
     several = rates_of(case.first)
     rows_one = rows_of([alone])

@@ -42,7 +42,8 @@ def own_error(case: Case) -> Finding | None:
 
 def follows_from_wrapping(record: Record) -> bool:
     """Return whether DDP waits for parameters that were replaced, of which another rule tells."""
-    return bool(record.outside) and "finished reduction in the prior iteration" in record.error
+    has_outside = any(optimizer.outside for optimizer in record.optimizers)
+    return has_outside and "finished reduction in the prior iteration" in record.error
 
 
 def left_behind(case: Case, failed: list[Record]) -> Finding | None:
@@ -112,6 +113,11 @@ def unequal_updates(case: Case) -> Finding | None:
                 epochs[0].place,
             )
     made = [record.made for record in case.ranks]
+    has_failed = bool(case.hang) or any(record.error for record in case.ranks)
+    if len(set(made)) > 1 or has_failed:
+        found = skipped_batch(case)
+        if found:
+            return found
     if len(set(made)) > 1 and all(record.ended for record in case.ranks):
         return Finding(
             "FAIL",
@@ -121,6 +127,37 @@ def unequal_updates(case: Case) -> Finding | None:
             last_place(case.ranks[made.index(min(made))]),
         )
     return None
+
+
+def skipped_batch(case: Case) -> Finding | None:
+    """A batch from which some processes make an update, and others do not."""
+    numbers = [numbers_of_trainings(record) for record in case.ranks]
+    for group in case.updates:
+        if not all(update.batches for update in group):
+            continue
+        last = [update.batches[-1] for update in group]
+        pairs = zip(numbers, last, strict=True)
+        at = [(known.get(epoch, -1), position) for known, (epoch, position) in pairs]
+        if len(set(at)) == 1:
+            continue
+        rank = at.index(max(at))
+        first = at.index(min(at))
+        epoch, position = at[first]
+        return Finding(
+            "FAIL",
+            "updates",
+            f"process {rank} makes no update from batch {position + 1} of epoch {epoch + 1}, and "
+            f"process {first} does: from there on gradients of different batches meet, and in the "
+            "end one process waits for ever",
+            "all must call the model and backward for each batch: multiply the loss by 0 instead",
+            case.ranks[rank].epochs[last[rank][0]].place,
+        )
+    return None
+
+
+def numbers_of_trainings(record: Record) -> dict[int, int]:
+    """Return which training, counted from 0, each iteration over a loader is that is one."""
+    return {epoch.number: number for number, epoch in enumerate(record.trainings())}
 
 
 def hang(case: Case) -> Finding | None:

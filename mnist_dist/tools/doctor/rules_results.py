@@ -90,6 +90,28 @@ def counted_twice(case: Case, deal: Deal, calls: set[str]) -> Finding | None:
     return Finding(level, "evaluation", words, advice, deal.place)  # type: ignore[arg-type]
 
 
+def other_copy(case: Case) -> Finding | None:
+    """A model that is used without training, whose weights are others on each process."""
+    if case.world == 1 or case.first.is_sharded:
+        return None
+    evaluations = [record.evaluations() for record in case.ranks]
+    by_all = list(zip(*evaluations, strict=False)) if len({*map(len, evaluations)}) == 1 else []
+    for epochs in [*case.trainings, *by_all]:
+        for line in epochs[0].used:
+            digests = {epoch.used.get(line, epochs[0].used[line]) for epoch in epochs}
+            if len(digests) > 1:
+                return Finding(
+                    "FAIL",
+                    "copy",
+                    "the model that is called here without training has other weights on each "
+                    "process, though those of the trained one are equal",
+                    "if it is a copy (an average, a teacher): make it after the wrapping, which "
+                    "makes weights equal, or broadcast it",
+                    line,
+                )
+    return None
+
+
 def shared_files(case: Case) -> Finding | None:
     """Files that several processes write."""
     writers: dict[str, list[int]] = {}

@@ -157,9 +157,10 @@ def not_loaded(case: Case, resume: Resume, made: int | None) -> Finding:
     nearest = max(equal, key=lambda number: sum(equal[number]), default=0)
     words = "started again, it begins with weights that it never had"
     if nearest and any(equal[nearest]):
+        names = record.optimizer_of(record.updates[0]).names
         differing = [
             name
-            for name, is_equal in zip(record.names, equal[nearest], strict=False)
+            for name, is_equal in zip(names, equal[nearest], strict=False)
             if not is_equal
         ]
         words += f": those after update {nearest - 1}, but for {listed(differing)}"

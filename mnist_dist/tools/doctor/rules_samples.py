@@ -1,6 +1,6 @@
 """Rules on the samples that processes train on: whose they are, how often, and in which order."""
 
-from mnist_dist.tools.doctor.case import Case, by_process, listed
+from mnist_dist.tools.doctor.case import Case, listed
 from mnist_dist.tools.doctor.findings import Finding
 from mnist_dist.tools.doctor.records import Epoch
 
@@ -50,6 +50,14 @@ class Deal:
         dropped = self.batch - 1 if self.epochs[0].drops else 0
         is_shared = self.given == self.different
         return not is_shared and all(len(seen) >= self.whole - dropped for seen in self.sets)
+
+    @property
+    def is_meant_as_shares(self) -> bool:
+        """Whether no process has a sample twice, and all together give as many as there are."""
+        own_twice = any(
+            len(seen) < len(numbers) for seen, numbers in zip(self.sets, self.lists, strict=True)
+        )
+        return not own_twice and abs(self.given - self.whole) < self.global_batch
 
     def twins(self) -> tuple[int, int] | None:
         """Return two processes that have the same samples."""
@@ -135,7 +143,7 @@ def overlap(deal: Deal) -> Finding | None:
     twice = deal.given - deal.different
     is_padding = deal.different == deal.whole and twice < deal.global_batch
     twins = deal.twins()
-    is_intended = deal.is_own and not twins
+    is_intended = deal.is_own and not twins and not deal.is_meant_as_shares
     if twice == 0 or is_padding or is_intended or deal.all_have_everything:
         return None
     if twins:
@@ -143,7 +151,7 @@ def overlap(deal: Deal) -> Finding | None:
         advice = "give DistributedSampler each process's own rank: rank=dist.get_rank()"
     else:
         words = f"{twice} samples of an epoch are given more than once"
-        advice = "share out one order: the same seed for DistributedSampler on all processes"
+        advice = "share out one order: the same seed on all processes for what shuffles"
     share = f"together they see {deal.different} of {deal.whole}"
     return Finding("FAIL", "samples", f"{words}: {share}", advice, deal.place)
 
@@ -220,26 +228,4 @@ def same_order(case: Case) -> Finding | None:
                 epoch.place,
             )
         seen.setdefault(epoch.place, []).append(numbers)
-    return None
-
-
-def uneven_shares(case: Case) -> Finding | None:
-    """Processes whose means count alike, but are over unequal numbers of rows."""
-    if case.world == 1 or case.first.exact:
-        return None
-    for epochs in case.trainings:
-        if epochs[0].is_own:
-            continue  # batches of so many words, for example
-        batches = zip(*(epoch.batches for epoch in epochs), strict=False)
-        for number, group in enumerate(batches, start=1):
-            rows = [len(batch) for batch in group]
-            if len(set(rows)) > 1:
-                return Finding(
-                    "FAIL",
-                    "shares",
-                    f"batch {number} of an epoch has unequal numbers of rows ({by_process(rows)}), "
-                    "and the mean of the processes' means counts each process alike",
-                    "equal shares (DistributedSampler), or weigh each loss by its rows",
-                    epochs[0].place,
-                )
     return None

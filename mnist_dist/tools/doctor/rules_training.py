@@ -3,6 +3,9 @@
 from mnist_dist.tools.doctor.case import Case, listed
 from mnist_dist.tools.doctor.findings import Finding
 from mnist_dist.tools.doctor.records import Update
+from mnist_dist.tools.verify.supervisor import processes
+
+BY_LOSS = "ReduceLROnPlateau"  # sets the rate by a figure that it is given
 
 
 def not_finite(case: Case) -> Finding | None:
@@ -34,7 +37,7 @@ def not_exchanged(case: Case) -> Finding | None:
     if case.world == 1 or case.first.is_sharded:
         return None
     for group in case.examined:
-        differing = case.names_of_differing([update.gradients for update in group])
+        differing = case.names_of_differing(group, "gradients")
         if differing:
             return why_not_exchanged(case, group[0], differing)
     return None
@@ -51,7 +54,9 @@ def why_not_exchanged(case: Case, update: Update, differing: list[str]) -> Findi
     total = len(update.gradients)
     words = f"in update {update.number} the gradients of {len(differing)} of {total} parameters"
     words += " differ between processes"
-    place = update.forward_place
+    place = update.forward_place or update.place
+    optimizer = case.first.optimizer_of(update)
+    outside = optimizer.outside
     some_agree = len(differing) < sum(digest != 0 for digest in update.gradients)
     has_reduced = any(name.startswith("all_reduce") for name in case.first.collectives)
     if update.wrapped and update.last_synced is False:
@@ -64,8 +69,12 @@ def why_not_exchanged(case: Case, update: Update, differing: list[str]) -> Findi
     elif some_agree and (update.wrapped or has_reduced):
         cause = f"{listed(differing)}: not among those that are exchanged"
         advice = "wrap one module that holds all that the optimizer has"
-    elif case.first.outside and update.wrapped:
-        cause = f"{listed(case.first.outside)}: put into the model after it was wrapped"
+    elif outside and len(outside) == total and has_wrapped_others(case):
+        place = optimizer.outside_place or update.place
+        cause = f"{listed(outside)}: in no module that is wrapped"
+        advice = "wrap the module that has them in DDP, too, or make it a part of the wrapped one"
+    elif outside and update.wrapped:
+        cause = f"{listed(outside)}: put into the model after it was wrapped"
         advice = "change the model first, then wrap it, then make the optimizer"
     elif not case.first.wrapper:
         cause = "the model is not wrapped"
@@ -80,12 +89,19 @@ def why_not_exchanged(case: Case, update: Update, differing: list[str]) -> Findi
     return Finding("FAIL", "gradients", f"{words}: {cause}", advice, place)
 
 
+def has_wrapped_others(case: Case) -> bool:
+    """Return whether some optimizer has the parameters of a model that is wrapped."""
+    optimizers = case.first.optimizers
+    is_wrapped = [len(each.outside) < len(each.names) for each in optimizers]
+    return bool(case.first.wrapper) and any(is_wrapped)
+
+
 def first_weights(case: Case) -> Finding | None:
     """Weights that differ between processes before the first update."""
     if case.world == 1 or case.first.is_sharded or not case.examined:
         return None
     group = case.examined[0]
-    differing = case.names_of_differing([update.weights for update in group])
+    differing = case.names_of_differing(group, "weights")
     if group[0].number > 1 or not differing:
         return None
     return Finding(
@@ -104,14 +120,42 @@ def unequal_rates(case: Case) -> Finding | None:
         rates = [update.rates for update in group]
         if any(each != rates[0] for each in rates):
             other = next(rank for rank, each in enumerate(rates) if each != rates[0])
-            return Finding(
-                "FAIL",
-                "rate",
-                f"in update {group[0].number} the learning rate is {rates[0][0]:.6g} on process 0 "
-                f"and {rates[other][0]:.6g} on process {other}",
-                "the same rate on all: what sets it must not depend on the rank or its own loss",
-                group[0].place,
-            )
+            words = f"in update {group[0].number} the learning rate is {rates[0][0]:.6g} on "
+            words += f"process 0 and {rates[other][0]:.6g} on process {other}"
+            advice = "the same rate on all: what sets it must not depend on the rank or its own loss"
+            place = group[0].place
+            by_loss = [each for each in case.first.schedules if each.kind == BY_LOSS]
+            if by_loss and group[0].number > 1:
+                place = by_loss[0].place
+                words += f": {BY_LOSS} is given another figure on each process"
+                advice = "give it the mean over all processes (all_reduce), and not a process's own"
+            return Finding("FAIL", "rate", words, advice, place)
+    return None
+
+
+def unequal_state(case: Case) -> Finding | None:
+    """Averages of an optimizer that differ between processes before its first step."""
+    if case.world == 1 or case.first.is_sharded:
+        return None
+    for number, group in enumerate(zip(*(record.optimizers for record in case.ranks), strict=False)):
+        states = [optimizer.state for optimizer in group]
+        if len(set(states)) == 1:
+            continue
+        without = [rank for rank, state in enumerate(states) if not state]
+        words = "before its first step the optimizer's averages (momentum and the like) differ "
+        words += "between processes"
+        if without:
+            words = "before its first step the optimizer has averages, but none on "
+            words += processes(without)
+        places = [optimizer.state_place for optimizer in group if optimizer.state_place]
+        steps = [update.place for update in case.first.updates if update.optimizer == number]
+        return Finding(
+            "FAIL",
+            "state",
+            f"{words}: the weights part from there on",
+            "load optimizer.state_dict() on all processes: a wrapper sends out weights, and no more",
+            [*places, *steps, ""][0],
+        )
     return None
 
 
@@ -121,7 +165,7 @@ def parting_weights(case: Case) -> Finding | None:
         return None
     equal = 0
     for group in case.examined:
-        differing = case.names_of_differing([update.weights for update in group])
+        differing = case.names_of_differing(group, "weights")
         number = group[0].number
         if not differing:
             equal = number
@@ -170,28 +214,6 @@ def batch_norm(case: Case) -> Finding | None:
         "on how many processes share a batch",
         "SyncBatchNorm.convert_sync_batchnorm(model) on GPUs, or GroupNorm",
         record.batch_norm_place,
-    )
-
-
-def same_masks(case: Case) -> Finding | None:
-    """Random states that are equal on all processes, for other rows."""
-    if case.world == 1:
-        return None
-    drawn = [group for group in case.examined if all(update.random_state for update in group)]
-    for group in drawn:
-        states = {update.random_state for update in group}
-        inputs = {update.inputs for update in group}
-        if len(states) > 1 or len(inputs) == 1:
-            return None
-    if not drawn:
-        return None
-    return Finding(
-        "WARN",
-        "dropout",
-        f"in each of the {len(drawn)} updates that were examined all processes draw from the same "
-        "random state: the same masks for other rows",
-        "behind the model: torch.manual_seed(seed + rank), or set_seed(0, device_specific=True)",
-        drawn[0][0].forward_place,
     )
 
 

@@ -12,6 +12,9 @@ from mnist_dist.tools.doctor.records import Epoch
 from mnist_dist.tools.doctor.watch_models import ModelWatch
 
 
+MEAN = 1  # torch's number for this reduction
+
+
 class LossWatch:
     """Watches every backward pass.
 
@@ -37,7 +40,9 @@ class LossWatch:
         now.backward += 1
         now.backward_place = place()
         self.recorder.events += 1
-        now.divisor = divisor_of(loss) if self.recorder.examines else 1.0
+        if self.recorder.examines:
+            now.divisor = divisor_of(loss)
+            now.batch_count = count_of(loss)
         now.in_eval += self.models.is_in_eval
         self.note_batch()
         is_over_nothing = self.models.last_rows == 0  # such a mean is no number, and harms nothing
@@ -82,3 +87,18 @@ def divisor_of(loss: Tensor) -> float:
     if isinstance(divisor, Tensor) and divisor.numel() == 1:
         return float(divisor)
     return 1.0
+
+
+def count_of(loss: Tensor) -> int:
+    """Return the count, such as of tokens, over which a loss is a mean; 0 if none can be seen.
+
+    It is the number by which the loss was divided, or what cross entropy has counted itself.
+    """
+    operation = loss.grad_fn
+    count = divisor_of(loss)
+    is_mean = getattr(operation, "_saved_reduction", None) == MEAN
+    has_weights = getattr(operation, "_saved_weight", None) is not None
+    if is_mean and not has_weights:
+        counted = getattr(operation, "_saved_total_weight", None)
+        count = float(counted) if isinstance(counted, Tensor) else 1.0
+    return int(count) if count > 1 and count.is_integer() else 0

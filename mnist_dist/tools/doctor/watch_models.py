@@ -1,6 +1,7 @@
 """Watches models: what they are given, by which wrapper they are called, and their layers."""
 
 import sys
+import weakref
 from types import FrameType
 from typing import Any
 
@@ -14,11 +15,13 @@ from torch.nn.modules.module import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-from mnist_dist.tools.doctor.digests import digest, tensors_in
+from mnist_dist.tools.doctor.digests import digest, own_part, tensors_in
 from mnist_dist.tools.doctor.patches import call_after, call_before
 from mnist_dist.tools.doctor.places import place
 from mnist_dist.tools.doctor.recorder import Recorder
+from mnist_dist.tools.doctor.records import Epoch
 
+LINES = 4  # that use a model without training, in an epoch, whose weights are noted
 FRAMES = 10  # of the stack, in which the call of a module is looked for
 DROPOUTS = (
     "dropout",
@@ -40,6 +43,7 @@ class ModelWatch:
         depth: modules whose forward pass is in progress, one within the other.
         inner: identities of the models that a wrapper holds.
         root: the model of the last training pass, without a wrapper.
+        called_at: of each model that was trained, by its identity: the model, and the line.
         last_rows: rows that a model was given last, None if that cannot be seen.
         first_root: the number of the update in the making, and the identity of its first model.
         is_in_eval: whether the last forward pass with gradients was of a model in evaluation mode.
@@ -52,6 +56,7 @@ class ModelWatch:
         self.depth = 0
         self.inner: set[int] = set()
         self.root: nn.Module | None = None
+        self.called_at: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
         self.first_root = (0, 0)
         self.last_rows: int | None = None
         self.is_in_eval = False
@@ -100,13 +105,29 @@ class ModelWatch:
         if is_training:
             self.note_training(module, bare, args)
         elif self.recorder.batches_from is not None:
-            self.recorder.batches_from.evaluated += 1
+            self.note_evaluation(self.recorder.batches_from, bare)
+
+    def note_evaluation(self, epoch: Epoch, bare: nn.Module) -> None:
+        """Note a forward pass without training, and once an epoch with which weights.
+
+        Args:
+            epoch: the iteration over a loader that gave the last batch.
+            bare: the model, without a wrapper.
+        """
+        epoch.evaluated += 1
+        line = place()
+        if line not in epoch.used and len(epoch.used) < LINES:
+            epoch.used[line] = digest(own_part(each) for each in bare.parameters())
 
     def note_training(self, module: nn.Module, bare: nn.Module, args: tuple[Any, ...]) -> None:
         """Note a forward pass from which gradients follow."""
         now = self.recorder.now
         self.root = bare
         now.forward_place = place()
+        if id(bare) not in self.called_at:
+            self.called_at[id(bare)] = (weakref.ref(bare), now.forward_place)
+        device = next(bare.parameters()).device.type
+        now.is_rounded |= torch.is_autocast_enabled(device) or holds_few_bits(bare)
         if isinstance(module, DistributedDataParallel):
             now.wrapped += 1
             now.last_synced = module.require_backward_grad_sync
@@ -166,10 +187,30 @@ class ModelWatch:
         return found
 
     def parameter_names(self) -> dict[int, str]:
-        """Return the names of the last model's parameters, by their identities."""
-        if self.root is None:
-            return {}
-        return {id(parameter): name for name, parameter in self.root.named_parameters()}
+        """Return the names of the trained models' parameters, by their identities.
+
+        Where several models are trained, the name of its class precedes a parameter's name.
+        """
+        roots = [root for root in (find() for find, _ in self.called_at.values()) if root]
+        found: dict[int, str] = {}
+        for root in roots:
+            prefix = f"{type(root).__name__}." if len(roots) > 1 else ""
+            for name, parameter in root.named_parameters():
+                found.setdefault(id(parameter), prefix + name)
+        return found
+
+    def place_of_call(self, wanted: Tensor) -> str:
+        """Return the line that called the model that has a parameter; empty if that is unknown."""
+        for find, line in self.called_at.values():
+            root = find()
+            if root is not None and any(each is wanted for each in root.parameters()):
+                return line
+        return ""
+
+
+def holds_few_bits(module: nn.Module) -> bool:
+    """Return whether a model's first parameter is of a type with fewer bits than float32."""
+    return next(module.parameters()).dtype.itemsize < torch.float32.itemsize
 
 
 def arguments_by_name(module: nn.Module) -> list[Any]:

@@ -1,5 +1,6 @@
 """Watches optimizers: their steps, and weights, gradients and learning rates at each."""
 
+import math
 import os
 import signal
 import sys
@@ -13,11 +14,16 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from mnist_dist.tools.doctor.digests import digest, sketch
-from mnist_dist.tools.doctor.patches import call_after
+from mnist_dist.tools.doctor.digests import digest, own_part, sketch, tensors_in
+from mnist_dist.tools.doctor.patches import call_after, call_before
 from mnist_dist.tools.doctor.places import place
+from mnist_dist.tools.doctor.random_states import digest_of_draws, random_states
 from mnist_dist.tools.doctor.recorder import Recorder
+from mnist_dist.tools.doctor.records import Epoch, Optimized
 from mnist_dist.tools.doctor.watch_models import ModelWatch
+
+
+TINY = 1e-6  # which torch adds to a norm before it divides by it
 
 
 class OptimizerWatch:
@@ -30,6 +36,9 @@ class OptimizerWatch:
     Attributes:
         depth: steps in progress, one within the other.
         numbers: of the optimizers, by their identities.
+        loaded_at: the line that loaded the state of each, by their identities.
+        states_before: the random states after the last step, if the next one is examined.
+        epoch_before: the iteration over a loader that had given the last batch then.
     """
 
     def __init__(self, recorder: Recorder, models: ModelWatch) -> None:
@@ -37,6 +46,9 @@ class OptimizerWatch:
         self.models = models
         self.depth = 0
         self.numbers: dict[int, int] = {}
+        self.loaded_at: dict[int, str] = {}
+        self.states_before: list[Tensor] = []
+        self.epoch_before: Epoch | None = None
 
     def install(self) -> None:
         """Set the hooks."""
@@ -45,6 +57,7 @@ class OptimizerWatch:
         register_optimizer_step_post_hook(quietly(self.after_step))
         for owner in (torch.nn.utils, torch.nn.utils.clip_grad):
             call_after(owner, "clip_grad_norm_", quietly(self.clipped))
+        call_before(Optimizer, "load_state_dict", quietly(self.loaded))
         if self.recorder.stop_after:
             register_optimizer_step_post_hook(self.stop)
 
@@ -55,13 +68,16 @@ class OptimizerWatch:
             return
         now = self.recorder.now
         now.place = place()
-        now.optimizer = self.numbers.setdefault(id(optimizer), len(self.numbers))
+        parameters = parameters_of(optimizer)
+        if id(optimizer) not in self.numbers:
+            self.numbers[id(optimizer)] = len(self.numbers)
+            self.note_optimizer(optimizer, parameters)
+        now.optimizer = self.numbers[id(optimizer)]
         now.rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
         if not self.recorder.examines:
             return
         now.examined = True
-        parameters = parameters_of(optimizer)
-        self.note_kind(parameters)
+        now.drawn = self.draws()
         now.weights = [digest([own_part(parameter)]) for parameter in parameters]
         if not args and not kwargs.get("closure"):
             self.note_gradients(parameters)
@@ -79,13 +95,41 @@ class OptimizerWatch:
         if self.recorder.batches_from is not None:
             self.recorder.batches_from.updates += 1
         self.recorder.finish_update()
+        self.states_before = random_states() if self.recorder.examines else []
+        self.epoch_before = self.recorder.batches_from
 
-    def clipped(self, norm: Tensor, *args: Any, **kwargs: Any) -> None:
+    def draws(self) -> int:
+        """Return a digest of the random states if many numbers were drawn for this update, else 0.
+
+        Between two epochs, an order may have been drawn, which is to be the same everywhere.
+        """
+        is_same_epoch = self.recorder.batches_from is self.epoch_before
+        if not (self.states_before and is_same_epoch):
+            return 0
+        rows = self.recorder.now.rows or 0
+        return digest_of_draws(self.states_before, random_states(), max(rows, 2))
+
+    def clipped(
+        self,
+        norm: Tensor,
+        parameters: Any,
+        max_norm: float = 1.0,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
         """Note the norm of a gradient that is clipped."""
-        del args, kwargs
+        del parameters, args, kwargs
+        now = self.recorder.now
         if self.recorder.examines and type(norm) is Tensor:
-            self.recorder.now.clip_norm = float(norm)
-            self.recorder.now.clip_place = place()
+            now.clip_norm = float(norm)
+            now.clip_place = place()
+            if math.isfinite(now.clip_norm) and max_norm > 0:
+                now.clip_factor *= min(1.0, max_norm / (now.clip_norm + TINY))
+
+    def loaded(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+        """Note the line that loads an optimizer's state."""
+        del args, kwargs
+        self.loaded_at[id(optimizer)] = place()
 
     def stop(self, optimizer: Optimizer, *_: Any) -> None:
         """Send this process SIGTERM after the update after which it is to be stopped.
@@ -104,19 +148,32 @@ class OptimizerWatch:
         self.recorder.write()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def note_kind(self, parameters: list[Tensor]) -> None:
-        """Note once the names of the parameters, where they are, and whether they are shards."""
+    def note_optimizer(self, optimizer: Optimizer, parameters: list[Tensor]) -> None:
+        """Note what an optimizer has at its first step.
+
+        Args:
+            optimizer: it.
+            parameters: its own.
+        """
         record = self.recorder.record
-        if record.names or not parameters:
+        found = Optimized(state_place=self.loaded_at.get(id(optimizer), ""))
+        record.optimizers.append(found)
+        if not parameters:
             return
         names = self.models.parameter_names()
-        for number, parameter in enumerate(parameters):
-            record.names.append(names.get(id(parameter), f"parameter {number} of the optimizer"))
+        found.names = [
+            names.get(id(parameter), f"parameter {number} of the optimizer")
+            for number, parameter in enumerate(parameters)
+        ]
         given = self.models.wrapped_parameters
         if given:
-            pairs = zip(record.names, parameters, strict=True)
-            record.outside = [name for name, each in pairs if id(each) not in given]
-        record.device = name_of(parameters[0].device)
+            outside = [number for number, each in enumerate(parameters) if id(each) not in given]
+            found.outside = [found.names[number] for number in outside]
+            if outside:
+                found.outside_place = self.models.place_of_call(parameters[outside[0]])
+        if is_whole(optimizer):
+            found.state = digest_of_state(optimizer, parameters)
+        record.device = record.device or name_of(parameters[0].device)
         is_sharded = [hasattr(each, "_local_tensor") for each in parameters]
         if any(is_sharded) or "deepspeed" in sys.modules:
             record.is_sharded = True
@@ -139,9 +196,21 @@ def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def own_part(tensor: Tensor) -> Tensor:
-    """Return what of a tensor this process holds, which is a part if it is sharded."""
-    return getattr(tensor, "_local_tensor", tensor)
+def is_whole(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer has the state of all parameters, and not of a part of them."""
+    return "ZeroRedundancy" not in type(optimizer).__name__
+
+
+def digest_of_state(optimizer: Optimizer, parameters: list[Tensor]) -> int:
+    """Return a digest of an optimizer's averages, in the order of its parameters; 0 if it has none.
+
+    Args:
+        optimizer: it.
+        parameters: its own.
+    """
+    states = [optimizer.state.get(parameter, {}) for parameter in parameters]
+    tensors = [own_part(tensor) for state in states for tensor in tensors_in(state)]
+    return digest(tensors) if tensors else 0
 
 
 def gradient_digest(parameter: Tensor) -> int:
