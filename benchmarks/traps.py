@@ -1,8 +1,8 @@
-"""Five traps of this stack, each walked into on purpose, and what it costs.
+"""Six traps of this stack, each walked into on purpose, and what it costs.
 
     torchrun --nproc-per-node 2 benchmarks/traps.py
 
-(The sixth starts one process only.) All of them are Accelerate's own class, or plain PyTorch.
+All of them are Accelerate's own class, or plain PyTorch.
 Counts of samples and rates do not depend on the machine; they are of the versions printed, under
 gloo on CPUs.
 """

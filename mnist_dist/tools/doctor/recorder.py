@@ -59,9 +59,13 @@ class Recorder:
 
     @property
     def examines(self) -> bool:
-        """Whether digests are taken of the update in the making."""
+        """Whether digests are taken of the update in the making.
+
+        Where several optimizers make their steps in turn, each of them is looked at.
+        """
         number = self.now.number
-        return number <= FIRST or number % self.every == 0
+        optimizers = max(1, len(self.record.optimizers))
+        return number <= FIRST * optimizers or number % self.every < optimizers
 
     @property
     def sketches(self) -> bool:

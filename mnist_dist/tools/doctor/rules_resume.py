@@ -159,9 +159,7 @@ def not_loaded(case: Case, resume: Resume, made: int | None) -> Finding:
     if nearest and any(equal[nearest]):
         names = record.optimizer_of(record.updates[0]).names
         differing = [
-            name
-            for name, is_equal in zip(names, equal[nearest], strict=False)
-            if not is_equal
+            name for name, is_equal in zip(names, equal[nearest], strict=False) if not is_equal
         ]
         words += f": those after update {nearest - 1}, but for {listed(differing)}"
     return Finding("FAIL", "resume", words, "save and load all weights, bit by bit", place)

@@ -122,7 +122,9 @@ def unequal_rates(case: Case) -> Finding | None:
             other = next(rank for rank, each in enumerate(rates) if each != rates[0])
             words = f"in update {group[0].number} the learning rate is {rates[0][0]:.6g} on "
             words += f"process 0 and {rates[other][0]:.6g} on process {other}"
-            advice = "the same rate on all: what sets it must not depend on the rank or its own loss"
+            advice = (
+                "the same rate on all: what sets it must not depend on the rank or its own loss"
+            )
             place = group[0].place
             by_loss = [each for each in case.first.schedules if each.kind == BY_LOSS]
             if by_loss and group[0].number > 1:
@@ -137,7 +139,9 @@ def unequal_state(case: Case) -> Finding | None:
     """Averages of an optimizer that differ between processes before its first step."""
     if case.world == 1 or case.first.is_sharded:
         return None
-    for number, group in enumerate(zip(*(record.optimizers for record in case.ranks), strict=False)):
+    for number, group in enumerate(
+        zip(*(record.optimizers for record in case.ranks), strict=False)
+    ):
         states = [optimizer.state for optimizer in group]
         if len(set(states)) == 1:
             continue
