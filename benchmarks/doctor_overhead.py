@@ -66,7 +66,8 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=20)
     flags = parser.parse_args()
     for processes in flags.processes:
-        ratios, seconds = [], {False: [], True: []}
+        ratios: list[float] = []
+        seconds: dict[bool, list[float]] = {False: [], True: []}
         with tempfile.TemporaryDirectory() as folder:
             for _ in range(flags.rounds):
                 for watched in (False, True):

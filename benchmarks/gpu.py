@@ -164,7 +164,7 @@ def ask_all(parts: list[Part], minutes: float, asked: Asked, output: Path) -> li
     for part in parts:
         left = end - time.perf_counter()
         limit = left if asked.cpu else min(left, part.limit)
-        found = {"status": NO_TIME, "seconds": 0.0, "found": {}}
+        found: dict[str, Any] = {"status": NO_TIME, "seconds": 0.0, "found": {}}
         if left > LEAST:
             found = ask(part, limit, asked)
         about = {"about": part.about, "date": time.strftime("%Y-%m-%d")}

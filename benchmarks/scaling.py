@@ -62,7 +62,7 @@ GPU_BANDWIDTH = 25e9  # bytes a second between nodes
 
 def seconds_of_steps(training: Training, steps: int) -> list[float]:
     """What each of so many updates takes, after ten that do not count."""
-    times = []
+    times: list[float] = []
     while len(times) < steps + 10:
         begin = time.perf_counter()
         for images, labels in training.loader:
@@ -228,7 +228,7 @@ def medians(
     rounds: list[dict[int, dict[str, float]]],
 ) -> dict[int, dict[str, float]]:
     """The medians over the rounds, for each number of processes and each thing measured."""
-    found = {}
+    found: dict[int, dict[str, float]] = {}
     for world, first in rounds[0].items():
         found[world] = {}
         for name in first:

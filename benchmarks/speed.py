@@ -104,6 +104,16 @@ def summary(
     }
 
 
+def without_a_number(median: Callable[[], float], _: int) -> float:
+    """What is measured in the same way in every round."""
+    return median()
+
+
+def peak_of(runs: list[Run], number: int) -> float | None:
+    """The memory that the run of a round has taken at most."""
+    return runs[number].peak
+
+
 class Comparisons:
     """What can be measured.
 
@@ -157,7 +167,7 @@ class Comparisons:
 
     def training(self, batch: int, processes: int, title: str) -> dict[str, Any]:
         """Compare samples a second."""
-        setting = {"batch_size": batch, "processes": processes}
+        setting: dict[str, Any] = {"batch_size": batch, "processes": processes}
         alone = processes == 1
         slow: dict[str, Measure] = {}
         if alone and not self.quick:
@@ -183,7 +193,7 @@ class Comparisons:
         """Compare milliseconds of classifying the test set."""
         programs: dict[str, Measure] = {}
         for name, median in evaluations(self.data_dir).items():
-            programs[name] = lambda _, median=median: median()
+            programs[name] = partial(without_a_number, median)
         return compare(title, "ms", self.rounds, programs)
 
     def start(self, title: str) -> dict[str, Any]:
@@ -221,7 +231,7 @@ class Comparisons:
             raise SystemExit(f"speed.py: error: {problem}: --only files measures both")
         programs: dict[str, Measure] = {}
         for name, runs in self.whole_runs.items():
-            programs[name] = lambda number, runs=runs: runs[number].peak
+            programs[name] = partial(peak_of, runs)
         return compare(title, "MiB", rounds, programs)
 
     def target(
@@ -248,7 +258,7 @@ class Comparisons:
             return note(ours, run_train(self.data_dir, recipe=recipe, seed=seed))
 
         def baseline(seed: int) -> float | None:
-            flags = {"epochs": epochs, "until": accuracy, "seed": seed}
+            flags: dict[str, Any] = {"epochs": epochs, "until": accuracy, "seed": seed}
             return note(theirs, run_baseline(other, self.data_dir, **flags))
 
         return compare(title, "s", self.rounds, {ours: train, theirs: baseline})

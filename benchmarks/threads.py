@@ -28,10 +28,11 @@ from common import (
 
 from mnist_dist.core import ExactAccelerator
 from mnist_dist.digits.config import TrainConfig
+from mnist_dist.task import networks
 
 BUSY = "while True: pass"
 BESIDE = 2  # busy loops
-MODELS = ("mlp", "cnn")
+MODELS: tuple[networks.Name, ...] = ("mlp", "cnn")
 BATCHES = (64, 512)
 SPINS = ("default", "1000", "10000", "100000")
 

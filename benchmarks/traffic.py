@@ -35,8 +35,8 @@ class Counter:
         self.all_gather = dist.all_gather
         dist.isend = self.count_message
         dist.all_reduce = self.count_all_reduce
-        dist.all_to_all_single = self.count_all_to_all
-        dist.all_gather = self.count_all_gather
+        dist.all_to_all_single = self.count_all_to_all  # type: ignore[assignment]
+        dist.all_gather = self.count_all_gather  # type: ignore[assignment]
 
     def remove(self) -> None:
         """Count no more."""

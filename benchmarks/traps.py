@@ -9,6 +9,7 @@ gloo on CPUs.
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import common  # noqa: F401  # finds the package beside this folder
 import torch
@@ -38,7 +39,7 @@ def sharded_twice(accelerator: Accelerator) -> None:
     world = accelerator.num_processes
     rank = accelerator.process_index
     numbers = TensorDataset(torch.arange(TRAINING))
-    sampler = DistributedSampler(numbers, world, rank)
+    sampler: DistributedSampler[Any] = DistributedSampler(numbers, world, rank)
     loader = accelerator.prepare(DataLoader(numbers, BATCH // world, sampler=sampler))
     seen = [batch for (batch,) in loader]
     distinct = len(accelerator.gather(torch.cat(seen)).unique())
@@ -126,7 +127,8 @@ def processes_weighed_equally(accelerator: Accelerator) -> None:
         bare.zero_grad()
         loss = F.cross_entropy(model(train.images[rows]), train.labels[rows])
         loss.backward()
-        return torch.cat([parameter.grad.flatten() for parameter in bare.parameters()])
+        gradients = [each.grad for each in bare.parameters() if each.grad is not None]
+        return torch.cat([each.flatten() for each in gradients])
 
     errors = []
     for batch in torch.randperm(len(train))[: 20 * BATCH].split(BATCH):
@@ -146,6 +148,7 @@ def one_gradient_changed_twice(accelerator: Accelerator) -> None:
     both = place[None] + kind[None]
     (torch.ones(1, 50) * both).sum().backward()
     norm = accelerator.clip_grad_norm_([place, kind], 1.0)
+    assert place.grad is not None and kind.grad is not None
     clipped = torch.cat([place.grad, kind.grad]).norm()
     accelerator.print(f"one gradient: a norm of {norm:g} clipped to 1 is {clipped:.1f}")
 

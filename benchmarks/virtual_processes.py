@@ -31,10 +31,11 @@ from common import (
 
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run import launch
+from mnist_dist.task import networks
 
 PROCESSES = (1, 2)
 VIRTUAL = (0, 1, 2, 4, 8)
-MODELS = ("mlp", "cnn")
+MODELS: tuple[networks.Name, ...] = ("mlp", "cnn")
 BATCHES = (64, 128, 512)
 
 

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
+
+from mnist_dist.core.checkpointing import newest_checkpoint
 
 TESTS = Path(__file__).parent
 REPOSITORY = TESTS.parent
@@ -39,6 +41,10 @@ LAUNCHER_VARIABLES = (
 LONGEST = """verify promise3_stop_anywhere slurm promise1_same_training compile same_bits tune promise6_no_silent_wrong
 promise2_every_sample_once examples user_script exact_accelerator wandb_online elastic tracking promise4_one_loop
 distillation""".split()
+
+
+# Flags, and the name of a fault to be planted or None.
+Planned = tuple[Sequence[str | Path], str | None]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -91,7 +97,7 @@ def torchrun(processes: int, *command: str | Path, **options):
     )
 
 
-def forked(processes: int, runs: Sequence[tuple[Sequence[str | Path], str | None]], **spec: Any):
+def forked(processes: int, runs: Sequence[Planned], **spec: Any):
     """The same as `driver` without a launcher, in a third of the time that it takes to start."""
     spec["runs"] = [
         {"flags": [str(word) for word in flags], "fault": fault} for flags, fault in runs
@@ -99,7 +105,7 @@ def forked(processes: int, runs: Sequence[tuple[Sequence[str | Path], str | None
     return call(PYTHON, DRIVER, json.dumps(spec | ({"forked": processes} if processes > 1 else {})))
 
 
-def driver(processes: int, runs: Sequence[tuple[Sequence[str | Path], str | None]], **spec: Any):
+def driver(processes: int, runs: Sequence[Planned], **spec: Any):
     """Train several times, each with a fault or None, in one set of real processes; see driver.py."""
     spec["runs"] = [
         {"flags": [str(word) for word in flags], "fault": fault} for flags, fault in runs
@@ -107,7 +113,7 @@ def driver(processes: int, runs: Sequence[tuple[Sequence[str | Path], str | None
     return torchrun(processes, DRIVER, json.dumps(spec))
 
 
-def train_py(*flags: str | Path, **environment: str):
+def train_py(*flags: str | Path, **environment: Any):
     """Run train.py in a process, but for its pictures, which take longer than small trainings."""
     spec = {"runs": [{"flags": [str(word) for word in flags]}]}
     return call(PYTHON, DRIVER, json.dumps(spec), **environment)
@@ -116,6 +122,13 @@ def train_py(*flags: str | Path, **environment: str):
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The documents of a file of JSON lines."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def checkpoint_of(run: Path) -> dict[str, Any]:
+    """What the newest checkpoint of a run holds."""
+    payload, _ = newest_checkpoint(run)
+    assert payload is not None
+    return payload
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
@@ -137,7 +150,7 @@ def rewind(run: Path) -> None:
         (run / name).unlink()
 
 
-def without(what: str) -> None:
+def without(what: str) -> NoReturn:
     """Skip a test for want of something; in .ci/run, where all of it must be there, fail."""
     if os.environ.get("MNIST_DIST_NO_SKIPS"):
         pytest.fail(f"MNIST_DIST_NO_SKIPS is set, but {what}")

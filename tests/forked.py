@@ -54,7 +54,7 @@ def fork(processes: int) -> None:
         if (child := os.fork()) == 0:
             if sys.platform == "linux":  # none stays when the one that waits is killed
                 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            place = {
+            place: dict[str, object] = {
                 "RANK": rank,
                 "LOCAL_RANK": rank,
                 "WORLD_SIZE": processes,

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -57,7 +58,7 @@ def pair(asked: Asked) -> Result:
     begin = time.perf_counter()
     output, errors = first.communicate()
     seconds = time.perf_counter() - begin
-    row = {SUMMED: SUMMED in output, SUMMED_BY_DDP: SUMMED_BY_DDP in output}
+    row: dict[str, Any] = {SUMMED: SUMMED in output, SUMMED_BY_DDP: SUMMED_BY_DDP in output}
     if all(row.values()):
         row["seconds until the other ends"] = seconds
     else:
@@ -106,6 +107,7 @@ def distance_from_one_process(accelerator: ExactAccelerator) -> float:
         loss = F.cross_entropy(model(own_images), own_labels)
         accelerator.backward(loss)
         for parameter, right in zip(network.parameters(), expected, strict=True):
+            assert parameter.grad is not None
             distances.append((parameter.grad - right).abs().max().item())
         optimizer.step()
         optimizer.zero_grad()

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +23,9 @@ from gpu_parts.asking import (
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.task import networks
 
-MODELS = ("mlp", "cnn")
+MODELS: tuple[networks.Name, ...] = ("mlp", "cnn")
 BATCHES = (64, 512)
-PRECISIONS = {  # and Accelerate's word for each
+PRECISIONS: dict[str, Literal["no", "bf16"]] = {  # and Accelerate's word for each
     "float32": "no",
     "bf16": "bf16",
 }

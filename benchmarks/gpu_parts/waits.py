@@ -38,7 +38,7 @@ def waits(asked: Asked) -> Result:
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = note
+        warnings.showwarning = note  # type: ignore[assignment]
         for images, labels in training.loader:
             training.learn(images, labels)
             # The first update looks for what depends on sharing, and after the last one weights

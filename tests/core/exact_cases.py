@@ -135,6 +135,7 @@ def groups() -> Case:
     """Two groups of parameters, each with its own rate, under a schedule."""
 
     def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        assert isinstance(model, nn.Sequential)
         first = {"params": model[0].parameters(), "lr": 0.01}
         last = {"params": model[2].parameters(), "lr": 0.002}
         return torch.optim.AdamW([first, last], weight_decay=0.1)

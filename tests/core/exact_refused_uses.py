@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -35,14 +36,14 @@ class Endless(IterableDataset):
         return iter(numbers(SAMPLES, 6))
 
 
-def prepare_loader(dataset: Dataset | None = None, **options: Any) -> object:
+def prepare_loader(dataset: Dataset | None = None, **options: Any) -> Iterable[Any]:
     """A loader that is to be prepared."""
     return accelerator().prepare(DataLoader(dataset or data(), **options))
 
 
 def distributed_sampler() -> object:
     """A loader that is shared out already."""
-    sampler = DistributedSampler(data(), num_replicas=2, rank=0)
+    sampler: DistributedSampler[Any] = DistributedSampler(data(), num_replicas=2, rank=0)
     return prepare_loader(batch_size=4, sampler=sampler)
 
 

@@ -1,5 +1,6 @@
 """Parameters that begin to train later, that share a gradient, or that belong to several optimizers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ def thawed(**options: Any) -> dict[str, Tensor]:
     case = tokens()
     exact = accelerator(**options)
     model = case.network()
+    assert isinstance(model, nn.Sequential)
     model[2].weight.requires_grad_(False)
     optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
     prepared, optimizer, loader = exact.prepare(
@@ -51,7 +53,7 @@ def adversaries(exact: ExactAccelerator | None) -> dict[str, Tensor]:
     of_judge = torch.optim.SGD(judge.parameters(), lr=0.1, momentum=0.9)
     loader = DataLoader(TensorDataset(numbers(SAMPLES, 6), numbers(SAMPLES, 3)), BATCH)
     networks = maker, judge
-    backward = torch.Tensor.backward
+    backward: Callable[[Tensor], None] = torch.Tensor.backward
     if exact:
         backward = exact.backward
         maker, judge, of_maker, of_judge, loader = exact.prepare(
@@ -101,7 +103,7 @@ def change_of_shared_gradients(clip_norm: float = 0.0, **options: Any) -> Tensor
     return nn.utils.parameters_to_vector(model.parameters()).detach() - begun
 
 
-SHARED = {
+SHARED: dict[str, dict[str, Any]] = {
     "plain": {},
     "virtual processes": {"virtual_processes": 7},
     "micro-batches": {"micro_batches": 3},

@@ -28,7 +28,7 @@ class Shape(nn.Module):
         return rows.view(len(rows), *self.shape)
 
 
-def around(*layers: nn.Module, shape: tuple[int, ...] = (6,)) -> nn.Module:
+def around(*layers: nn.Module, shape: tuple[int, ...] = (6,)) -> nn.Sequential:
     """A classifier of (n, 6) with these layers in it."""
     flat = [nn.Flatten(), nn.LazyLinear(3)]
     model = nn.Sequential(nn.Linear(6, 6), Shape(*shape), *layers, *flat).double()
@@ -72,6 +72,8 @@ class Function(nn.Module):
 
 class Counter(nn.Module):
     """Counts its forward passes."""
+
+    passes: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +127,8 @@ def plain_loss(model: nn.Module, rows: Tensor, labels: Tensor) -> Tensor:
 def two_losses(model: nn.Module, rows: Tensor, labels: Tensor) -> Tensor:
     """Of two inputs and two outputs."""
     outputs = model(rows, turned=rows.flip(1))
-    return sum(F.cross_entropy(output, labels) for output in outputs.values())
+    left, right = (F.cross_entropy(output, labels) for output in outputs.values())
+    return left + right
 
 
 def mixup(model: nn.Module, rows: Tensor, labels: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def assert_same(one: dict, other: dict) -> None:
     torch.testing.assert_close(one["outputs"], other["outputs"], atol=CLOSE, rtol=0)
 
 
-def same_bits(one: object, other: object) -> bool:
+def same_bits(one: Any, other: Any) -> bool:
     """Whether two structures of tensors and plain values are equal to the bit."""
     if isinstance(one, Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
@@ -149,7 +149,7 @@ def test_it_imports_nothing_but_torch_accelerate_and_numpy():
             if isinstance(node, ast.Import):
                 modules = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                modules = [node.module]
+                modules = [node.module or ""]
             elif isinstance(node, ast.ImportFrom):
                 names = [node.module] if node.module else [alias.name for alias in node.names]
                 where = f"{path.name}, line {node.lineno}"
@@ -399,9 +399,11 @@ def test_a_layer_that_begins_to_drop_is_refused_with_the_next_epoch():
 def test_each_group_of_parameters_keeps_its_own_rate():
     exact = accelerator()
     model = mlp(6, 5, 1)
-    optimizer = torch.optim.SGD(
-        [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 0.3}], lr=2
-    )
+    groups: list[dict[str, Any]] = [
+        {"params": model[0].parameters()},
+        {"params": model[2].parameters(), "lr": 0.3},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=2)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda update: [0.5, 0.0, 1.0, 0.25][update]
     )
@@ -596,10 +598,11 @@ def test_a_loss_of_one_batch_weighs_as_much_as_its_rows():
     model = mlp(6, 5, 1)
     inputs = numbers(13, 6)
     F.mse_loss(model(inputs), torch.zeros(13, 1, dtype=torch.float64)).backward()
-    wanted = [parameter.grad.clone() for parameter in model.parameters()]
+    wanted = [each.grad.clone() for each in model.parameters() if each.grad is not None]
     model.zero_grad()
     prepared, loader = exact.prepare(model, DataLoader(Rows(inputs), 7))
     for rows in loader:
         exact.backward(prepared(rows).square().mean())
     for parameter, gradient in zip(model.parameters(), wanted, strict=True):
+        assert parameter.grad is not None
         assert (parameter.grad - gradient).abs().max() < CLOSE

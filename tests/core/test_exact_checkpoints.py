@@ -72,6 +72,7 @@ def test_what_is_fixed_and_differs_is_refused_by_name(then, now, sentence, tmp_p
     with pytest.raises(UserError) if sentence else nullcontext() as refusal:
         assert resumed.resume()
     if sentence:
+        assert refusal is not None
         assert sentence.format(run=tmp_path) in str(refusal.value) and "\n" not in str(
             refusal.value
         )

@@ -18,7 +18,7 @@ FLAGS = (
 CNN = "--model cnn --channels 4 8".split()
 
 
-def some_layers() -> nn.Module:
+def some_layers() -> nn.ModuleList:
     """Layers of all the kinds that kernels are looked at for, and some of other kinds."""
     return nn.ModuleList(
         [

@@ -165,7 +165,8 @@ def test_what_is_to_change_nothing_changes_nothing_and_the_rest_does(results):
 
 def test_an_epoch_has_every_sample_once_and_an_order_of_its_own(results):
     seen = results.get("plain", 1)["seen"]
-    first, second = sum(seen[:BATCHES], []), sum(seen[BATCHES:], [])
+    first: list[int] = sum(seen[:BATCHES], [])
+    second: list[int] = sum(seen[BATCHES:], [])
     assert sorted(first) == sorted(second) == list(range(SAMPLES))
     assert first != second != list(range(SAMPLES)) != first
     assert sum(results.get("in order", 1)["seen"][:BATCHES], []) == list(range(SAMPLES))

@@ -46,6 +46,7 @@ def test_what_one_process_does_alone_is_named_where_the_others_wait(what, other,
     running = start(what, tmp_path)
     too_long = threading.Timer(90, running.send_signal, [signal.SIGTERM])
     too_long.start()
+    assert running.stderr
     lines = iter(running.stderr.readline, "")
     # On a busy machine there may be others before it, of a process that is slow to start.
     warning = next((line for line in lines if other.format(**places) in line), "")
@@ -80,10 +81,16 @@ def test_a_place_is_the_users_line_and_what_it_calls():
     thread.start()
     begun.wait()
     time.sleep(0.01)
+    assert thread.ident is not None
     one, two = place_of(thread.ident), place_of(thread.ident)
     restore_run.set()
     thread.join()
     line = users_code.__code__.co_firstlineno + 2
-    assert one == two and one.where == f"test_waiting.py:{line}" and one.call == "Event.wait"
+    assert (
+        one is not None
+        and one == two
+        and one.where == f"test_waiting.py:{line}"
+        and one.call == "Event.wait"
+    )
     assert not one.waits
     assert place_of(thread.ident) is None

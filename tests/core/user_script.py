@@ -177,7 +177,7 @@ def train(chosen: argparse.Namespace) -> None:
     texts = chosen.task == "texts"
     train_set: Dataset = Texts() if texts else Pictures(dtype, distorted=True)
     test_set: Dataset = Texts() if texts else Pictures(dtype, distorted=False)
-    collate = {"collate_fn": pad} if texts else {}
+    collate: dict[str, Any] = {"collate_fn": pad} if texts else {}
     train_loader = DataLoader(
         train_set,
         batch_size=batch_size,

@@ -17,6 +17,7 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
@@ -61,7 +62,7 @@ class Pretended(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> "Pretended":
-        like = {
+        like: dict[str, Any] = {
             "strides": held.stride(),
             "storage_offset": held.storage_offset(),
             "dtype": held.dtype,
@@ -74,11 +75,11 @@ class Pretended(Tensor):
         return self.cpu().__reduce_ex__(protocol)
 
     @classmethod
-    def __torch_dispatch__(cls, function, types, words=(), options=None):
+    def __torch_dispatch__(cls, function, types, words=(), options=None):  # type: ignore[override]
         raise AssertionError(f"{function} on a thread without the mode")
 
 
-_foreach_utils._foreach_supported_types.append(Pretended)  # as tensors of a GPU are
+_foreach_utils._foreach_supported_types.append(Pretended)  # type: ignore[arg-type]  # as tensors of a GPU are
 
 
 class Watch(TorchDispatchMode):
@@ -141,10 +142,8 @@ class Watch(TorchDispatchMode):
 
 def place() -> str:
     """The innermost function of the project that is at work; a comprehension is its function's."""
-    frame, package = (
-        sys._getframe(1),
-        (str(ROOT / "mnist_dist"), str(ROOT / "train.py"), str(ROOT / "evaluate.py")),
-    )
+    frame: FrameType | None = sys._getframe(1)
+    package = (str(ROOT / "mnist_dist"), str(ROOT / "train.py"), str(ROOT / "evaluate.py"))
     while frame:
         name, code = Path(frame.f_code.co_filename), frame.f_code.co_name
         if str(name).startswith(package) and not code.startswith("<"):
@@ -223,7 +222,7 @@ if __name__ == "__main__":
     generator_for = sharing.generator_for
     sharing.generator_for = lambda *words, device="cpu": generator_for(*words)  # noqa: ARG005  # generators of the CPU, for its numbers
     connections.FEW_PROCESSES = 0  # all-reduces, as on GPUs
-    locks.lock = lambda _: None  # a run may go on in the same process
+    locks.lock = lambda folder: None  # noqa: ARG005  # a run may go on in the same process
     # Drawn, for what they read, but not written, which takes seconds.
     figures.save = lambda *_: None
     _, runs, result = sys.argv

@@ -81,8 +81,10 @@ def test_no_update_waits_for_the_gpu(model):
     loss_function = make_loss(network, config)
     trained, optimizer, loader = accelerator.prepare(network, optimizer, loader)
     try:
-        for batch in loader:
-            accelerator.backward(loss_function(trained, *batch, accelerator.micro_batch.rand))
+        for inputs, targets in loader:
+            accelerator.backward(
+                loss_function(trained, inputs, targets, accelerator.micro_batch.rand)
+            )
             accelerator.clip_grad_norm_(trained.parameters(), config.clip_norm)
             optimizer.step()
             optimizer.zero_grad()

@@ -285,9 +285,9 @@ def test_every_held_out_picture_is_counted_once(processes, runs, data):
 def test_every_held_out_character_is_counted_once(processes, runs, data):
     """By the model asked about one line at a time, from the text itself, without padding."""
     characters = importlib.import_module("characters")
-    lines = (line.strip() for line in (data / "text.txt").read_text("utf-8").splitlines())
+    stripped = (line.strip() for line in (data / "text.txt").read_text("utf-8").splitlines())
     lines = list(
-        dict.fromkeys(line[at : at + 64] for line in lines for at in range(0, len(line), 64))
+        dict.fromkeys(line[at : at + 64] for line in stripped for at in range(0, len(line), 64))
     )
     run = runs / str(processes) / "characters"
     alphabet = json.loads((run / "config.json").read_text())["alphabet"]

@@ -16,6 +16,7 @@ def checkpoint_reads_other_weights():
 
     def other(run):
         payload, warnings = newest(run)
+        assert payload is not None
         payload["state"]["models"][0]["fc1.bias"] += 1
         return payload, warnings
 

@@ -85,7 +85,7 @@ def summed_as_they_arrive():
 def clipped_before_the_reduction():
     """Each process limits the norm of its own part, and the mean of these is taken."""
     add_up = exchange.GradientSum.total
-    parts = []
+    parts: list[torch.Tensor] = []
 
     def noting(self):
         (own,) = self.sums.values()
@@ -117,6 +117,7 @@ def large_gradients_rounded():
         parameters = parameters_of(optimizer)
         if sum(parameter.nbytes for parameter in parameters) > LARGE:
             for parameter in parameters:
+                assert parameter.grad is not None
                 parameter.grad = parameter.grad.bfloat16().to(parameter.dtype)
 
     return at_every_step(rounded)
@@ -128,7 +129,9 @@ def gradient_is_no_number():
 
     def spoil(optimizer):
         if is_last():
-            parameters_of(optimizer)[0].grad[:] = torch.nan
+            gradient = parameters_of(optimizer)[0].grad
+            assert gradient is not None
+            gradient[:] = torch.nan
 
     return at_every_step(spoil)
 
@@ -226,7 +229,7 @@ def float32_weights():
     def built(*arguments):
         network = build(*arguments)
         if is_last():
-            network.to = lambda device, *_: torch.nn.Module.to(network, device)
+            network.to = lambda device, *_: torch.nn.Module.to(network, device)  # type: ignore[method-assign, assignment]
         return network
 
     return patch.object(networks, "build", built)
@@ -251,6 +254,7 @@ def float32_gradients_rounded():
     def rounded(optimizer):
         for parameter in parameters_of(optimizer):
             if parameter.dtype == torch.float32:
+                assert parameter.grad is not None
                 parameter.grad = parameter.grad.bfloat16().float()
 
     return at_every_step(rounded)

@@ -35,7 +35,7 @@ def test_scripts_are_loaded_by_file_and_once(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     script = load_script("train")
     assert script is load_script("train")
-    assert Path(script.__file__) == REPOSITORY / "train.py"
+    assert script.__file__ and Path(script.__file__) == REPOSITORY / "train.py"
 
 
 def test_importing_the_package_never_ends_the_interpreter():

@@ -2,12 +2,12 @@
 
 import re
 import signal
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, checkpoint_of
 
-from mnist_dist.core.checkpointing import newest_checkpoint
 from mnist_dist.core.stopping import SIGNALS
 from mnist_dist.run.weights import load_weights
 from mnist_dist.task.data import load
@@ -21,7 +21,7 @@ def python_in(page: str) -> str:
 
 
 def test_the_model_needs_nothing_of_this_project(trained, monkeypatch):
-    data = load("mnist-5k", None)
+    data = load("mnist-5k", Path())
     monkeypatch.chdir(trained)
     names = {"torch": torch, "digit": data.pixels(data.test.images[3])}
     exec(python_in("docs/flags.md"), names)
@@ -33,12 +33,12 @@ def test_the_core_trains_other_data_and_other_models(monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.chdir(tmp_path)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    data = load("mnist-5k", None)
+    data = load("mnist-5k", Path())
     network = MNISTNet((32,))
     names = {"images": data.train.images, "labels": data.train.labels, "Network": lambda: network}
     exec(python_in("README.md"), names)
     assert (network(data.test.images).argmax(1) == data.test.labels).float().mean() > 0.85
-    state = newest_checkpoint(tmp_path / "runs/mine")[0]["state"]
+    state = checkpoint_of(tmp_path / "runs/mine")["state"]
     assert state["updates"] == 5 * -(-len(data.train) // 256) and state["loaders"] == [
         {"epoch": 5, "batch": 0}
     ]

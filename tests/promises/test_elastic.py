@@ -78,19 +78,26 @@ def test_of_the_runs_that_a_requeued_script_has_begun_each_step_finds_its_own(be
     assert folder.open_run(None, "name", resume=False).folder == folder.ROOT / "step-1"
 
 
+def launcher_here() -> str:
+    """The launcher of this process."""
+    launcher = jobs.launcher()
+    assert launcher is not None
+    return launcher
+
+
 def of_another_start() -> str:
     """A launcher with this one's process id, before that was used again."""
     time_of = psutil.Process.create_time
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(psutil.Process, "create_time", lambda process: time_of(process) - 5)
-        return jobs.launcher()
+        return launcher_here()
 
 
 @pytest.mark.parametrize(
     "job",
     [
         lambda: {"launchers": [of_another_start()]},
-        lambda: {"launchers": ["elsewhere:" + jobs.launcher().split(":", 1)[1]]},
+        lambda: {"launchers": ["elsewhere:" + launcher_here().split(":", 1)[1]]},
         lambda: {"launchers": [None]},
         lambda: (
             {"launchers": 3} | SLURM | {"slurm_restarts": 1}

@@ -10,6 +10,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ import torch
 from mnist_dist.core import UserError, checkpointing, files
 from mnist_dist.digits import weights
 from mnist_dist.task import datasets, networks
+
+Loaded = TypeVar("Loaded")
 
 
 def mutate(content: bytes, dice: random.Random) -> bytes:
@@ -42,7 +45,7 @@ def mutate(content: bytes, dice: random.Random) -> bytes:
 
 
 def fuzz(
-    path: Path, load: Callable[[], object], same: Callable[[object], bool], mutants: int, seed: int
+    path: Path, load: Callable[[], Loaded], same: Callable[[Loaded], bool], mutants: int, seed: int
 ) -> int:
     """Load so many mutants of a file. A `UserError` of one line is a refusal; all else must be as from the whole file.
 
@@ -97,6 +100,7 @@ def test_mutated_checkpoints(tmp_path):
 
     def load() -> int:
         payload, warnings = checkpointing.newest_checkpoint(tmp_path)
+        assert payload is not None
         assert payload["step"] == 5 or (payload["step"] == 4 and str(place) in warnings[0])
         assert torch.equal(payload["weights"], torch.arange(1000.0) + payload["step"])
         if warnings:

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from conftest import forked, read_lines, weight_difference
+from conftest import Planned, forked, read_lines, weight_difference
 
 VARIANTS = {
     "original": [],
@@ -31,7 +31,9 @@ def train_all(
     folder: Path, processes: int, data: list[str], variants: dict[str, list[str]] = VARIANTS
 ) -> Path:
     """Every variant, one epoch in float64, on so many real processes."""
-    runs = [([*flags, *data, *COMMON, folder / name], None) for name, flags in variants.items()]
+    runs: list[Planned] = [
+        ([*flags, *data, *COMMON, folder / name], None) for name, flags in variants.items()
+    ]
     done = forked(processes, runs)
     assert done.returncode == 0, done.stderr
     return folder

@@ -22,6 +22,7 @@ from conftest import (
     PYTHONPATH,
     REPOSITORY,
     call,
+    checkpoint_of,
     clean_environment,
     driver,
     forked,
@@ -148,7 +149,7 @@ def test_a_finished_run_that_goes_on_is_not_finished_and_has_one_writer(stopped,
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 75 and f"with --output-dir {run} --resume to go on" in errors
     assert not (run / "summary.json").exists()
-    epoch = checkpointing.newest_checkpoint(run)[0]["state"]["loaders"][0]["epoch"]
+    epoch = checkpoint_of(run)["state"]["loaders"][0]["epoch"]
     less = train_py(*flags, "--epochs", str(epoch - 1))
     assert (
         less.returncode == 1
@@ -224,6 +225,7 @@ def test_the_newest_two_are_kept_and_the_newest_is_read(written):
         "step-0000000005",
     ]
     payload, warnings = checkpointing.newest_checkpoint(written)
+    assert payload is not None
     assert (
         payload["step"] == 5
         and torch.equal(payload["weights"], torch.arange(100.0) + 5)
@@ -256,7 +258,7 @@ def test_a_write_that_fails_leaves_the_others_as_they_were(written, monkeypatch)
         "step-0000000004",
         "step-0000000005",
     ]
-    assert checkpointing.newest_checkpoint(written)[0]["step"] == 5
+    assert checkpoint_of(written)["step"] == 5
 
 
 def test_a_link_and_a_pipe_are_written_through(tmp_path):
@@ -273,7 +275,7 @@ def test_a_link_and_a_pipe_are_written_through(tmp_path):
 def test_what_a_crash_left_unfinished_is_not_read_and_is_cleared_away(written):
     (written / "checkpoints" / ".step-0000000006").mkdir()
     (written / "checkpoints" / ".step-0000000006" / "state.pt").write_bytes(b"half")
-    assert checkpointing.newest_checkpoint(written)[0]["step"] == 5
+    assert checkpoint_of(written)["step"] == 5
     checkpointing.write_checkpoint(written, {"step": 6}, 6)
     assert sorted(place.name for place in (written / "checkpoints").iterdir()) == [
         "step-0000000005",
@@ -517,10 +519,7 @@ def test_resumed_in_mid_epoch_with_everything_that_has_a_state_the_bits_are_the_
     assert "resuming from update 56 (epoch 2)" in done.stdout
     assert result(tmp_path / "run") == result(tmp_path / "whole")
     if fault:
-        state, other = (
-            checkpointing.newest_checkpoint(tmp_path / name)[0]["state"]
-            for name in ("run", "whole")
-        )
+        state, other = (checkpoint_of(tmp_path / name)["state"] for name in ("run", "whole"))
         assert state["scaler"] == other["scaler"]
         # Some updates were skipped, as they should be.
         assert state["optimizers"][0]["state"][0]["step"] < 60
@@ -537,7 +536,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_update_and_checkp
         f"the last good checkpoint is {tmp_path / 'run' / 'checkpoints' / 'step-0000000020'}"
         in line
     )
-    assert checkpointing.newest_checkpoint(tmp_path / "run")[0]["state"]["updates"] == 20
+    assert checkpoint_of(tmp_path / "run")["state"]["updates"] == 20
 
 
 @pytest.mark.slow
@@ -577,7 +576,7 @@ def test_where_one_process_raises_all_leave_and_its_own_message_says_why(tmp_pat
         done.stderr.count("MemoryError: planted") == 1
         and "process 0 lost the connection" in done.stderr
     )
-    assert checkpointing.newest_checkpoint(tmp_path / "run")[0]["state"]["updates"] == 20
+    assert checkpoint_of(tmp_path / "run")["state"]["updates"] == 20
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
@@ -601,6 +600,7 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
+    assert running.stdout and running.stderr
     while running.stdout.readline() != "stuck\n":
         assert running.poll() is None
     running.send_signal(signal.SIGINT)
@@ -638,6 +638,7 @@ def test_a_full_disk_loses_no_checkpoint_and_with_more_room_the_run_goes_on(stop
         "step-0000000014",
     ]
     payload, warnings = checkpointing.newest_checkpoint(disk / "run")
+    assert payload is not None
     assert payload["state"]["updates"] == 14 and warnings == []
     assert not (disk / "run" / "summary.json").exists()
     remount("size=64m")
@@ -702,7 +703,7 @@ def test_a_launcher_that_restarts_makes_the_run_go_on_by_itself(launcher, tmp_pa
     flags = [*FLAGS, "--epochs", "12"]
     done = forked(2, [([*flags, "--output-dir", tmp_path / "whole"], None)])
     assert done.returncode == 0, done.stderr
-    command = [*launch, REPOSITORY / "train.py", *flags]
+    command: list[str | Path] = [*launch, REPOSITORY / "train.py", *flags]
     running = subprocess.Popen(
         command,
         cwd=tmp_path,

@@ -10,13 +10,14 @@ from conftest import (
     PYTHON,
     REPOSITORY,
     call,
+    checkpoint_of,
     clean_environment,
     driver,
     free_port,
     weight_difference,
 )
 
-from mnist_dist.core import UserError, checkpointing
+from mnist_dist.core import UserError
 from mnist_dist.run import devices, launch
 from mnist_dist.run.launch import check_environment
 
@@ -235,7 +236,7 @@ def test_it_trains_where_fcntl_some_signals_and_descriptors_of_folders_are_missi
     flags = [*FLAGS, tmp_path / "run", "--checkpoint-every", "20"]
     done = call(PYTHON, "-c", WINDOWS, "train.py", *flags)
     assert done.returncode == 0, done.stderr
-    assert checkpointing.newest_checkpoint(tmp_path / "run")[0]["state"]["loaders"][0]["epoch"] == 1
+    assert checkpoint_of(tmp_path / "run")["state"]["loaders"][0]["epoch"] == 1
     names = [path.name for path in (tmp_path / "run").rglob("*")]
     assert "summary.json" in names and not [name for name in names if set(name) & set('<>:"\\|?*')]
     assert not [name for name in names if name.endswith((" ", "."))]

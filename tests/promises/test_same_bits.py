@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import (
+    checkpoint_of,
     forked,
     read_lines,
     rewind,
@@ -17,8 +18,7 @@ from conftest import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_dist.core.checkpointing import newest_checkpoint
-from mnist_dist.core.exchange import complete_subtrees, tree_sum
+from mnist_dist.core.exchange import ShareRange, complete_subtrees, tree_sum
 from mnist_dist.core.sharing import Sharing
 
 ALL = (
@@ -66,7 +66,7 @@ def assert_same_bits(run: Path, other: Path) -> None:
     one, two = weights_of(run), weights_of(other)
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     assert lines_of(run) == lines_of(other)
-    states = [newest_checkpoint(each)[0]["state"] for each in (run, other)]
+    states = [checkpoint_of(each)["state"] for each in (run, other)]
     for state in states:
         _tracker, loss, _stopwatch, *average = state["custom"]
         state["custom"] = [loss, *average]
@@ -163,7 +163,7 @@ def test_who_has_which_share_changes_no_bit_of_the_sum(shares, world, random):
     ]
 
     def summed(world: int) -> torch.Tensor:
-        sums = {}
+        sums: dict[ShareRange, list[torch.Tensor]] = {}
         for rank in range(world):
             held = Sharing(shares, world, rank).own_shares
             own = {}

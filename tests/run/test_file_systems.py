@@ -115,7 +115,7 @@ def test_a_rename_that_is_not_offered_is_done_by_copying(number, tmp_path, monke
     write_file(tmp_path / "weights", b"old")
     write_file(tmp_path / "weights", b"new")
     payload, warnings = newest_checkpoint(tmp_path)
-    assert payload["updates"] == 2 and warnings == []
+    assert payload is not None and payload["updates"] == 2 and warnings == []
     assert (tmp_path / "weights").read_bytes() == b"new"
     names = sorted(path.name for path in tmp_path.rglob("*"))
     files = 2 * ["manifest.json"] + ["state.pt"] * 2
@@ -124,7 +124,8 @@ def test_a_rename_that_is_not_offered_is_done_by_copying(number, tmp_path, monke
 
 
 def test_a_rename_that_is_refused_for_a_moment_is_tried_again(tmp_path, monkeypatch, capsys):
-    rename, refused = Path.replace, []
+    rename = Path.replace
+    refused: list[Path] = []
 
     def busy(path, target):
         if not refused:

@@ -126,7 +126,7 @@ def test_a_heartbeat_that_goes_on_by_another_clock_is_one(tmp_path, monkeypatch)
 
 @pytest.mark.usefixtures("lockless")
 def test_who_was_taken_for_dead_ends(tmp_path, monkeypatch, capsys):
-    left = []
+    left: list[int] = []
     monkeypatch.setattr(os, "_exit", left.append)
     locks.lock(tmp_path)
     written(tmp_path)

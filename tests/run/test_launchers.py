@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -188,7 +189,7 @@ def test_one_process_of_mpirun_and_processes_that_were_told_are_welcome():
 
 def test_under_mpirun_each_process_says_so(tmp_path):
     for rank in range(2):
-        variables = {
+        variables: dict[str, Any] = {
             "OMPI_COMM_WORLD_SIZE": "2",
             "OMPI_COMM_WORLD_RANK": str(rank),
             "MASTER_ADDR": "localhost",
@@ -235,7 +236,11 @@ def test_an_accelerator_in_any_script_says_so_too(environment, cpu):
 
 @pytest.mark.slow
 def test_an_accelerator_in_any_script_may_be_alone_under_mpirun():
-    alone = {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0", "PMIX_RANK": "0"}
+    alone: dict[str, Any] = {
+        "OMPI_COMM_WORLD_SIZE": "1",
+        "OMPI_COMM_WORLD_RANK": "0",
+        "PMIX_RANK": "0",
+    }
     done = call(PYTHON, "-c", BARE.replace("CPU", "True"), **alone)
     assert done.returncode == 0 and done.stdout == "1\n", done.stderr
 

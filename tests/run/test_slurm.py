@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -193,7 +194,7 @@ def test_a_python_without_torch_is_named_once(tmp_path):
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {PYTHON} -I -S "$@"\n')
     python.chmod(0o755)
-    variables = {
+    variables: dict[str, Any] = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "SLURM_JOB_ID": "1",
         "SLURM_NTASKS_PER_NODE": "1",

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import PYTHON, REPOSITORY, call, clean_environment
@@ -96,9 +97,11 @@ class Accelerator:
 @pytest.mark.parametrize("number", [errno.EIO, errno.EPIPE, errno.ENOSPC])
 def test_a_progress_bar_that_cannot_be_shown_ends_no_epoch(number, monkeypatch):
     stream = Broken(number)
-    stream.isatty = lambda: True
+    monkeypatch.setattr(stream, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", stream)
-    assert list(progress.progress_bar(Accelerator(), Loader(range(3)), "epoch")) == [0, 1, 2]
+    accelerator: Any = Accelerator()
+    loader: Any = Loader(range(3))
+    assert list(progress.progress_bar(accelerator, loader, "epoch")) == [0, 1, 2]
 
 
 def test_output_that_is_lost_at_the_end_is_a_failure(monkeypatch, capsys):
@@ -127,7 +130,7 @@ def wait_for_checkpoint(run: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-def begin(*words: str | Path, ignored: bool = False, **streams_of: int) -> subprocess.Popen:
+def begin(*words: str | Path, ignored: bool = False, **streams_of: Any) -> subprocess.Popen:
     """Begin a training, as a shell does, or with SIGHUP ignored, as nohup does."""
     answer = signal.SIG_IGN if ignored else signal.SIG_DFL
     return subprocess.Popen(

@@ -6,7 +6,7 @@ import struct
 import subprocess
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def records(folder: Path) -> Iterator[Any]:
         parts = chunk if kind in (1, 2) else parts + chunk  # full and first; middle and last
         if kind in (2, 3):
             continue
-        yield wandb_internal_pb2.Record.FromString(parts)
+        yield wandb_internal_pb2.Record.FromString(parts)  # type: ignore[attr-defined]
 
 
 def read_offline_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
@@ -172,7 +172,7 @@ def test_a_run_that_was_killed_and_stopped_is_one_run_with_one_history(tmp_path)
 
 
 def driver_alone(
-    flags: list, *, timeouts: dict[str, float], **environment: str
+    flags: list, *, timeouts: Mapping[str, float], **environment: str
 ) -> subprocess.Popen:
     """The watched script in one process, with shorter patience for W&B."""
     spec = {"runs": [{"flags": [str(flag) for flag in flags]}], "timeouts": timeouts}

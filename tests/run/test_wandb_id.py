@@ -3,6 +3,7 @@
 import json
 import os
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import PYTHON, call
@@ -31,7 +32,8 @@ def test_another_name_in_the_environment_costs_one_warning(left, warnings, monke
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     if left:
         monkeypatch.setenv("WANDB_RUN_ID", left)
-    WandB.drop_other_id(SimpleNamespace(settings={"wandb_id": "own"}))
+    run: Any = SimpleNamespace(settings={"wandb_id": "own"})
+    WandB.drop_other_id(run)
     said = capsys.readouterr().err
     assert (
         said.count("warning: WANDB_RUN_ID=left belongs to another run; this one's id is own")

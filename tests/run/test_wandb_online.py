@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class Training:
 
     def read(self) -> None:
         """Note every line."""
+        assert self.process.stdout
         for line in self.process.stdout:
             self.lines.append((time.monotonic(), line.rstrip()))
         self.lines.append((time.monotonic(), "end"))
@@ -170,8 +172,13 @@ def test_a_run_that_fails_is_killed_and_goes_on_is_one_run_with_one_history(tmp_
         assert_complete(server, folder, list(range(30, 301, 30)))
 
 
-UNABLE = {"hang at first": "hang", "key refused at first": 401}  # the fault when a run begins
-LOST = {  # that which comes in its middle and stays, and the requests that meet it
+UNABLE: dict[str, int | str] = {
+    "hang at first": "hang",
+    "key refused at first": 401,
+}  # the fault when a run begins
+LOST: dict[
+    str, tuple[int | str, str]
+] = {  # that which comes in its middle and stays, and the requests that meet it
     "hang": ("hang", ""),
     "artifacts refused": (403, "/storage/artifact"),
 }
@@ -229,6 +236,11 @@ def failing(tmp_path_factory) -> Iterator[dict[str, tuple[Server, Path, Training
         yield runs
 
 
+def has_seen_more(server: Server, than: int) -> bool:
+    """Whether another request has come."""
+    return len(server.seen) > than
+
+
 def fail_and_come_back(server: Server, _: Path, training: Training) -> None:
     """Every fault in turn, each until a request has met it and more; the run streams on after it."""
 
@@ -240,7 +252,7 @@ def fail_and_come_back(server: Server, _: Path, training: Training) -> None:
         streams()
         asked = len(server.seen)
         server.fault = fault
-        training.until(lambda asked=asked: len(server.seen) > asked)
+        training.until(partial(has_seen_more, server, asked))
         time.sleep(0.2)
         server.fault = None
     streams()
@@ -271,7 +283,8 @@ def test_the_command_printed_sends_all_of_a_run_that_could_not_begin(failing):
         assert command == ["wandb", "sync", str(part)]
         paths.append(command[-1])
     with Server() as server:
-        done = call(PYTHON, "-m", "wandb", "sync", *paths, **server.environment)
+        environment: dict[str, Any] = server.environment
+        done = call(PYTHON, "-m", "wandb", "sync", *paths, **environment)
         assert done.returncode == 0, done.stderr
         assert len(server.runs) == len(folders)
         for folder in folders:

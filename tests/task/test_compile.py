@@ -1,6 +1,7 @@
 """--compile: the same training, the same bits after a stop, a plain file, and one sentence where it cannot be."""
 
 import shutil
+from typing import Any
 
 import pytest
 from conftest import PYTHON, call, forked, rewind, train_py, weight_difference, weights_of
@@ -67,7 +68,7 @@ def test_without_a_compiler_that_works_it_says_so_in_one_sentence(compiler, tmp_
         )
         (tmp_path / "broken").chmod(0o755)
     flags = ["--compile", *COMMON, "--epochs", "1", "--output-dir", tmp_path / "run"]
-    cache = {
+    cache: dict[str, Any] = {
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")
     }  # else what was compiled before is taken
     done = call(PYTHON, "train.py", *flags, CXX=str(tmp_path / compiler), **cache)

@@ -195,7 +195,7 @@ def test_auto_falls_back_loudly_only_where_full_mnist_cannot_be_had(tmp_path, mo
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     name, warning = find("auto", tmp_path)
     assert name == "mnist-5k"
-    assert "5,000 MNIST digits" in warning and "labels its results mnist-5k" in warning
+    assert warning and "5,000 MNIST digits" in warning and "labels its results mnist-5k" in warning
     with pytest.raises(UserError, match="mnist could not be downloaded"):
         find("mnist", tmp_path)
     for file in FILES:  # files that are there are never passed over, whatever is in them
@@ -207,9 +207,12 @@ def test_a_mistyped_folder_is_refused_and_not_made(tmp_path, monkeypatch):
     """None but the default, and what `download` is told."""
     monkeypatch.chdir(tmp_path)
     looked: list[Path] = []
-    monkeypatch.setattr(
-        datasets, "find", lambda _, folder: looked.append(folder) or ("mnist-5k", None)
-    )
+
+    def find_embedded(_, folder):
+        looked.append(folder)
+        return "mnist-5k", None
+
+    monkeypatch.setattr(datasets, "find", find_embedded)
     accelerator, rest = Accelerator(cpu=True), (0, 0, torch.float32)
     for name in ("kmnist", "auto"):
         with pytest.raises(
@@ -273,6 +276,7 @@ def test_a_stratified_split_is_exact_and_proportional(labels, share, seed):
 
 def test_held_out_samples_depend_on_the_seed_alone_and_leave_the_test_set_alone():
     one, same, other = (load("mnist-5k", Path(), val_size=300, seed=seed) for seed in (1, 1, 2))
+    assert one.val and same.val and other.val
     assert (len(one.train), len(one.val), len(one.test)) == (3700, 300, 1000)
     assert one.val.labels.bincount().tolist() == [30] * 10
     assert torch.equal(one.val.images, same.val.images)

@@ -4,11 +4,12 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import forked, read_lines, rewind, train_py, weight_difference, weights_of
+from conftest import Planned, forked, read_lines, rewind, train_py, weight_difference, weights_of
 
 from mnist_dist.core import UserError
 from mnist_dist.digits.config import TrainConfig
@@ -44,7 +45,7 @@ def teachers(tmp_path_factory) -> list[Path]:
 
 def train_all(folder: Path, processes: int, teachers: list[Path]) -> Path:
     """Every variant on so many real processes."""
-    runs = [
+    runs: list[Planned] = [
         (
             [
                 *COMMON.split(),
@@ -153,7 +154,7 @@ def test_what_cannot_teach_is_refused_by_name(tmp_path):
     settings = {"dataset": "fashion-mnist", "data_dir": "data", "val_size": 0, "seed": 0}
     settings["normalization"] = {"mean": 0.286, "std": 0.353}
     (tmp_path / "fashion" / "config.json").write_text(json.dumps(settings))
-    here = SimpleNamespace(name="mnist", mean=0.1307, std=0.3081, val=None)
+    here: Any = SimpleNamespace(name="mnist", mean=0.1307, std=0.3081, val=None)
     for name, complaint in {
         "classes.pth": "cannot teach: the weights are not those of a digit classifier from 784 pixels to 10 classes",
         "pixels.pth": "cannot teach: the weights are not those of a digit classifier from 784 pixels to 10 classes",

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +51,8 @@ def test_the_calibration_error_is_the_mean_gap_of_confidence_and_accuracy():
 
 def test_who_is_right_as_often_as_it_says_is_calibrated():
     result = says(*[(0, 0.75, 0)] * 3, (0, 0.75, 1))
-    assert result.reliability() == [Bin(4, pytest.approx(0.75), 0.75)]
+    confidence: Any = pytest.approx(0.75)
+    assert result.reliability() == [Bin(4, confidence, 0.75)]
     assert result.calibration_error == pytest.approx(0)
 
 
@@ -83,7 +86,7 @@ def test_the_most_confident_mistake_comes_first():
 
 
 def test_no_mistakes_of_before_are_shown_where_there_are_none(tmp_path):
-    samples = load("mnist-5k", None)
+    samples = load("mnist-5k", Path())
     perfect = Evaluation(9.0 * F.one_hot(samples.test.labels, 10).double(), samples.test.labels)
     (tmp_path / "mistakes.png").touch()
     plots.evaluation(tmp_path, perfect, samples, "test", "mlp of run")
@@ -118,7 +121,7 @@ def test_several_models_and_shifted_and_distorted_copies_say_the_mean_of_their_p
     assert one["confusion_matrix"] == three["confusion_matrix"]
     assert one["shifts"] is True and one["distortions"] == 2
 
-    test, probabilities = load("mnist-5k", None, dtype=torch.float64).test, []
+    test, probabilities = load("mnist-5k", Path(), dtype=torch.float64).test, []
     alone = Sharing(shares=1, world=1, rank=0)
     orders = EqualBatches(ExactSampler(range(len(test)), alone, shuffle=False, seed=0), BATCH)
     ((batch,),) = MicroBatchSampler(orders, alone).epoch(0)

@@ -1,6 +1,7 @@
 """The training itself, against loops written by hand in plain PyTorch."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def test_an_epoch_is_that_of_a_hand_written_loop(options, tmp_path):
     assert done.returncode == 0, done.stderr
 
     config = TrainConfig(seed=3, epochs=1, **options)
-    train = load("mnist-5k", None, dtype=torch.float64).train
+    train = load("mnist-5k", Path(), dtype=torch.float64).train
     torch.manual_seed(3)
     model = MNISTNet().double()
     kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
@@ -89,8 +90,8 @@ def test_every_update_distorts_and_drops_anew(monkeypatch):
 
     monkeypatch.setattr(MNISTNet, "forward", watched)
     for _ in range(2):
-        for batch in loader:
-            accelerator.backward(loss_function(model, *batch, accelerator.micro_batch.rand))
+        for inputs, labels in loader:
+            accelerator.backward(loss_function(model, inputs, labels, accelerator.micro_batch.rand))
             optimizer.step()
             optimizer.zero_grad()
     images, masks = zip(*seen, strict=True)

@@ -1,6 +1,7 @@
 """People's own pictures: any size, colour, shade and place give what MNIST would have made of them."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from mnist_dist.tools.pictures.ink import count_parts as parts
 @pytest.fixture(scope="module")
 def digits():
     """200 test digits as (28, 28) grey values in [0, 1], and their labels."""
-    data = load("mnist-5k", None)
+    data = load("mnist-5k", Path())
     every_fifth = slice(None, None, 5)
     return data.pixels(data.test.images[every_fifth, 0]), data.test.labels[every_fifth]
 
@@ -114,9 +115,12 @@ def test_large_pictures_are_shrunk_first(digits, tmp_path, monkeypatch, mode, fo
     (picture if mode == "I;16" else picture.convert(mode)).save(tmp_path / f"large.{format}")
     monkeypatch.setattr(pictures, "LARGE", 700)
     picture.resize((600, 618)).save(tmp_path / "small.png")
-    monkeypatch.setattr(
-        pictures, "grey_values", lambda shrunk: size.append(shrunk.size) or grey_values(shrunk)
-    )
+
+    def noting(shrunk):
+        size.append(shrunk.size)
+        return grey_values(shrunk)
+
+    monkeypatch.setattr(pictures, "grey_values", noting)
     large, small = (read_digit(tmp_path / name) for name in (f"large.{format}", "small.png"))
     assert size == [(600, 619), (600, 618)]
     assert (large - small).abs().mean() < 0.01
@@ -189,7 +193,8 @@ SHADOWS = {
 @pytest.mark.parametrize("shadow", SHADOWS)
 @pytest.mark.parametrize("light", [False, True])
 def test_a_shadow_on_the_paper_does_no_harm(digits, tmp_path, light, shadow):
-    plain, shaded = [], []
+    plain: list[torch.Tensor] = []
+    shaded: list[torch.Tensor] = []
     for digit in digits[0][::17]:
         sheet = 0.9 - 0.7 * np.pad(digit.numpy(), 14).repeat(3, axis=0).repeat(3, axis=1)
         for grey, found in ((sheet, plain), (sheet * SHADOWS[shadow], shaded)):

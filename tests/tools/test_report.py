@@ -56,7 +56,8 @@ def made_up_run(
     test = evaluation(classifier, samples)
     line = {"epoch": 1, "global_step": 63, "train_loss": 2.0, "learning_rate": 0.001}
     line |= test.metrics("test")
-    config = as_json(TrainConfig(dataset=samples.name, epochs=1)) | {
+    config = as_json(TrainConfig(epochs=1)) | {
+        "dataset": samples.name,
         "normalization": {"mean": samples.mean, "std": samples.std},
         "data_digest": samples.digest,
         "versions": {"torch": "2.14.1"},
@@ -341,9 +342,12 @@ def test_a_page_that_cannot_be_written_costs_one_warning_and_leaves_no_old_one(
 def three_runs(samples, tmp_path_factory) -> Path:
     """A folder with two runs that differ in the seed, and one with another rate that was stopped."""
     root = tmp_path_factory.mktemp("several") / "runs"
-    for number, (name, settings) in enumerate(
-        {"one": {"seed": 1}, "two": {"seed": 2}, HOSTILE: {"lr": 0.01}}.items()
-    ):
+    runs: dict[str, dict[str, Any]] = {
+        "one": {"seed": 1},
+        "two": {"seed": 2},
+        HOSTILE: {"lr": 0.01},
+    }
+    for number, (name, settings) in enumerate(runs.items()):
         torch.manual_seed(number)
         made_up_run(root / name, networks.MNISTNet(()), samples, **settings)
     (root / HOSTILE / "summary.json").unlink()

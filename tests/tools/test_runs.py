@@ -196,7 +196,7 @@ def test_the_state_of_a_run(tmp_path):
 
 
 DEEP = "[" * 100_000
-DAMAGED = {
+DAMAGED: dict[str, dict[str, str | bytes]] = {
     "empty config": {"config.json": ""},
     "half a config": {"config.json": '{"epochs": 3, "se'},
     "a deep config": {"config.json": f'{{"epochs": {DEEP}'},

@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 import torch
 import yaml
 from conftest import PYTHON, REPOSITORY, call, clean_environment, read_lines
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -234,21 +236,27 @@ def test_a_later_call_does_what_is_left_and_one_process_repeats_itself(tmp_path,
     assert grown.count("\n") == 1, "nothing but that it was opened"
 
 
+def value_of(trial: optuna.trial.FrozenTrial) -> float:
+    """The accuracy that a finished trial has reached."""
+    assert trial.value is not None
+    return trial.value
+
+
 def test_the_command_printed_trains_with_the_settings_of_the_best_trial(
     tmp_path, capsys, monkeypatch
 ):
     """And the trial was what train.py does."""
     flags = "--search lr hidden batch-size schedule label-smoothing affine --epochs 2 --ema 0.9 --seed 3".split()
     trials = search(tmp_path / "study", *flags, trials=3)
-    best = max(trials, key=lambda trial: trial.value)
+    best = max(trials, key=value_of)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2] == "Train with them on all training samples:"
     assert (
-        f"the settings given (trial 0): {100 * trials[0].value:.2f}% ({2000 * trials[0].value:.0f}/2000)"
+        f"the settings given (trial 0): {100 * value_of(trials[0]):.2f}% ({2000 * value_of(trials[0]):.0f}/2000)"
         in lines[-4]
     )
     assert (
-        f"(trial {best.number}): {100 * best.value:.2f}% ({2000 * best.value:.0f}/2000)"
+        f"(trial {best.number}): {100 * value_of(best):.2f}% ({2000 * value_of(best):.0f}/2000)"
         in lines[-3]
     )
     program, script, *words = shlex.split(lines[-1])
@@ -280,12 +288,14 @@ def test_trials_never_see_the_test_samples(tmp_path, monkeypatch):
     obtain, seen = tune.data.obtain, []
 
     def without_test(*args):
-        seen.append(replace(obtain(*args), test=Untouchable()))
+        test: Any = Untouchable()
+        seen.append(replace(obtain(*args), test=test))
         return seen[0]
 
     monkeypatch.setattr(tune.data, "obtain", without_test)
     search(tmp_path, trials=2)
-    assert len(seen) == 1 and len(seen[0].train) == 2000 and len(seen[0].val) == 2000
+    assert len(seen) == 1 and len(seen[0].train) == 2000
+    assert seen[0].val and len(seen[0].val) == 2000
 
 
 def test_trials_below_the_median_are_pruned(tmp_path):
@@ -314,7 +324,7 @@ def test_trials_are_compared_where_they_had_come_as_far(tmp_path, monkeypatch):
     train_trial = tune.train_trial
 
     def pretended(trial, config, *samples):
-        seen = []
+        seen: list[None] = []
 
         def evaluate(*_):
             seen.append(None)
@@ -356,7 +366,7 @@ def test_a_trial_whose_numbers_break_is_pruned_with_its_reason_and_the_study_goe
             return build(*args)
         built.append(build(*args))
         if len(built) == 2:
-            built[-1].fc1.weight.data.fill_(float("nan"))
+            built[-1].get_parameter("fc1.weight").data.fill_(float("nan"))
         return built[-1]
 
     monkeypatch.setattr(search_trial.networks, "build", second_is_broken)
@@ -576,11 +586,13 @@ def test_the_sweep_searches_what_tune_searches():
     knobs = yaml.safe_load((REPOSITORY / "sweep.yaml").read_text())["parameters"]
     for name, knob in search_space.SPACE.items():
         mine = knobs[name.replace("-", "_")]
-        if isinstance(knob, optuna.distributions.CategoricalDistribution):
+        if isinstance(knob, CategoricalDistribution):
             assert list(knob.choices) == mine["values"]
         elif name == "batch-size":
+            assert isinstance(knob, IntDistribution)
             assert (knob.low, knob.high) == (mine["values"][0], mine["values"][-1])
         else:
+            assert isinstance(knob, IntDistribution | FloatDistribution)
             assert (knob.low, knob.high) == (mine["min"], mine["max"])
             assert getattr(knob, "log", False) == ("log" in mine["distribution"])
 

@@ -235,8 +235,10 @@ def answers(tmp_path_factory):
     """What three processes answer without a fault and with all that warn, and two with each of the others."""
     folder = tmp_path_factory.mktemp("verify")
     flags = ["--dataset", "mnist-5k", "--cpu", "--output-dir", str(folder / "runs")]
-    three = {None: flags, ALL_WARNED: [*flags, "--", *OPTIONS]}
-    two = {fault: [*flags, "--", *OPTIONS] for fault in FAULTS if fault not in WARNED}
+    three: dict[str | None, list[str]] = {None: flags, ALL_WARNED: [*flags, "--", *OPTIONS]}
+    two: dict[str | None, list[str]] = {
+        fault: [*flags, "--", *OPTIONS] for fault in FAULTS if fault not in WARNED
+    }
     two |= dict.fromkeys(BY_DEFAULT, flags)
     two[LARGE_RATE] = [*flags, "--", "--hidden", "16", *LARGE_RATE.split()]
     for world, asked in {3: three, 2: two}.items():
