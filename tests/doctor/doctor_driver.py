@@ -90,7 +90,12 @@ def begin(records: Path, case: dict[str, Any], rank: int, world: int, port: int)
     child = os.fork()
     if child:
         return child
-    place: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    place: dict[str, Any] = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world,
+        "LOCAL_WORLD_SIZE": world,
+    }
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
     output = os.open(records / f"output-{rank}", os.O_WRONLY | os.O_CREAT)
