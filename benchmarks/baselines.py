@@ -21,6 +21,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -223,12 +224,13 @@ def lightning(args: argparse.Namespace, record: Record) -> None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.Adam(self.parameters(), lr=1e-3)
 
+    switched_off: dict[str, Any] = dict.fromkeys(SWITCHED_OFF, False)
     trainer = L.Trainer(
         max_epochs=args.epochs,
         accelerator="gpu" if args.device == "cuda" else "cpu",
         devices=1,
         num_sanity_val_steps=0,
-        **dict.fromkeys(SWITCHED_OFF, False),
+        **switched_off,
     )
     train, test = make_loaders(args.data_dir, args.batch_size)
     trainer.fit(Module(), train, test)
