@@ -510,6 +510,7 @@ PLAIN["the same noise"] = Fault(
     "random numbers",
     "torch.randn_like(inputs)",
     "all processes draw the same random numbers",
+    slow=True,
 )
 PLAIN["a mean over own tokens"] = Fault(
     "plain.py",
@@ -517,6 +518,7 @@ PLAIN["a mean over own tokens"] = Fault(
     "shares",
     "loss.backward()",
     "each process's loss is a mean over a count of its own",
+    slow=True,
 )
 PLAIN["divided by own tokens"] = Fault(
     "plain.py",
@@ -544,6 +546,7 @@ PLAIN["an own sampler with own orders"] = Fault(
     "samples",
     LOOP,
     "are given more than once",
+    slow=True,
 )
 PLAIN["a batch skipped by one process"] = Fault(
     "plain.py",
@@ -574,6 +577,7 @@ PLAIN["averages on one process"] = Fault(
     "state",
     "optimizer.load_state_dict(state)",
     "has averages, but none on process 1",
+    slow=True,
 )
 PLAIN["a rate by own losses"] = Fault(
     "plain.py",
@@ -588,6 +592,7 @@ PLAIN["a rate by own losses"] = Fault(
     "rate",
     "scheduler.step(loss.item())",
     "ReduceLROnPlateau is given another figure on each process",
+    slow=True,
 )
 PLAIN["a loss with parameters"] = Fault(
     "plain.py",
@@ -839,7 +844,74 @@ RESUMED = {
     ),
 }
 
-GROUPS = {"plain": PLAIN, "shared": SHARED, "accelerated": ACCELERATED, "resumed": RESUMED}
+LIGHTNING = {
+    "no sampler": Fault(
+        "in_lightning.py",
+        (("    logger=False,\n", "    logger=False,\n    use_distributed_sampler=False,\n"),),
+        "samples",
+        "trainer.fit",
+        "trains on all 96 samples",
+        slow=True,
+    ),
+    "one order": Fault(
+        "in_lightning.py",
+        (
+            ("    logger=False,\n", "    logger=False,\n    use_distributed_sampler=False,\n"),
+            (
+                "loader = DataLoader(dataset, batch_size=8, shuffle=True)",
+                "rank = int(os.environ['RANK'])\n"
+                "numbers = torch.randperm(96).tolist()[rank::world]\n"
+                "loader = DataLoader(dataset, batch_size=8, sampler=numbers[:47])",
+            ),
+        ),
+        "samples",
+        "trainer.fit",
+        "94 of 96 samples",
+        slow=True,
+    ),
+    "a head outside": Fault(
+        "in_lightning.py",
+        (
+            ("class Classifier", "head = nn.Linear(3, 3)\n\n\nclass Classifier"),
+            ("self.layers(inputs), labels", "head(self.layers(inputs)), labels"),
+            ("SGD(self.parameters()", "SGD([*self.parameters(), *head.parameters()]"),
+        ),
+        "gradients",
+        "trainer.fit",
+        "not among those",
+        slow=True,
+    ),
+    "no_sync in manual optimization": Fault(
+        "in_lightning.py",
+        (
+            (
+                "        super().__init__()\n",
+                "        super().__init__()\n        self.automatic_optimization = False\n",
+            ),
+            (
+                "        return F.cross_entropy(self.layers(inputs), labels)\n",
+                "        loss = F.cross_entropy(self.layers(inputs), labels)\n"
+                "        self.optimizers().zero_grad()\n"
+                "        with self.trainer.strategy.block_backward_sync():\n"
+                "            self.manual_backward(loss)\n"
+                "        self.optimizers().step()\n",
+            ),
+            ("    gradient_clip_val=1.0,\n", ""),
+        ),
+        "gradients",
+        "trainer.fit",
+        "under no_sync",
+        slow=True,
+    ),
+}
+
+GROUPS = {
+    "plain": PLAIN,
+    "shared": SHARED,
+    "accelerated": ACCELERATED,
+    "resumed": RESUMED,
+    "lightning": LIGHTNING,
+}
 FAULTS = {
     f"{group} {name}".replace(" ", "-"): fault
     for group, faults in GROUPS.items()

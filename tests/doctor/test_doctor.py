@@ -73,6 +73,8 @@ def test_a_mistake_is_named_once_with_its_line(name, quick):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_another_mistake_is_named_once_with_its_line(name, slow):
+    if FAULTS[name].script == "in_lightning.py":
+        pytest.importorskip("lightning")
     check(name, slow[name])
 
 
@@ -133,6 +135,12 @@ def test_other_forms_of_pytorch_are_sound_or_said_to_be_unseen(tmp_path):
     assert any("weights and gradients are not compared" in words for words in said)
     del found["frameworks.py-2-1-shards"]
     expect_sound(found)
+
+
+@pytest.mark.slow
+def test_a_sound_script_in_lightning_is_sound(tmp_path):
+    pytest.importorskip("lightning")
+    expect_sound(drive(tmp_path, [sound_case("in_lightning.py", [2, 1])]))
 
 
 @pytest.mark.slow

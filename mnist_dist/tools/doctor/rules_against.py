@@ -179,12 +179,13 @@ def rates(case: Case) -> Finding | None:
         return scaled(case, factor, rows_several / rows_one)
     seen = list(itertools.accumulate([rows_one] * len(one), initial=0))
     at_samples = dict(zip(seen, one, strict=False))
-    compared = 0
+    highest_one = one.index(max(one)) * rows_one
+    highest_several = several.index(max(several))
     for number, its in enumerate(several):
         mine = at_samples.get(number * rows_several)
-        if mine is None:
-            continue
-        compared += 1
+        is_warming_up = number < highest_several or number * rows_several < highest_one
+        if mine is None or is_warming_up:
+            continue  # a warm-up of so many updates is the same by intent
         if not is_close(mine * factor, its, one[0] * factor):
             return other_rate(case, number + 1, mine * factor, its)
     return None

@@ -11,7 +11,6 @@ from mnist_dist.tools.doctor.recorder import Recorder
 from mnist_dist.tools.doctor.records import Epoch
 from mnist_dist.tools.doctor.watch_models import ModelWatch
 
-
 MEAN = 1  # torch's number for this reduction
 
 
@@ -43,6 +42,9 @@ class LossWatch:
         if self.recorder.examines:
             now.divisor = divisor_of(loss)
             now.batch_count = count_of(loss)
+        wrapper = self.models.last_wrapper
+        if wrapper is not None and not wrapper.require_backward_grad_sync:
+            now.last_synced = False  # Lightning decides on it behind the forward pass
         now.in_eval += self.models.is_in_eval
         self.note_batch()
         is_over_nothing = self.models.last_rows == 0  # such a mean is no number, and harms nothing

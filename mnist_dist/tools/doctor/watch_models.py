@@ -44,6 +44,7 @@ class ModelWatch:
         inner: identities of the models that a wrapper holds.
         root: the model of the last training pass, without a wrapper.
         called_at: of each model that was trained, by its identity: the model, and the line.
+        last_wrapper: by which a model was called last.
         last_rows: rows that a model was given last, None if that cannot be seen.
         first_root: the number of the update in the making, and the identity of its first model.
         is_in_eval: whether the last forward pass with gradients was of a model in evaluation mode.
@@ -58,6 +59,7 @@ class ModelWatch:
         self.root: nn.Module | None = None
         self.called_at: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
         self.first_root = (0, 0)
+        self.last_wrapper: DistributedDataParallel | None = None
         self.last_rows: int | None = None
         self.is_in_eval = False
         self.wrapped_parameters: set[int] = set()
@@ -130,6 +132,7 @@ class ModelWatch:
         now.is_rounded |= torch.is_autocast_enabled(device) or holds_few_bits(bare)
         if isinstance(module, DistributedDataParallel):
             now.wrapped += 1
+            self.last_wrapper = module
             now.last_synced = module.require_backward_grad_sync
             now.synced += int(module.require_backward_grad_sync)
         elif id(module) in self.inner:

@@ -22,7 +22,6 @@ from mnist_dist.tools.doctor.recorder import Recorder
 from mnist_dist.tools.doctor.records import Epoch, Optimized
 from mnist_dist.tools.doctor.watch_models import ModelWatch
 
-
 TINY = 1e-6  # which torch adds to a norm before it divides by it
 
 
