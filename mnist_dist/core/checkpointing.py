@@ -197,10 +197,11 @@ class Checkpoints:
             return
         readable = [name for name in different if len(str(self.fixed.get(name))) <= READABLE]
         name = [*readable, *different][0]
-        before = shortened(then.get(name))
-        now = shortened(self.fixed.get(name))
+        # One side may not have the value at all: another version of the program may lack a flag.
+        now = shortened(self.fixed[name]) if name in self.fixed else "not set here"
+        before = f"with {shortened(then[name])}" if name in then else "without it"
         raise UserError(
-            f"{name} is {now}, but the run in {self.run} was trained with {before}: resume with that, or "
+            f"{name} is {now}, but the run in {self.run} was trained {before}: resume with that, or "
             "start another run"
         )
 

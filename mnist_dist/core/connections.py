@@ -69,11 +69,14 @@ class SmallGather:
 
     def __init__(self) -> None:
         self.connections = Connections()
-        self.sent = torch.zeros(self.LONGEST, dtype=torch.float64)
         ranks = range(self.connections.world)
-        self.received = {
-            rank: torch.zeros_like(self.sent) for rank in ranks if rank != self.connections.rank
-        }
+        with torch.inference_mode(
+            False
+        ):  # may be made in an evaluation, and is then used in training
+            self.sent = torch.zeros(self.LONGEST, dtype=torch.float64)
+            self.received = {
+                rank: torch.zeros_like(self.sent) for rank in ranks if rank != self.connections.rank
+            }
         self.expect()
 
     def expect(self) -> None:

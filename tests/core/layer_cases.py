@@ -227,7 +227,7 @@ TABLE: dict[str, Row] = {
         },
     ),
     "several inputs or outputs": Row("works", "works", {"heads": TwoHeads}, {"loss": two_losses}),
-    "anything that takes random numbers in `forward` (`F.dropout`, `RReLU`, noise)": Row(
+    "anything that draws random numbers in `forward` (`F.dropout`, `RReLU`, noise)": Row(
         "refused",
         "works",
         {
@@ -236,7 +236,7 @@ TABLE: dict[str, Row] = {
             "noise": lambda: around(Function(lambda rows: rows + torch.randn_like(rows))),
         },
     ),
-    "a loss that takes random numbers (mixup, the noise of diffusion, `random.random()`)": Row(
+    "a loss that draws random numbers (mixup, the noise of diffusion, `random.random()`)": Row(
         "refused",
         "works",
         {"linear": around},

@@ -49,12 +49,12 @@ def checkpoints_with(
         (
             {"--seed": 1, "--lr": 0.1},
             {"--seed": 1},
-            "--lr is None, but the run in {run} was trained with 0.1",
+            "--lr is not set here, but the run in {run} was trained with 0.1",
         ),
         (
             {},
             {"the digest": "abc"},
-            "the digest is abc, but the run in {run} was trained with None",
+            "the digest is abc, but the run in {run} was trained without it: resume",
         ),
         (
             {"--widths": [6, 5]},

@@ -8,6 +8,7 @@ from conftest import PYTHON, call
 from loaders_driver import loaders
 
 NAMES = list(loaders())
+pytestmark = pytest.mark.slow  # a minute of two cores
 
 
 @pytest.fixture(scope="module")

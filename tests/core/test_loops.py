@@ -7,6 +7,8 @@ import torch
 from conftest import PYTHON, call
 from loops_driver import LOOPS, OPTIONS
 
+pytestmark = pytest.mark.slow  # a minute of two cores
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):

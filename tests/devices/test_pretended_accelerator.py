@@ -92,7 +92,7 @@ def test_no_tensor_is_on_the_wrong_device_and_none_is_float64_unless_asked_for(f
     assert list(errors) == ["double", "moved"], errors
     assert (
         "which the device has not" in errors["double"]
-        and "GPU is None, but the run in" in errors["moved"]
+        and "GPU is not set here, but the run in" in errors["moved"]
     )
 
 

@@ -99,7 +99,7 @@ def test_sound_scripts_are_sound(tmp_path):
         sound_case("shared.py", [2, 1], "rounded"),
         sound_case("accelerated.py", [2, 1]),
         sound_case("varied.py", [2, 1]),
-        sound_case("rich.py", [2, 1]),
+        sound_case("elaborate.py", [2, 1]),
         sound_case("exact.py", [2, 1], "0"),
         sound_case("exact.py", [2, 1], "6"),
     ]
