@@ -1,0 +1,1 @@
+"""The command `runs`: comparing runs."""
