@@ -113,6 +113,13 @@ def driver(processes: int, runs: Sequence[Planned], **spec: Any):
     return torchrun(processes, DRIVER, json.dumps(spec))
 
 
+def results_of(driver: Path, folder: Path, processes: int) -> dict[str, Any]:
+    """What a `..._driver.py` writes to FOLDER/results.pt on so many processes."""
+    done = call(PYTHON, driver, folder, str(processes), timeout=500)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return torch.load(folder / "results.pt", weights_only=True)
+
+
 def train_py(*flags: str | Path, **environment: Any):
     """Run train.py in a process, but for its pictures, which take longer than small trainings."""
     spec = {"runs": [{"flags": [str(word) for word in flags]}]}

@@ -153,12 +153,10 @@ class ExactAccelerator(Accelerator):
             int, nn.Parameter
         ] = {}  # of all models and optimizers, by their identities
         self._backward_done: MicroBatch | None = None  # the last one that `backward` was called for
-        self._counted: MicroBatch | None = (
-            None  # the last one after which an optimizer made its step
-        )
-        self._left_out = (
-            False  # whether the update in progress has micro-batches without `backward`
-        )
+        # The last one after which an optimizer made its step.
+        self._counted: MicroBatch | None = None
+        # Whether the update in progress has micro-batches without `backward`.
+        self._left_out = False
         self._unused = False  # whether no optimizer has made its step of the last complete update
 
     # -------------------------------------------------------------------------------------- prepare

@@ -1,8 +1,8 @@
 """How the gradients of all shares become one sum, with the same bits on every process.
 
-The sum over V shares is a fixed tree: that over the first half plus that over the second, and so on
-down. A process adds the subtrees of which it has every share before it sends anything, so with
-virtual processes the sum has the same bits at any number of processes.
+All sums follow the fixed tree of `tree.py`. A process adds up the subtrees of which it has every
+share before it sends anything, so with virtual processes the sum has the same bits on any number of
+processes.
 """
 
 from typing import Any
@@ -13,49 +13,11 @@ from torch import Tensor
 
 from . import connections
 from .connections import Connections
-from .errors import UserError
 from .sharing import Sharing
+from .tree import ShareRange, complete_subtrees, tree_sum
 
 # Up to this many bytes, a few processes send their sums to each other instead of all-reducing them.
 SMALL_GRADIENT = 1 << 20
-
-ShareRange = tuple[int, int]  # half-open range of shares: first, stop
-
-
-def complete_subtrees(held: range, first: int, stop: int) -> list[ShareRange]:
-    """The largest subtrees of [first, stop), by repeated halving, whose shares a process holds completely.
-
-    Args:
-        held: the shares that the process has.
-        first, stop: the shares to look at.
-    """
-    if held.start <= first and stop <= held.stop:
-        return [(first, stop)]
-    if stop <= held.start or held.stop <= first:
-        return []
-    middle = (first + stop) // 2
-    return complete_subtrees(held, first, middle) + complete_subtrees(held, middle, stop)
-
-
-def tree_sum(sums: dict[ShareRange, list[Tensor]], first: int, stop: int) -> list[Tensor]:
-    """The sum over a range of shares: its first half's sum plus its second half's, on whichever process.
-
-    Args:
-        sums: tensors for each range that has been added up already; together they cover [first,
-            stop).
-        first, stop: the range.
-    """
-    if (first, stop) in sums:
-        return sums[first, stop]
-    if stop - first <= 1:
-        raise UserError(
-            "accelerator.backward was not called for every micro-batch of this update: call it for "
-            "each of them, even for one without rows"
-        )
-    middle = (first + stop) // 2
-    first_half = tree_sum(sums, first, middle)
-    second_half = tree_sum(sums, middle, stop)
-    return list(torch._foreach_add(first_half, second_half))
 
 
 class GradientSum:

@@ -21,9 +21,8 @@ class ForwardGuard:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.looked_at: tuple[int, int] | None = (
-            None  # the loader and epoch that have been looked at
-        )
+        # The loader and epoch that have been looked at.
+        self.looked_at: tuple[int, int] | None = None
         self.before: tuple[GeneratorStates, list[Tensor]] | None = None
 
     def begin_micro_batch(self, micro_batch: MicroBatch, models: list[nn.Module]) -> None:

@@ -35,9 +35,8 @@ LARGEST = 1 << 22  # of weights with more elements than this, only the first row
 WORK = 1 << 29  # multiplications in all forward passes; above this, fewer rows are used
 IMAGES = 1 << 18  # elements in a layer's input; above this, fewer rows are used
 DIFFERENT = 64  # at most this many distinct layers are run
-PERIOD = (
-    65_521  # random numbers that are drawn and repeated; a prime, so that no two rows are alike
-)
+# Random numbers that are drawn and repeated; a prime, so that no two rows are alike.
+PERIOD = 65_521
 WIDTH = 64  # numbers in a row that functions are computed of
 
 FUNCTIONS: tuple[Callable[[Tensor], Tensor], ...] = (

@@ -1,8 +1,8 @@
 """Keeps memory that tensors have freed in the process, where glibc would return much of it to the system.
 
 Every backward pass allocates gradients and every update frees them. If glibc returns that memory,
-the kernel has to map and clear the same pages again in the next update. For a ResNet-18 on one
-core, adding two sets of gradients takes four times as long then (`benchmarks/resnet.py`).
+the kernel has to map and clear the same pages again in the next update.
+`benchmarks/freed_memory.py` measures what that costs.
 """
 
 import ctypes

@@ -32,9 +32,8 @@ class UpdateGradients:
         self.ddp = ddp
         self.buffers: BufferMean | None = None
         self.sums: dict[tuple[int, ...], GradientSum] = {}
-        self.kept: list[Tensor | None] | None = (
-            None  # gradients from before this update, not cleared by zero_grad
-        )
+        # Gradients from before this update, not cleared by zero_grad.
+        self.kept: list[Tensor | None] | None = None
         self.kept_of: list[nn.Parameter] = []  # the parameters whose gradients `kept` holds
         self.terms: Tensor | None = None  # counted in this update, under DDP
         self.counts_terms: bool | None = None  # in the update in progress, if it has begun

@@ -90,9 +90,8 @@ def read_file(path: Path) -> Any:
             warnings.simplefilter("ignore")
             refuse_wrong_checksums(path)
             if path.suffix == ".safetensors":
-                return safetensors.torch.load(
-                    path.read_bytes()
-                )  # its own reader takes UTF-8 paths only
+                # Its own reader takes UTF-8 paths only.
+                return safetensors.torch.load(path.read_bytes())
             return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise

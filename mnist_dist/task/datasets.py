@@ -27,9 +27,8 @@ class Source:
     name: str
     torchvision_class: str  # also the name of its folder
     classes: tuple[str, ...]
-    normalization: tuple[float, float] | None = (
-        None  # mean and std; None: computed from the training images
-    )
+    # Mean and std; None: computed from the training images.
+    normalization: tuple[float, float] | None = None
     md5: tuple[tuple[str, str], ...] = ()  # of the uncompressed files, if published
 
 

@@ -22,9 +22,8 @@ ROTATION, SCALE, SHEAR, SHIFT = (
 )
 ELASTIC = 1.0  # pixels at strength 1: the standard deviation of the displacement in each direction
 KNOTS = 7  # a side, of the elastic field
-SMOOTHNESS = (
-    4.0  # pixels: the standard deviation of the Gaussian that smooths it (Simard et al. 2003)
-)
+# Pixels: the standard deviation of the Gaussian that smooths it (Simard et al. 2003).
+SMOOTHNESS = 4.0
 
 
 def distort(images: Tensor, rand: Rand, *, affine: float, elastic: float, copy: int = 0) -> Tensor:

@@ -22,7 +22,7 @@ from mnist_dist.core import (
     update,
 )
 from mnist_dist.core import accelerator as accelerator_module
-from mnist_dist.core.exchange import ShareRange
+from mnist_dist.core.tree import ShareRange
 
 Fault = Callable[[], Any]  # a context in which the core has it
 

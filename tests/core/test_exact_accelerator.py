@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PYTHON, REPOSITORY, call, clean_environment
+from conftest import PYTHON, REPOSITORY, clean_environment, results_of
 from exact_accepted import ACCEPTED
 from exact_asking import answer
 from exact_cases import CASES, OF_THE_WHOLE_BATCH, tokens
@@ -121,15 +121,8 @@ def results(tmp_path_factory):
         if processes not in launched:
             launched.add(processes)
             folder = tmp_path_factory.mktemp(str(processes))
-            done = call(
-                PYTHON,
-                Path(__file__).with_name("exact_driver.py"),
-                folder,
-                str(processes),
-                timeout=500,
-            )
-            assert done.returncode == 0, done.stderr[-5000:]
-            found[processes] = torch.load(folder / "results.pt", weights_only=True)
+            driver = Path(__file__).with_name("exact_driver.py")
+            found[processes] = results_of(driver, folder, processes)
         assert processes in found, "exact_driver.py has failed before"
         return found[processes]
 

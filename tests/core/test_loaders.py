@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PYTHON, call
+from conftest import results_of
 from loaders_driver import loaders
 
 NAMES = list(loaders())
@@ -17,15 +17,8 @@ def results(tmp_path_factory):
     found = {}
     for processes in (1, 3):
         folder = tmp_path_factory.mktemp(str(processes))
-        done = call(
-            PYTHON,
-            Path(__file__).with_name("loaders_driver.py"),
-            folder,
-            str(processes),
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        found[processes] = torch.load(folder / "results.pt", weights_only=True)
+        driver = Path(__file__).with_name("loaders_driver.py")
+        found[processes] = results_of(driver, folder, processes)
     return found
 
 

@@ -115,7 +115,7 @@ def begin(records: Path, case: dict[str, Any], rank: int, world: int, port: int)
 
 
 def wait(records: Path, children: list[int], deadline: float) -> list[Sign]:
-    """Wait for all processes, and end those that wait for ever; return the signs of a hang."""
+    """Wait for all processes, and end those that wait forever; return the signs of a hang."""
     watch = HangWatch(records, len(children), deadline)
     running = set(children)
     hanging: list[Sign] = []

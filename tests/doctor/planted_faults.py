@@ -403,7 +403,7 @@ PLAIN["a barrier on one process"] = Fault(
     ((STEP, f"{STEP}        if rank == 0 and number == 3:\n            dist.barrier()\n"),),
     "hang",
     "dist.barrier()",
-    "no other process has come to",
+    "no other process has reached",
     deadline=100.0,
     slow=True,
 )
@@ -441,7 +441,7 @@ PLAIN["clipped before the exchange"] = Fault(
     ),
     "clipping",
     "clip_grad_norm_",
-    "each process clips a gradient of its own",
+    "each process clips its own gradient",
     slow=True,
 )
 PLAIN["evaluation mode on one process"] = Fault(
@@ -476,7 +476,7 @@ PLAIN["an operation of one process"] = Fault(
     (("    dist.all_reduce(counts)\n", "    if rank == 0:\n        dist.all_reduce(counts)\n"),),
     "end",
     "dist.all_reduce(counts)",
-    "which no other process has come to",
+    "which no other process has reached",
     slow=True,
 )
 PLAIN["a schedule for one process"] = Fault(
@@ -517,7 +517,7 @@ PLAIN["a mean over own tokens"] = Fault(
     (("model(inputs), labels", "model(inputs), labels, ignore_index=0"),),
     "shares",
     "loss.backward()",
-    "each process's loss is a mean over a count of its own",
+    "each process's loss is a mean over its own count",
     slow=True,
 )
 PLAIN["divided by own tokens"] = Fault(
@@ -528,7 +528,7 @@ PLAIN["divided by own tokens"] = Fault(
     ),
     "shares",
     "(loss / (labels > 0).sum())",
-    "each process's loss is a mean over a count of its own",
+    "each process's loss is a mean over its own count",
     slow=True,
 )
 PLAIN["an own sampler with own orders"] = Fault(
@@ -591,7 +591,7 @@ PLAIN["a rate by own losses"] = Fault(
     ),
     "rate",
     "scheduler.step(loss.item())",
-    "ReduceLROnPlateau is given another figure on each process",
+    "ReduceLROnPlateau is given a different figure on each process",
     slow=True,
 )
 PLAIN["a loss with parameters"] = Fault(
@@ -807,7 +807,7 @@ RESUMED = {
         ),
         "resume",
         "optimizer.step()",
-        "at the same weights, gradient and rate, update 9 leads to other weights",
+        "at the same weights, gradient and rate, update 9 leads to different weights",
         stop_after=9,
     ),
     "no scheduler": Fault(
@@ -823,7 +823,7 @@ RESUMED = {
         (('    done = state["done"]\n', ""),),
         "resume",
         "batches = itertools",
-        "32 samples come again after the resume, and 0 never come",
+        "32 samples are read again after the resume, and 0 never come",
         stop_after=9,
     ),
     "another order": Fault(

@@ -118,7 +118,7 @@ def test_it_stops_a_program_and_starts_it_again(tmp_path):
     output = tmp_path / "run-{processes}"
     done = call(PYTHON, *DOCTOR, *flags, HERE / "resumed.py", output)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "stopped after update 9, it goes on from update 8: 1 are made again" in done.stdout
+    assert "stopped after update 9, it resumes from update 8: 1 are made again" in done.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"run-2", "run-2-stopped"}
     again = call(PYTHON, *DOCTOR, *flags, HERE / "resumed.py", tmp_path / "run", "--resume")
     assert again.returncode == 2, again.stdout + again.stderr

@@ -1,12 +1,13 @@
 """`doctor` names each planted mistake once, finds nothing in sound scripts, changes nothing."""
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PYTHON, call
+from conftest import PYTHON, call, without
 
 sys.path.insert(0, str(Path(__file__).parent))
 from planted_faults import FAULTS, HERE
@@ -74,7 +75,7 @@ def test_a_mistake_is_named_once_with_its_line(name, quick):
 @pytest.mark.parametrize("name", SLOW)
 def test_another_mistake_is_named_once_with_its_line(name, slow):
     if FAULTS[name].script == "in_lightning.py":
-        pytest.importorskip("lightning")
+        need_lightning()
     check(name, slow[name])
 
 
@@ -82,6 +83,12 @@ def sound_case(script: str, worlds: list[int], *flags: str) -> dict[str, Any]:
     """Return a case of a script without a mistake."""
     name = "-".join([script, *map(str, worlds), *flags])
     return {"name": name, "script": str(HERE / script), "worlds": worlds, "flags": flags}
+
+
+def need_lightning() -> None:
+    """Skip a test where Lightning is not installed, which the extra `test` brings."""
+    if importlib.util.find_spec("lightning") is None:
+        without("lightning is not installed")
 
 
 def expect_sound(found: dict[str, list[dict[str, str]]]) -> None:
@@ -139,7 +146,7 @@ def test_other_forms_of_pytorch_are_sound_or_said_to_be_unseen(tmp_path):
 
 @pytest.mark.slow
 def test_a_sound_script_in_lightning_is_sound(tmp_path):
-    pytest.importorskip("lightning")
+    need_lightning()
     expect_sound(drive(tmp_path, [sound_case("in_lightning.py", [2, 1])]))
 
 

@@ -18,8 +18,8 @@ from conftest import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_dist.core.exchange import ShareRange, complete_subtrees, tree_sum
 from mnist_dist.core.sharing import Sharing
+from mnist_dist.core.tree import ShareRange, complete_subtrees, tree_sum
 
 ALL = (
     "--gradient-accumulation-steps 2 --schedule one-cycle --clip-norm 1 --weight-decay 0.01 --ema 0.9 --affine 0.5 "

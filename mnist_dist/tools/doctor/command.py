@@ -39,26 +39,26 @@ class Config:
     """
 
     all: bool = False
-    """Show what is right, too."""
+    """Also show what is right."""
     json: Path | None = None
-    """Write the result for machines to this file, too."""
+    """Also write the result as JSON to this file."""
     every: int = 10
-    """Look at weights and gradients in one update of so many, and in the first three."""
+    """Examine weights and gradients in the first three updates, and then in one of so many."""
     processes: int = 2
     """How many processes to start, if no launcher has."""
     against: Annotated[int | None, unset("1 where it starts the processes")] = None
-    """1: run it on one process, too, and compare; 0: do not."""
+    """1: also run it on one process, and compare; 0: do not."""
     cpu: bool = False
-    """Hide the GPUs. They are hidden if there are fewer than processes, too."""
+    """Hide the GPUs. They are also hidden if there are fewer of them than processes."""
     deadline: float = 120.0
-    """Seconds in which nothing happens and somebody waits: that is a hang."""
+    """Seconds without progress, while a process waits, after which the run counts as hanging."""
     resume_with: Annotated[str | None, unset("it is not resumed")] = None
-    """Stop it by SIGTERM, start it again with these flags behind its own (none: as before), and
+    """Stop it with SIGTERM, start it again with these flags after its own (none: as before), and
     compare."""
     stop_after: int = 0
     """After how many updates to stop it; with --resume-with."""
     records: Annotated[Path | None, unset("a temporary one")] = None
-    """A new folder that all nodes see, if the processes are on several."""
+    """A new folder that all nodes share, if the processes run on several nodes."""
     program: tyro.conf.Suppress[Path] = Path()
     flags: tyro.conf.Suppress[tuple[str, ...]] = ()
 
@@ -114,7 +114,7 @@ def read(words: Sequence[str], prog: str) -> Config:
     number = place_of_program(words)
     config = parse(Config, joined(words[:number]), prog=prog)
     if number == len(words):
-        raise UsageError("which program? give PROGRAM and its flags behind doctor's own")
+        raise UsageError("which program? give PROGRAM and its flags after doctor's own")
     program = Path(words[number])
     require(program.is_file(), "PROGRAM", program, "a Python file")
     return replace(config, program=program, flags=tuple(words[number + 1 :]))

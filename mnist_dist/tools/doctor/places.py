@@ -22,10 +22,8 @@ def library_folders() -> tuple[str, ...]:
 
 
 LIBRARIES = library_folders()
-PACKAGES = (
-    f"{os.sep}site-packages{os.sep}",
-    f"{os.sep}dist-packages{os.sep}",
-)  # of any environment
+# Folders of any environment.
+PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from mnist_dist.tools.doctor.rules_resume import Resume
 
 PROCESSES = "{processes}"  # in the program's flags: how many there are, for folders of its runs
 STOPPED = "stopped"  # what the folders of a run that is stopped have behind that
-NOT_FRESH = "it goes on from {file}, which the run before it wrote"
+NOT_FRESH = "it resumes from {file}, which the run before it wrote"
 
 
 @dataclass(frozen=True)

@@ -283,7 +283,7 @@ class Sign:
 
     @property
     def waits_at(self) -> str:
-        """The operation between processes, or else the line, where it waits for ever if it does."""
+        """The operation between processes, or else the line, where it waits forever if it does."""
         if self.ended:
             return "the end"
         return self.call.partition(" at ")[0] or self.place

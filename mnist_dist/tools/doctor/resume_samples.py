@@ -61,24 +61,24 @@ class Samples:
         never = len(self.left() - self.came())
         if again or never:
             return (
-                f"of the epoch in which it was stopped {again} samples come again after the resume, "
-                f"and {never} never come"
+                f"of the epoch in which it was stopped {again} samples are read again after the resume, "
+                f"and {never} are never read"
             )
         earlier = [number for number in range(self.made) if self.by_update[number] == self.found[0]]
         if earlier and not self.before():
             return (
                 f"after the resume the order of samples is that of update {earlier[0] + 1} on again"
             )
-        return "after the resume the samples that are left come in another order"
+        return "after the resume the remaining samples come in a different order"
 
     def advice(self) -> str:
         """Say what to do."""
         if self.before():
             return (
-                "save the epoch and the batches done, seed the order by the epoch (set_epoch), and "
+                "save the epoch and the number of batches done, seed the order by the epoch (set_epoch), and "
                 "skip those batches"
             )
-        return "go on counting epochs from the checkpoint: sampler.set_epoch(epoch)"
+        return "continue counting epochs from the checkpoint: sampler.set_epoch(epoch)"
 
 
 def by_update(ranks: list[Record]) -> list[set[int]]:

@@ -49,8 +49,8 @@ def global_batch(case: Case) -> Finding | None:
     if several == one * case.world:
         words += ": batch_size is per process"
     rate = case.first.updates[0].rates == alone.updates[0].rates
-    same = ", at the same learning rate" if rate else ", at another learning rate"
-    advice = "by intent, most likely; batch_size // world_size would keep the training the same"
+    same = ", at the same learning rate" if rate else ", at a different learning rate"
+    advice = "most likely intended; batch_size // world_size would keep the training the same"
     return Finding("NOTE", "batch", words + same, advice, case.first.updates[0].place)
 
 
@@ -65,8 +65,8 @@ def other_start(case: Case) -> Finding | None:
     return Finding(
         "NOTE",
         "first weights",
-        "they are other ones than on 1 process, so the first gradients cannot be compared",
-        "draw them by the same seed, whatever the rank",
+        "they differ from those on 1 process, so the first gradients cannot be compared",
+        "initialise them with the same seed on every rank",
         case.first.updates[0].place,
     )
 
@@ -105,13 +105,13 @@ def of_same_samples(case: Case, ratio: float, off: float) -> Finding | None:
     close = CLOSE_ROUNDED if case.first.updates[0].is_rounded else CLOSE
     if off < close and abs(ratio - 1) < close:
         return None
-    words = "of the same samples at the same weights the first gradient"
+    words = "for the same samples and weights, the first gradient"
     if off < close:
         words += f" is {ratio:.4g} times that on 1 process"
         advice = "a mean over processes of a sum over rows, or a sum of means: divide once"
     else:
-        words += f" is another one than on 1 process, by {off:.1g} of its size"
-        advice = "look at what a process computes of its rows alone: shares, masks, normalisation"
+        words += f" differs from that on 1 process by {off:.1g} of its size"
+        advice = "look at what each process computes from its own rows alone: shares, masks, normalisation"
     return Finding("FAIL", "gradient", words, advice, case.first.updates[0].backward_place)
 
 
@@ -133,10 +133,10 @@ def of_other_samples(case: Case, ratio: float, off: float) -> Finding | None:
         return None
     words = f"the first gradient is {ratio:.2f} times as large as on 1 process, about "
     if is_sum:
-        words += f"{case.world} times: a sum where a mean was meant?"
+        words += f"{case.world} times: is it a sum where a mean was meant?"
         advice = "divide the sum of gradients, or the loss, by the number of processes, once"
     else:
-        words += f"a part in {case.world}: a loss that is divided by the number of processes?"
+        words += f"1 / {case.world}: is the loss divided by the number of processes?"
         advice = "leave that out: DistributedDataParallel takes the mean over processes itself"
     place = case.first.updates[0].backward_place
     return Finding("WARN", "gradient", words, advice, place)
@@ -222,7 +222,7 @@ def scaled(case: Case, factor: float, batches: float) -> Finding | None:
     place = case.first.updates[0].place
     if batches > 1:
         words += f", for a batch that is {batches:.4g} times as large"
-        return Finding("NOTE", "rate", words, "by intent, most likely", place)
+        return Finding("NOTE", "rate", words, "most likely intended", place)
     return Finding("WARN", "rate", f"{words}, for the same batch", "leave the rate as it is", place)
 
 
@@ -235,7 +235,7 @@ def other_rate(case: Case, number: int, meant: float, found: float) -> Finding:
         "FAIL",
         "schedule",
         f"{words}; on 1 process it is {meant:.4g} after as many samples",
-        "plan the schedule by the updates that there are on so many processes",
+        "plan the schedule with the number of updates that there are on so many processes",
         place,
     )
 

@@ -66,20 +66,22 @@ def silent_end(case: Case) -> Finding | None:
     dead = [record for record in case.ranks if not record.ended and record.status == 0]
     if dead and not case.hang:
         record = dead[0]
-        words = f"process {record.rank} died after update {record.made} without a word"
+        words = f"process {record.rank} died after update {record.made} without a message"
         advice = "look at the memory of its node, and for a segmentation fault"
         alone = operation_of_one(case, record)
         if alone:
             name, _, place = alone.partition(" at ")
-            words += f", in {name}, which no other process has come to"
-            advice = "call it on all processes: it meets another operation of theirs"
+            words += f", in {name}, which no other process has reached"
+            advice = (
+                "call it on all processes: otherwise it is matched with another operation of theirs"
+            )
             return Finding("FAIL", "end", words, advice, place)
         return Finding("FAIL", "end", words, advice, last_place(record))
     refused = [record for record in case.ranks if record.status > 0 and not record.error]
     if refused:
         record = refused[0]
         words = f"process {record.rank} ends with status {record.status} after update {record.made}"
-        return Finding("FAIL", "end", words, "look at its own last words")
+        return Finding("FAIL", "end", words, "look at its own last output")
     return None
 
 
@@ -98,7 +100,7 @@ def last_place(record: Record) -> str:
 
 
 def unequal_updates(case: Case) -> Finding | None:
-    """Processes that make other numbers of updates, so that some would wait for ever."""
+    """Processes that make other numbers of updates, so that some would wait forever."""
     if case.world == 1:
         return None
     for epochs in case.trainings:
@@ -108,7 +110,7 @@ def unequal_updates(case: Case) -> Finding | None:
                 "FAIL",
                 "updates",
                 f"the processes have unequal numbers of batches ({by_process(lengths)}): those "
-                "with more wait for ever, or stop with a lost connection",
+                "with more wait forever, or stop with a lost connection",
                 "give all the same number of batches: DistributedSampler does, or join()",
                 epochs[0].place,
             )
@@ -148,7 +150,7 @@ def skipped_batch(case: Case) -> Finding | None:
             "updates",
             f"process {rank} makes no update from batch {position + 1} of epoch {epoch + 1}, and "
             f"process {first} does: from there on gradients of different batches meet, and in the "
-            "end one process waits for ever",
+            "end one process waits forever",
             "all must call the model and backward for each batch: multiply the loss by 0 instead",
             case.ranks[rank].epochs[last[rank][0]].place,
         )
@@ -170,16 +172,16 @@ def hang(case: Case) -> Finding | None:
     lonely = next((sign for sign in waiting if is_reached_by_one(case, sign)), None)
     if lonely is not None:
         place = lonely.call.partition(" at ")[2]
-        words.append(f"no other process has come to {place}")
+        words.append(f"no other process has reached {place}")
         advice = "call it on all processes: barriers, gathering, save_state and sharded state_dict "
-        advice += "are no matter of one"
+        advice += "concern all of them"
         return Finding("FAIL", "hang", "; ".join(words), advice, place)
     if others:
         names = processes([sign.rank for sign in others])
         advice = f"the others wait for {names}: all must reach the same operations"
         place = others[0].place or waiting[0].place
     else:
-        advice = "all wait, and not for the same: each operation must be reached by all processes"
+        advice = "all wait, but for different operations: each must be reached by all processes"
         place = waiting[0].place
     return Finding("FAIL", "hang", "; ".join(words), advice, place)
 

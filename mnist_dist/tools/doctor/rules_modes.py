@@ -20,7 +20,9 @@ def mode(case: Case) -> Finding | None:
             words = f"in update {number} the model is in evaluation mode on process {ranks} only"
             return Finding("FAIL", "mode", f"{words}: no dropout there", advice, place)
         if any(modes) and number > 1 and not case.updates[0][0].in_eval:
-            words = f"from update {number} on the model is in evaluation mode, before it was not"
+            words = (
+                f"from update {number} on the model is in evaluation mode, and before it was not"
+            )
             return Finding("WARN", "mode", words, advice, place)
         if all(modes):
             return None
@@ -40,9 +42,9 @@ def clipping(case: Case) -> Finding | None:
             return Finding(
                 "FAIL",
                 "clipping",
-                f"in update {group[0].number} each process clips a gradient of its own ({figures}), "
+                f"in update {group[0].number} each process clips its own gradient ({figures}), "
                 "and only then they are exchanged",
-                "exchange the gradients first, and clip what all then have",
+                "exchange the gradients first, then clip the result",
                 group[0].clip_place,
             )
     return None

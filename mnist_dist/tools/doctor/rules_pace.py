@@ -11,7 +11,7 @@ FEWEST = 8  # updates that are
 SLOWER = 2.0  # times the others
 MOSTLY = 0.8  # of the updates
 SECONDS = 0.02  # more than the others, below which a busy machine may be the cause
-MIXED_UP = "it then meets another operation of the others, and mixes up their values"
+MIXED_UP = "it is then matched with another operation of the others, and values get mixed up"
 CONSEQUENCES = {"save_state": "the others' random states, and parts of a sharded state, are lost"}
 ONE_SIDED = ("send", "recv")
 

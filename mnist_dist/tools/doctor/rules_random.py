@@ -3,7 +3,9 @@
 from mnist_dist.tools.doctor.case import Case
 from mnist_dist.tools.doctor.findings import Finding
 
-ADVICE = "behind the model: torch.manual_seed(seed + rank), or set_seed(0, device_specific=True)"
+ADVICE = (
+    "after the model is built: torch.manual_seed(seed + rank), or set_seed(0, device_specific=True)"
+)
 FEWEST = 2  # updates, so that it is no coincidence
 
 
@@ -23,7 +25,7 @@ def same_masks(case: Case) -> Finding | None:
         "WARN",
         "dropout",
         f"in each of the {len(drawn)} updates that were examined all processes draw from the same "
-        "random state: the same masks for other rows",
+        "random state: the same masks for different rows",
         ADVICE,
         drawn[0][0].forward_place,
     )
@@ -46,7 +48,7 @@ def same_draws(case: Case) -> Finding | None:
         "WARN",
         "random numbers",
         f"in each of {len(drawn)} updates that were examined all processes draw the same random "
-        "numbers: the same noise or changes for other rows",
+        "numbers: the same noise or augmentation for different rows",
         ADVICE,
         drawn[0][0].forward_place or drawn[0][0].place,
     )

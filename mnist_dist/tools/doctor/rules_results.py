@@ -44,7 +44,7 @@ def by_some(case: Case, taking_part: list[list[Epoch]]) -> Finding | None:
         "FAIL",
         "evaluation",
         f"one of {case.world} processes evaluates, on its part: {found} of {epoch.samples} samples",
-        "let all evaluate and add up, or give that process a loader of all samples",
+        "let all processes evaluate and add up the counts, or give that process a loader of all samples",
         epoch.place,
     )
 
@@ -61,7 +61,7 @@ def by_all(case: Case, epochs: tuple[Epoch, ...]) -> Finding | None:
             "FAIL",
             "evaluation",
             f"each process evaluates its own {own} of {deal.whole} samples, and nothing is added "
-            "up: each reports another figure",
+            "up: each reports a different figure",
             "add counts up with dist.all_reduce, or accelerator.gather_for_metrics",
             deal.place,
         )
@@ -86,7 +86,7 @@ def counted_twice(case: Case, deal: Deal, calls: set[str]) -> Finding | None:
     words = f"{deal.given} samples are evaluated where there are {deal.whole}: {twice} twice"
     advice = "count each once: accelerator.gather_for_metrics, or rows by rank[::world] unpadded"
     if not is_summed:
-        advice = f"see that the {twice} that come twice are cut off after the gathering"
+        advice = f"make sure that the {twice} duplicates are cut off after gathering"
     return Finding(level, "evaluation", words, advice, deal.place)  # type: ignore[arg-type]
 
 
@@ -103,9 +103,9 @@ def other_copy(case: Case) -> Finding | None:
                 return Finding(
                     "FAIL",
                     "copy",
-                    "the model that is called here without training has other weights on each "
-                    "process, though those of the trained one are equal",
-                    "if it is a copy (an average, a teacher): make it after the wrapping, which "
+                    "the model that is called here without training has different weights on "
+                    "each process, although those of the trained model are equal",
+                    "if it is a copy (an average, a teacher): create it after wrapping, which "
                     "makes weights equal, or broadcast it",
                     line,
                 )

@@ -76,8 +76,8 @@ def judge_resume(case: Case, resume: Resume) -> list[Finding]:
     parted = first_difference(case.first, resume.stopped[0])
     if parted:
         words = f"two runs with the same flags differ from update {parted} on"
-        advice = "draw weights, order and masks from seeds; nothing else can be compared before"
-        words += ", so what would have been after the resume is not known"
+        advice = "seed the weights, the order and the masks; nothing can be compared before that"
+        words += ", so it is unknown what should come after the resume"
         return [Finding("NOTE", "resume", words, advice)]
     made = updates_in_checkpoint(case, resume)
     if made is None or made == 0:
@@ -109,7 +109,7 @@ def not_resumed(case: Case, resume: Resume) -> Finding | None:
         if records:
             words = records[0].error
         advice = "look at what it reads, and at what it had written when it was stopped"
-        return Finding("FAIL", "resume", f"started again it fails: {words}", advice, place)
+        return Finding("FAIL", "resume", f"after the restart it fails: {words}", advice, place)
     return None
 
 
@@ -147,7 +147,7 @@ def not_loaded(case: Case, resume: Resume, made: int | None) -> Finding:
     after = resume.stopped[0].made
     if made == 0:
         words = f"stopped after update {after} and started again, it begins with the first weights"
-        advice = "save when SIGTERM comes, and load all of it; or stop it after a checkpoint"
+        advice = "save on SIGTERM, and load all of it; or stop it after a checkpoint"
         return Finding("FAIL", "resume", words, advice, place)
     first = record.updates[0].weights
     equal = {
@@ -170,9 +170,9 @@ def made_again(resume: Resume, made: int) -> list[Finding]:
     lost = resume.stopped[0].made - made
     if lost <= 0:
         return []
-    words = f"stopped after update {resume.stopped[0].made}, it goes on from update {made}: "
+    words = f"stopped after update {resume.stopped[0].made}, it resumes from update {made}: "
     words += f"{lost} are made again"
-    advice = "save when SIGTERM comes, and none is lost"
+    advice = "save on SIGTERM, so that none is lost"
     return [Finding("NOTE", "resume", words, advice)]
 
 
@@ -213,12 +213,14 @@ def same_rows(pair: Pair) -> Finding | None:
         update.number for update in pair.whole[0].updates[: pair.made] if update.inputs == rows
     ]
     if not before:
-        words = f"the rows after the resume are others than those of update {pair.made + 1}"
+        words = f"the rows after the resume differ from those of update {pair.made + 1}"
         advice = "save and load the random states from which samples or their changes are drawn"
         return Finding("WARN", "resume", words, advice, pair.found[0].forward_place)
-    words = f"the first update after the resume has the rows of update {before[-1]} again, and not "
+    words = (
+        f"the first update after the resume has the rows of update {before[-1]} again instead of "
+    )
     words += f"those of update {pair.made + 1}"
-    advice = "save and load the random state, or the place in the data, from which they come"
+    advice = "save and load the random state, or the position in the data, from which they come"
     return Finding("FAIL", "resume", words, advice, pair.found[0].forward_place)
 
 
@@ -232,7 +234,7 @@ def gradient(pair: Pair) -> Finding | None:
     words = f"at the same weights and samples the gradient of update {meant.number} is another one"
     advice = "look at buffers, and at what else the loss depends on"
     if meant.random_state != found.random_state:
-        words += ", for dropout draws from another random state"
+        words += ", because dropout draws from another random state"
         advice = "save and load the random states of all processes: torch.get_rng_state()"
         return Finding("WARN", "resume", words, advice, found.forward_place)
     return Finding("FAIL", "resume", words, advice, found.backward_place)
@@ -255,8 +257,10 @@ def optimizer_state(pair: Pair) -> Finding | None:
         return None
     if pair.meant[1].weights == pair.found[1].weights:
         return None
-    words = f"at the same weights, gradient and rate, update {pair.made + 1} leads to other weights"
-    advice = "save and load optimizer.state_dict(): momentum and averages begin anew without it"
+    words = (
+        f"at the same weights, gradient and rate, update {pair.made + 1} leads to different weights"
+    )
+    advice = "save and load optimizer.state_dict(): without it momentum and averages start anew"
     return Finding("FAIL", "resume", words, advice, pair.place)
 
 
@@ -265,7 +269,7 @@ def later_updates(pair: Pair) -> Finding | None:
     for meant, found in zip(pair.meant[1:], pair.found[1:], strict=False):
         same = meant.weights == found.weights or is_rounding(meant.sketch, found.sketch)
         if not same:
-            words = f"update {meant.number} is the first that begins with other weights"
+            words = f"update {meant.number} is the first that starts from different weights"
             advice = "look at what differs from update to update: masks, averages, the epoch"
             return Finding("WARN", "resume", words, advice, found.place)
     before, after = pair.whole[0].made - pair.made, pair.resumed[0].made

@@ -87,7 +87,7 @@ def other_data(case: Case) -> Finding | None:
         "FAIL",
         "data",
         f"the processes share out the numbers of {epochs[0].samples} samples of "
-        f"{epochs[0].dataset}, but the data set holds something else on each process",
+        f"{epochs[0].dataset}, but the data set has different content on each process",
         "make the same data everywhere: one seed for making it, one order of files",
         epochs[0].place,
     )
@@ -103,7 +103,7 @@ def other_split(case: Case) -> Finding | None:
         return Finding(
             "FAIL",
             "split",
-            f"each process has another part ({listed(sorted(map(str, sizes)))} samples) of the "
+            f"each process has a different part ({listed(sorted(map(str, sizes)))} samples) of the "
             f"data, and {twice} samples of an epoch are trained on by several",
             "split the data by the same seed on all processes, and share out afterwards",
             deal.place,
@@ -189,7 +189,7 @@ def no_loader(case: Case) -> Finding | None:
         "samples",
         f"all {case.world} processes compute with the same rows in each of the "
         f"{len(groups)} updates that were examined",
-        "give each process its own: another seed for drawing them, or rows[rank::world_size]",
+        "give each process its own: a different seed for drawing them, or rows[rank::world_size]",
         groups[0][0].forward_place,
     )
 

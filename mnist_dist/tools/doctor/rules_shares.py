@@ -25,7 +25,7 @@ def uneven_rows(case: Case) -> Finding | None:
                     "shares",
                     f"batch {number} of an epoch has unequal numbers of rows ({by_process(rows)}), "
                     "and the mean of the processes' means counts each process alike",
-                    "equal shares (DistributedSampler), or weigh each loss by its rows",
+                    "equal shares (DistributedSampler), or weight each loss by its rows",
                     epochs[0].place,
                 )
     return None
@@ -40,7 +40,7 @@ def uneven_counts(case: Case) -> Finding | None:
         return Finding(
             "WARN",
             "shares",
-            f"in update {group[0].number} each process's loss is a mean over a count of its own "
+            f"in update {group[0].number} each process's loss is a mean over its own count "
             f"({by_process(counts)}), and the mean of the processes' means counts each process alike",
             "divide each sum by the count of all processes (all_reduce it), times world_size for DDP",
             group[0].backward_place,

@@ -64,11 +64,11 @@ def why_not_exchanged(case: Case, update: Update, differing: list[str]) -> Findi
         advice = "no_sync is for all passes of an update but the last"
     elif update.bare and not update.wrapped:
         place = update.bare_place
-        cause = "the model is called past its wrapper"
+        cause = "the model is called without its wrapper"
         advice = "call the wrapper itself, not model.module or the model that was wrapped"
     elif some_agree and (update.wrapped or has_reduced):
         cause = f"{listed(differing)}: not among those that are exchanged"
-        advice = "wrap one module that holds all that the optimizer has"
+        advice = "wrap one module that holds all parameters of the optimizer"
     elif outside and len(outside) == total and has_wrapped_others(case):
         place = optimizer.outside_place or update.place
         cause = f"{listed(outside)}: in no module that is wrapped"
@@ -80,7 +80,7 @@ def why_not_exchanged(case: Case, update: Update, differing: list[str]) -> Findi
         cause = "the model is not wrapped"
         advice = "DistributedDataParallel(model), or what accelerator.prepare(model) returns"
     elif not update.wrapped:
-        cause = "another model than the wrapped one is trained"
+        cause = "a model other than the wrapped one is trained"
         advice = "call what DistributedDataParallel, or accelerator.prepare, returned"
     else:
         place = update.place
@@ -109,7 +109,7 @@ def first_weights(case: Case) -> Finding | None:
         "first weights",
         f"before the first update {len(differing)} of {len(group[0].weights)} parameters differ "
         f"between processes ({listed(differing)})",
-        "draw or load them before the model is wrapped, which hands out those of process 0",
+        "draw or load them before the model is wrapped, which broadcasts those of process 0",
         group[0].place,
     )
 
@@ -129,7 +129,7 @@ def unequal_rates(case: Case) -> Finding | None:
             by_loss = [each for each in case.first.schedules if each.kind == BY_LOSS]
             if by_loss and group[0].number > 1:
                 place = by_loss[0].place
-                words += f": {BY_LOSS} is given another figure on each process"
+                words += f": {BY_LOSS} is given a different figure on each process"
                 advice = "give it the mean over all processes (all_reduce), and not a process's own"
             return Finding("FAIL", "rate", words, advice, place)
     return None
@@ -156,8 +156,8 @@ def unequal_state(case: Case) -> Finding | None:
         return Finding(
             "FAIL",
             "state",
-            f"{words}: the weights part from there on",
-            "load optimizer.state_dict() on all processes: a wrapper sends out weights, and no more",
+            f"{words}: the weights diverge from there on",
+            "load optimizer.state_dict() on all processes: a wrapper broadcasts weights, but not this state",
             [*places, *steps, ""][0],
         )
     return None

@@ -217,9 +217,8 @@ def length_of(something: Any) -> int:
 
 def samplers_of(loader: DataLoader) -> list[Any]:
     """Return what cuts batches, and below it what gives the samples' numbers, which is last."""
-    cuts_batches = (
-        loader.batch_sampler is not None
-    )  # whose length, for streams, cannot be asked for
+    # Compared with None, because a stream's batch sampler has no length to be tested by.
+    cuts_batches = loader.batch_sampler is not None
     chain: list[Any] = [loader.batch_sampler if cuts_batches else loader.sampler]
     for _ in range(4):
         above = chain[-1]

@@ -31,7 +31,7 @@ class Config(DataConfig):
     output_dir: Path = Path("runs")
     """Where runs go; what is written there must be seen by all nodes, and is removed again."""
     json: Path | None = None
-    """Write the result for machines to this file, too."""
+    """Also write the result as JSON to this file."""
     deadline: float = 120.0
     """Seconds that each part may take."""
     program: Path | None = None

@@ -31,7 +31,7 @@ POLL = 0.01  # seconds between two looks at what the others have left
 ENDING = (signal.SIGTERM, signal.SIGINT)
 LOOK_THERE = "look there, or give it more with --deadline"
 NOT_ALL = "what failed there did not fail on all: look at its node, its files and its settings"
-WHERE_DEAD = "look at its own last words, and at the memory and power of its node"
+WHERE_DEAD = "look at its own last output, and at the memory and power of its node"
 # Words in the errors of a process whose connection another one has closed.
 CONNECTION_LOST = ("gloo", "NCCL", "Connection closed", "DistBackendError", "DistNetworkError")
 

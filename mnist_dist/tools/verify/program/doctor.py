@@ -80,8 +80,7 @@ def explain(start: Start, contract: bool = False) -> list[Line]:
             lines.append(Line(f"doctor: {finding.subject}", False, detail, finding.advice))
     if not lines:
         return [Line("doctor", True, f"found nothing wrong on {start.processes} processes", "")]
-    is_cause = (
-        1 if contract else 0
-    )  # the advice of lines behind another one that fails is not shown
+    # The advice of lines behind another one that fails is not shown.
+    is_cause = 1 if contract else 0
     rest = [line._replace(detail=f"{line.detail} ({line.advice})") for line in lines[is_cause:]]
     return [*lines[:is_cause], *rest]
