@@ -13,7 +13,7 @@ EXCHANGE_PARTS = Path(__file__).with_name("exchange_parts.py")
 @pytest.mark.parametrize(
     ("processes", "few"),
     [
-        (2, True),
+        pytest.param(2, True, marks=pytest.mark.slow),
         pytest.param(4, True, marks=pytest.mark.slow),
         pytest.param(5, False, marks=pytest.mark.slow),
     ],

@@ -101,7 +101,7 @@ PLAIN = {
         ((FORWARD, "loss = F.cross_entropy(model.module(inputs), labels)"),),
         "gradients",
         "model.module(inputs)",
-        "past its wrapper",
+        "without its wrapper",
     ),
     "no_sync": Fault(
         "plain.py",
@@ -498,7 +498,7 @@ PLAIN["a copy before the wrapping"] = Fault(
     ),
     "copy",
     "average(inputs)",
-    "has other weights on each process",
+    "has different weights on each process",
 )
 PLAIN["the same noise"] = Fault(
     "plain.py",
@@ -719,7 +719,7 @@ ACCELERATED = {
         ((FORWARD, "loss = F.cross_entropy(accelerator.unwrap_model(model)(inputs), labels)"),),
         "gradients",
         "accelerator.unwrap_model(model)(inputs)",
-        "past its wrapper",
+        "without its wrapper",
         slow=True,
     ),
     "loader not prepared": Fault(

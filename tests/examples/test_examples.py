@@ -177,10 +177,8 @@ def tolerance_of(variant: str) -> float:
     return 1e-9 if variant in NEAR else 0.0
 
 
-# In short, for the default set.
-@pytest.mark.parametrize(
-    "variant", ["pictures", pytest.param("bits-characters", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["pictures", "bits-characters"])
 def test_two_processes_end_with_the_weights_of_one(variant, data, tmp_path):
     for processes in (1, 2):
         plan = planned(variant, data, processes, tmp_path / str(processes), "--epochs", "1")
@@ -452,7 +450,9 @@ def test_a_picture_that_one_process_cannot_read_is_named(tmp_path):
 
 
 # They run from a clone, after `pip install -r requirements.txt` alone.
-@pytest.mark.parametrize("example", ["pictures", "characters"])
+@pytest.mark.parametrize(
+    "example", ["pictures", pytest.param("characters", marks=pytest.mark.slow)]
+)
 def test_they_need_no_installation_of_the_package(example, tmp_path):
     packages = sysconfig.get_path("purelib")
     environment = clean_environment(PYTHONPATH=packages)

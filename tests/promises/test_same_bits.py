@@ -89,7 +89,8 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize(
     ("processes", "names", "faults"),
     [
-        (3, ["mlp", "cnn"], FAULTS),
+        (3, ["mlp"], ()),
+        pytest.param(3, ["cnn"], FAULTS, marks=pytest.mark.slow),
         pytest.param(2, VARIANTS, FAULTS, marks=pytest.mark.slow),
         pytest.param(5, VARIANTS, FAULTS, marks=pytest.mark.slow),
         pytest.param(8, VARIANTS, (), marks=pytest.mark.slow),

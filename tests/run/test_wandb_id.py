@@ -42,6 +42,7 @@ def test_another_name_in_the_environment_costs_one_warning(left, warnings, monke
     assert "WANDB_RUN_ID" not in os.environ
 
 
+@pytest.mark.slow
 def test_a_training_goes_by_its_own_name(tmp_path):
     flags = "--dataset mnist-5k --cpu --epochs 1 --no-plots --wandb offline --output-dir".split()
     done = call(PYTHON, "train.py", *flags, tmp_path / "run", WANDB_RUN_ID="left")
