@@ -823,7 +823,7 @@ RESUMED = {
         (('    done = state["done"]\n', ""),),
         "resume",
         "batches = itertools",
-        "32 samples are read again after the resume, and 0 never come",
+        "32 samples are read again after the resume, and 0 are never read",
         stop_after=9,
     ),
     "another order": Fault(
@@ -831,7 +831,7 @@ RESUMED = {
         (("sampler.set_epoch(epoch)", "sampler.set_epoch(epoch - begin)"),),
         "resume",
         "batches = itertools",
-        "never come",
+        "are never read",
         stop_after=9,
     ),
     "no random state": Fault(

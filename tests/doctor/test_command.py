@@ -131,7 +131,7 @@ def test_a_run_that_is_not_fresh_is_not_compared(tmp_path):
     script.write_text(source.replace('if "--resume" in sys.argv:', "if checkpoint.exists():"))
     done = call(PYTHON, *DOCTOR, script, tmp_path / "run")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "it goes on from checkpoint.pth, which the run before it wrote" in done.stdout
+    assert "it resumes from checkpoint.pth, which the run before it wrote" in done.stdout
     flags = ["--resume-with", "none", "--stop-after", "9"]
     again = call(PYTHON, *DOCTOR, *flags, script, tmp_path / "other")
     assert again.returncode == 2
