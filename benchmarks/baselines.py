@@ -207,9 +207,8 @@ def lightning(args: argparse.Namespace, record: Record) -> None:
         def on_train_epoch_start(self) -> None:
             record.start()
 
-        def on_validation_epoch_start(
-            self,
-        ) -> None:  # after the epoch's last training step
+        # After the epoch's last training step.
+        def on_validation_epoch_start(self) -> None:
             record.trained()
             self.correct = 0
 

@@ -8,9 +8,8 @@ import sys
 
 try:
     import tqdm  # noqa: F401
-except (
-    ValueError
-) as error:  # torch and accelerate would fail in the same way, with a long traceback
+# Torch and accelerate would fail in the same way, with a long traceback.
+except ValueError as error:
     variables = [
         f"{name}={value!r}" for name, value in os.environ.items() if name.startswith("TQDM_")
     ]

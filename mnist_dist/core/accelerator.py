@@ -149,9 +149,8 @@ class ExactAccelerator(Accelerator):
         self._guard = ForwardGuard(self.device)
         self._stand_ins = StandIns()
         self._unwrapped_models: list[nn.Module] = []
-        self._parameters: dict[
-            int, nn.Parameter
-        ] = {}  # of all models and optimizers, by their identities
+        # Of all models and optimizers, by their identities.
+        self._parameters: dict[int, nn.Parameter] = {}
         self._backward_done: MicroBatch | None = None  # the last one that `backward` was called for
         # The last one after which an optimizer made its step.
         self._counted: MicroBatch | None = None
@@ -262,9 +261,8 @@ class ExactAccelerator(Accelerator):
     @property
     def unwrapped_models(self) -> list[nn.Module]:
         """The prepared models without wrappers, in the order in which they were prepared."""
-        if len(self._unwrapped_models) != len(
-            self._models
-        ):  # cached: unwrapping makes Accelerate search for packages
+        # Cached: unwrapping makes Accelerate search for packages.
+        if len(self._unwrapped_models) != len(self._models):
             self._unwrapped_models = [
                 extract_model_from_parallel(model, keep_torch_compile=False)
                 for model in self._models

@@ -70,9 +70,8 @@ class SmallGather:
     def __init__(self) -> None:
         self.connections = Connections()
         ranks = range(self.connections.world)
-        with torch.inference_mode(
-            False
-        ):  # may be made in an evaluation, and is then used in training
+        # The tensors may be made in an evaluation, and are then used in training.
+        with torch.inference_mode(False):
             self.sent = torch.zeros(self.LONGEST, dtype=torch.float64)
             self.received = {
                 rank: torch.zeros_like(self.sent) for rank in ranks if rank != self.connections.rank

@@ -303,9 +303,8 @@ class WorkerReader:
             multiprocessing_context=loader.multiprocessing_context,
             prefetch_factor=loader.prefetch_factor,
             persistent_workers=loader.persistent_workers,
-            generator=torch.Generator().manual_seed(
-                0
-            ),  # otherwise it would draw from the global one
+            # Without a generator of its own it would draw from the global one.
+            generator=torch.Generator().manual_seed(0),
         )
 
     def epoch(

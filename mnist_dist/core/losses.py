@@ -27,9 +27,8 @@ class MeanLoss:
         self.terms = 0.0
         self.recent_loss_sum = 0.0
         self.recent_terms = 0.0
-        self.pending: list[
-            PendingLoss
-        ] = []  # this process's losses that have not been added up yet
+        # This process's losses that have not been added up yet.
+        self.pending: list[PendingLoss] = []
         accelerator.mean_losses.append(self)
 
     def update(self, loss: Tensor, terms: int | float | Tensor | None = None) -> None:

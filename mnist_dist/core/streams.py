@@ -99,9 +99,8 @@ class StreamReader:
             batches_per_update: global batches that the gradients of an update are accumulated over.
         """
         start = 0
-        group: list[
-            tuple[int, int, list[Any]]
-        ] = []  # batch number, start and samples, of one update
+        # Batch number, start and samples, of one update.
+        group: list[tuple[int, int, list[Any]]] = []
         for number, samples, is_last in self.with_end(epoch):
             group.append((number, start, samples))
             start += len(samples)

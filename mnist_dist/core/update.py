@@ -296,9 +296,8 @@ def sum_gradients(
     if gradients.nothing is not None:
         gradients.nothing.restore_in_bucket(bucket)
     buffer = bucket.buffer()
-    if (
-        buffer.is_cpu
-    ):  # gloo would call back from a thread of its own, which may outlive the interpreter
+    # Gloo would call back from a thread of its own, which may outlive the interpreter.
+    if buffer.is_cpu:
         dist.all_reduce(buffer)
         done: torch.futures.Future[Tensor] = torch.futures.Future()
         done.set_result(buffer)

@@ -14,14 +14,8 @@ from mnist_dist.task.data import DataSet
 from mnist_dist.task.evaluation import Evaluation
 
 MISTAKES = 48  # the most confident mistakes that are shown
-IN_A_CELL = (
-    12,
-    8,
-    5,
-    3,
-    2,
-    1,
-)  # images behind a cell of the confusion matrix: as many as there is room for
+# Images behind a cell of the confusion matrix: as many as there is room for.
+IN_A_CELL = (12, 8, 5, 3, 2, 1)
 LARGEST = 330_000  # bytes of the picture that holds all images
 COLUMNS = 32  # images in a row of that picture
 SIDE = 28  # pixels, the height and width of an image

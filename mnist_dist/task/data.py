@@ -218,9 +218,8 @@ def stratified_split(
     ideal = [len(group) * size / len(labels) for group in groups]
     quotas = [math.floor(share) for share in ideal]
     by_remainder = sorted(range(len(groups)), key=lambda number: quotas[number] - ideal[number])
-    for number in by_remainder[
-        : size - sum(quotas)
-    ]:  # the largest remainders get the samples left over
+    # The largest remainders get the samples left over.
+    for number in by_remainder[: size - sum(quotas)]:
         quotas[number] += 1
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for group, quota in zip(groups, quotas, strict=True):

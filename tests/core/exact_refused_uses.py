@@ -240,7 +240,5 @@ REFUSED_USES: dict[str, tuple[Ask, str]] = {
 }
 
 
-SEVERAL_ONLY = {
-    "too few samples",
-    "too few virtual processes",
-}  # one process has not too few of anything
+# One process has not too few of anything.
+SEVERAL_ONLY = {"too few samples", "too few virtual processes"}

@@ -112,9 +112,8 @@ def stop_and_resume(folder: Path) -> dict[str, Any]:
             first.restore_run(signal_at=5)
     except Stopped:
         stopped_at = first.accelerator.updates
-    if (
-        whole.accelerator.is_main_process
-    ):  # as if it had been killed: back to the checkpoint before, within an epoch
+    # As if it had been killed: back to the checkpoint before, within an epoch.
+    if whole.accelerator.is_main_process:
         shutil.rmtree(max((folder / "stopped" / "checkpoints").glob("step-*")))
     whole.accelerator.wait_for_everyone()
     second = Run(folder / "stopped")

@@ -88,9 +88,8 @@ def test_no_update_waits_for_the_gpu(model):
             accelerator.clip_grad_norm_(trained.parameters(), config.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
-            if (
-                accelerator.sync_gradients
-            ):  # the first update looks once for what depends on sharing
+            # The first update looks once for what depends on sharing.
+            if accelerator.sync_gradients:
                 # Behind which weights are compared.
                 last = accelerator.gradient_state.end_of_dataloader
                 torch.cuda.set_sync_debug_mode("default" if last else "error")

@@ -75,11 +75,8 @@ TRAPS = [
     ("generators_not_seeded_for_a_share", "bits-characters"),
     ("buffers_not_put_back", "bits-resnet18"),
 ]
-STOPS = {
-    3: 4,
-    2: 8,
-    1: None,
-}  # the update at which so many processes stop what the next ones go on with
+# The update at which each number of processes stops; the next one goes on from there.
+STOPS = {3: 4, 2: 8, 1: None}
 WORKERS = {1: 2, 2: 0, 3: 1, 8: 0}  # that read pictures for each process
 several = pytest.mark.parametrize("processes", [2, 3])
 

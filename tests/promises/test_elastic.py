@@ -99,9 +99,8 @@ def of_another_start() -> str:
         lambda: {"launchers": [of_another_start()]},
         lambda: {"launchers": ["elsewhere:" + launcher_here().split(":", 1)[1]]},
         lambda: {"launchers": [None]},
-        lambda: (
-            {"launchers": 3} | SLURM | {"slurm_restarts": 1}
-        ),  # a second training in the same attempt
+        # A second training in the same attempt.
+        lambda: {"launchers": 3} | SLURM | {"slurm_restarts": 1},
         lambda: {"launchers": []} | SLURM | {"slurm_job": "here:8"},
         lambda: {"launchers": []} | SLURM | {"slurm_restarts": "0"},
         lambda: 3,

@@ -10,10 +10,8 @@ VARIANTS = {
     "original": [],
     "accumulation": ["--gradient-accumulation-steps", "3"],
     "one-cycle": ["--schedule", "one-cycle", "--lr", "0.003"],
-    "undivided": [
-        "--batch-size",
-        "50",
-    ],  # neither 3 nor 7 divides it; accumulation on top makes pieces of 2 and 3
+    # Neither 3 nor 7 divides it; accumulation on top makes pieces of 2 and 3.
+    "undivided": ["--batch-size", "50"],
     "undivided-accumulation": ["--batch-size", "50", "--gradient-accumulation-steps", "3"],
     "options": "--weight-decay 0.01 --label-smoothing 0.1 --clip-norm 1 --schedule cosine --warmup 0.1".split(),
     "cnn": "--model cnn --channels 2 3 --hidden 5 --dropout 0.1 --batch-size 71".split(),
@@ -111,23 +109,22 @@ def test_on_the_full_data_set(mnist, tmp_path):
     """The claim itself: one epoch of the original recipe on MNIST, 938 updates, in float64, to 1e-9."""
     data = ["--dataset", "mnist", "--data-dir", str(mnist)]
     pieces = VARIANTS["accumulation"]
-    alone = {name: VARIANTS[name] for name in ("original", "one-cycle", "undivided", "partial")}
-    others = {name: (name, flags) for name, flags in alone.items() if name != "undivided"}
-    others |= {
-        "accumulation": ("original", pieces),
-        "undivided-accumulation": ("undivided", [*alone["undivided"], *pieces]),
-    }
+    alone = {name: VARIANTS[name] for name in ("original", "undivided", "partial")}
     train_all(tmp_path / "1", 1, data, alone)
-    for processes in (2, 3, 7):
-        if processes == 3:  # slow on two cores: the most uneven shares and pieces stand for all
-            others = {name: others[name] for name in ("partial", "undivided-accumulation")}
-        train_all(
-            tmp_path / str(processes),
-            processes,
-            data,
-            {name: flags for name, (_, flags) in others.items()},
-        )
-        for name, (as_in, _) in others.items():
-            run, one = tmp_path / str(processes) / name, tmp_path / "1" / as_in
-            assert_same_training(run, one)
-            print(f"{processes} processes, {name}: {weight_difference(run, one)}")
+    # The name on several processes, that of the same training on one, and the flags.
+    original = ("original", "original", VARIANTS["original"])
+    partial = ("partial", "partial", VARIANTS["partial"])
+    in_pieces = ("accumulation", "original", pieces)
+    undivided_in_pieces = (
+        "undivided-accumulation",
+        "undivided",
+        [*VARIANTS["undivided"], *pieces],
+    )
+    several = {2: [original, in_pieces], 3: [partial, undivided_in_pieces], 7: [original]}
+    for processes, runs in several.items():
+        folder = tmp_path / str(processes)
+        train_all(folder, processes, data, {name: flags for name, _, flags in runs})
+        for name, as_in, _ in runs:
+            assert_same_training(folder / name, tmp_path / "1" / as_in)
+            difference = weight_difference(folder / name, tmp_path / "1" / as_in)
+            print(f"{processes} processes, {name}: {difference}")

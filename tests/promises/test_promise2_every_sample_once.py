@@ -73,9 +73,8 @@ def test_shares_make_up_the_batches_and_batches_the_epoch(
         assert all(
             share.size == share.update_size == whole.size == sum(lengths) for share, _ in shares
         )
-        for rank, (share, rows) in enumerate(
-            shares
-        ):  # every W-th position of the epoch belongs to one process
+        # Every W-th position of the epoch belongs to one process.
+        for rank, (share, rows) in enumerate(shares):
             first = (rank - position) % processes
             assert torch.equal(share.index, whole.index[first::processes])
             assert torch.equal(rows[1], share.index)

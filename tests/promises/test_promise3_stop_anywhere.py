@@ -725,7 +725,7 @@ def test_a_launcher_that_restarts_makes_the_run_go_on_by_itself(launcher, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("processes", "names", "faults"), [(1, "KILL INT KILL USR1 KILL KILL", 6), (2, "KILL TERM", 4)]
+    ("processes", "names", "faults"), [(1, "KILL INT USR1", 3), (2, "KILL TERM", 2)]
 )
 def test_faults_at_random_instants(processes, names, faults):
     program = REPOSITORY / "benchmarks" / "fault_injection.py"

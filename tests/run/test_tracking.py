@@ -223,10 +223,8 @@ def test_its_service_killed_or_stopped_in_mid_run_costs_a_warning(harm, warning,
 @pytest.mark.parametrize(
     ("environment", "warning"),
     [
-        (
-            {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": NOWHERE},
-            "goes offline for this run",
-        ),  # no network
+        # No network.
+        ({"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": NOWHERE}, "goes offline for this run"),
         ({"WANDB_API_KEY": "short"}, "goes offline for this run (WANDB_API_KEY invalid"),
         (
             {"WANDB_MODE": "no", "WANDB_BASE_URL": "no"},

@@ -172,13 +172,10 @@ def test_a_run_that_fails_is_killed_and_goes_on_is_one_run_with_one_history(tmp_
         assert_complete(server, folder, list(range(30, 301, 30)))
 
 
-UNABLE: dict[str, int | str] = {
-    "hang at first": "hang",
-    "key refused at first": 401,
-}  # the fault when a run begins
-LOST: dict[
-    str, tuple[int | str, str]
-] = {  # that which comes in its middle and stays, and the requests that meet it
+# The fault that is there when a run begins.
+UNABLE: dict[str, int | str] = {"hang at first": "hang", "key refused at first": 401}
+# The fault that begins in the middle of a run and stays, and the requests that meet it.
+LOST: dict[str, tuple[int | str, str]] = {
     "hang": ("hang", ""),
     "artifacts refused": (403, "/storage/artifact"),
 }

@@ -14,10 +14,8 @@ COMMON = "--dataset mnist-5k --cpu --wandb disabled".split()
 
 @pytest.mark.parametrize(
     ("network", "several"),
-    [
-        ("mlp --val-size 160", (1, 2)),
-        ("cnn --channels 2 3 --hidden 5 --batch-size 512", (2,)),
-    ],  # in one size, in two
+    # With batches of one size, and of two.
+    [("mlp --val-size 160", (1, 2)), ("cnn --channels 2 3 --hidden 5 --batch-size 512", (2,))],
 )
 def test_the_training_is_that_of_the_network_as_it_is_on_one_process_and_on_two(
     network, several, tmp_path
@@ -68,9 +66,8 @@ def test_without_a_compiler_that_works_it_says_so_in_one_sentence(compiler, tmp_
         )
         (tmp_path / "broken").chmod(0o755)
     flags = ["--compile", *COMMON, "--epochs", "1", "--output-dir", tmp_path / "run"]
-    cache: dict[str, Any] = {
-        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")
-    }  # else what was compiled before is taken
+    # Otherwise what was compiled before would be taken.
+    cache: dict[str, Any] = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     done = call(PYTHON, "train.py", *flags, CXX=str(tmp_path / compiler), **cache)
     assert done.returncode == 1
     assert (

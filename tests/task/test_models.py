@@ -105,9 +105,8 @@ def test_weights_alone_tell_the_network(model):
         MNISTNet().state_dict() | {"fc1.weight": torch.zeros(128, 1024)},  # other images
         MNISTNet().state_dict() | {"fc4.weight": torch.zeros(10, 10)},
         {name: tensor for name, tensor in MNISTNet().state_dict().items() if name != "fc2.bias"},
-        {
-            "module." + name: tensor for name, tensor in MNISTNet().state_dict().items()
-        },  # a wrapper's prefix
+        # With the prefix of a wrapper.
+        {"module." + name: tensor for name, tensor in MNISTNet().state_dict().items()},
         {"fc1.weight": torch.tensor(1.0)},
         {"conv1.weight": torch.tensor(1.0)},
         {name: tensor for name, tensor in ConvNet().state_dict().items() if name != "conv2.bias"},

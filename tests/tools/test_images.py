@@ -149,14 +149,10 @@ def write_blank(path):
         (lambda path: path.mkdir(), "Is a directory"),
         (write_blank, "shows no digit"),
         (os.mkfifo, "a pipe or a device"),
-        (
-            lambda path: path.write_bytes(b"P5 10000 10000 255\n"),
-            "more than 89,478,485 pixels",
-        ),  # of which PIL warns
-        (
-            lambda path: path.write_bytes(b"P5 20000 20000 255\n"),
-            "more than 89,478,485 pixels",
-        ),  # which PIL refuses
+        # PIL warns of this size.
+        (lambda path: path.write_bytes(b"P5 10000 10000 255\n"), "more than 89,478,485 pixels"),
+        # PIL refuses this size.
+        (lambda path: path.write_bytes(b"P5 20000 20000 255\n"), "more than 89,478,485 pixels"),
     ],
 )
 def test_what_is_no_picture_of_a_digit_is_refused(tmp_path, make, reason):

@@ -105,10 +105,8 @@ def test_a_line_for_each_run_that_says_what_differs(capsys):
         ("--where train_seconds<13 seed<1", "cnn mlp-0"),  # not the one that has no seconds
         ("--where hidden=128", ""),
         ("--where warmup=none seed=2", "mlp-2"),
-        (
-            "--sort train_seconds --reverse --where seed=0",
-            "cnn mlp-0 begun",
-        ),  # without a value: last
+        # Runs without a value come last.
+        ("--sort train_seconds --reverse --where seed=0", "cnn mlp-0 begun"),
     ],
 )
 def test_sorted_and_filtered_by_any_column(capsys, words, expected):
@@ -353,9 +351,8 @@ def test_the_commit_is_that_of_this_checkout_and_of_no_other(tmp_path, monkeypat
     assert provenance.commit() == git("rev-parse", "HEAD").strip()
     (tmp_path / "file").write_text("2")
     assert provenance.commit() == git("rev-parse", "HEAD").strip() + "-dirty"
-    (
-        tmp_path / "site-packages"
-    ).mkdir()  # as where the package is installed into an environment inside of it
+    # As if the package were installed into an environment inside this folder.
+    (tmp_path / "site-packages").mkdir()
     monkeypatch.setattr(provenance, "CHECKOUT", tmp_path / "site-packages")
     assert provenance.commit() is None
 

@@ -149,10 +149,8 @@ def test_the_settings_given_are_tried_again_where_their_trial_was_lost_though_ot
     other = others.ask({name: search_space.SPACE[name] for name in ("lr", "weight-decay")})
     other.set_user_attr("train_seconds", 1.0)
     others.tell(other, 0.5)
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(Stopped),
-    ):  # at the worst instant: announced, and not yet begun
+    # At the worst instant: the trial is announced, and has not begun.
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(optuna.Study, "ask", interrupted)
         search(tmp_path, trials=1)
     assert states(trials_of(tmp_path)) == ["FAIL", "COMPLETE", "WAITING"]
@@ -193,7 +191,7 @@ def test_asked_to_stop_it_says_how_to_go_on(tmp_path, number):
 @pytest.mark.slow
 def test_killed_again_and_again_at_random_instants_it_ends_with_all_trials(tmp_path):
     draw, flags = random.Random(0), [*QUICK, "--batch-size", "20"]
-    for _ in range(12):
+    for _ in range(6):
         workers = [start(tmp_path, *flags, trials=30) for _ in range(2)]
         time.sleep(draw.uniform(3, 9))
         for worker in workers:
@@ -360,9 +358,8 @@ def test_a_trial_whose_numbers_break_is_pruned_with_its_reason_and_the_study_goe
     build, built = search_trial.networks.build, []
 
     def second_is_broken(*args):
-        if (
-            torch.get_default_device().type == "meta"
-        ):  # the check of the settings only looks at shapes
+        # The check of the settings only looks at shapes.
+        if torch.get_default_device().type == "meta":
             return build(*args)
         built.append(build(*args))
         if len(built) == 2:
@@ -560,9 +557,8 @@ def test_what_the_sweep_starts_is_accepted_by_train_py(tmp_path):
     choices = {
         name: knob.get("values") or [knob["min"], knob["max"]] for name, knob in knobs.items()
     }
-    for number in range(
-        max(map(len, choices.values()))
-    ):  # so that each value is drawn once at least
+    # So that each value is drawn once at least.
+    for number in range(max(map(len, choices.values()))):
         drawn = {name: values[number % len(values)] for name, values in choices.items()}
         args = create_sweep_command_args(
             {"args": {name: {"value": value} for name, value in drawn.items()}}
@@ -602,10 +598,8 @@ def test_the_sweep_searches_what_tune_searches():
     [
         ("", set(search_space.SPACE)),
         ("--epochs 1", set(search_space.SPACE) - {"epochs"}),
-        (
-            "--epochs=5 --batch_size 64",
-            set(search_space.SPACE) - {"epochs", "batch-size"},
-        ),  # as by default
+        # As it is by default.
+        ("--epochs=5 --batch_size 64", set(search_space.SPACE) - {"epochs", "batch-size"}),
         ("--epochs 4 --search epochs lr", {"epochs", "lr"}),
     ],
 )

@@ -466,10 +466,8 @@ def test_a_process_with_other_data_is_caught(places):
 @pytest.mark.slow
 def test_auto_that_means_other_data_on_another_node_is_caught(places, mnist):
     (places / "0" / "data").symlink_to(mnist)
-    proxy = {
-        "https_proxy": "http://127.0.0.1:9",
-        "http_proxy": "http://127.0.0.1:9",
-    }  # the other cannot download it
+    # The other process cannot download the data.
+    proxy = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
     program = (
         f"cd {places}/$RANK && LOCAL_RANK=0 PYTHONPATH=. exec {PYTHON} -m mnist_dist verify --cpu"
     )
