@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+import mnist_dist
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run import launch
 from mnist_dist.run.command_line import as_flags, parse
@@ -52,10 +53,10 @@ def go_on_alone(settings: TrainConfig, samples: DataSet, one: Reference) -> Obse
         "reference": str(file),
     }
     code = "from mnist_dist.tools.verify.watched.alone import alone; alone()"
-    package = os.fspath(Path(__file__).parents[2])
+    found_in = os.fspath(Path(mnist_dist.__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(asked)],
-        env=unlaunched() | {"PYTHONPATH": package},
+        env=unlaunched() | {"PYTHONPATH": found_in},
         capture_output=True,
         text=True,
         check=False,
