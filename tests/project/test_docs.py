@@ -32,3 +32,20 @@ def test_messages_that_are_explained_are_those_of_the_code():
 def test_no_page_speaks_of_a_flag_that_is_gone():
     pages = [path for path in (REPOSITORY / "docs").glob("*.md") if path.name != "design.md"]
     assert not [path.name for path in pages if "--cuda-graph" in path.read_text()]
+
+
+def test_every_path_that_a_page_names_exists():
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
+    # Some pages leave out the first folder.
+    bases = [REPOSITORY, REPOSITORY / "tests", REPOSITORY / "mnist_dist"]
+    folders = {folder.name for base in bases for folder in base.iterdir() if folder.is_dir()}
+    named = {
+        (page.name, path)
+        for page in pages
+        for path in re.findall(r"`(\w+/[\w./-]*\w)`", page.read_text())
+        if path.split("/")[0] in folders
+    }
+    missing = [
+        (page, path) for page, path in named if not any((base / path).exists() for base in bases)
+    ]
+    assert len(named) > 50 and not missing
