@@ -20,8 +20,9 @@ import torch._dynamo  # which the first optimizer would import in every process
 from mnist_dist.tools.doctor.case import Case
 from mnist_dist.tools.doctor.judge import judge
 from mnist_dist.tools.doctor.launcher import free_port
+from mnist_dist.tools.doctor.record_files import read_records
 from mnist_dist.tools.doctor.recorder import Recorder
-from mnist_dist.tools.doctor.records import Record, Sign, read_records
+from mnist_dist.tools.doctor.records import Record, Sign
 from mnist_dist.tools.doctor.rules_resume import Resume, judge_resume
 from mnist_dist.tools.doctor.running import Run, execute
 from mnist_dist.tools.doctor.signs import HangWatch

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from mnist_dist.core import UserError
 from mnist_dist.tools.doctor.case import Case
-from mnist_dist.tools.doctor.records import Record, Sign, read_records, read_signs
+from mnist_dist.tools.doctor.record_files import read_records, read_signs
+from mnist_dist.tools.doctor.records import Record, Sign
 from mnist_dist.tools.doctor.signs import BEAT, HangWatch
 
 SILENCE = 10.0  # seconds without a sign of life until a process is dead

@@ -77,6 +77,20 @@ def digest_of_rows(value: Any) -> int:
     return 0
 
 
+def digests_of_rows(batch: Any) -> list[int]:
+    """Return a digest of each row of a batch.
+
+    Args:
+        batch: tensors, in any structure. Those as long as the first one have a part of each row.
+    """
+    tensors = [tensor.detach().cpu() for tensor in tensors_in(batch) if tensor.ndim]
+    if not tensors:
+        return []
+    count = len(tensors[0])
+    parts = [tensor for tensor in tensors if len(tensor) == count]
+    return [digest([part[row] for part in parts]) for row in range(count)]
+
+
 def plain(item: Any) -> Any:
     """Return what of an item of a list can be compared between processes; nothing if none can."""
     if isinstance(item, str | os.PathLike):

@@ -9,6 +9,7 @@ from mnist_dist.tools.doctor import (
     rules_modes,
     rules_pace,
     rules_random,
+    rules_rates,
     rules_results,
     rules_samples,
     rules_schedule,
@@ -81,6 +82,8 @@ BETWEEN_RANKS = [
     rule("rate", rules_training.unequal_rates, "equal on all processes", f"{ALONE} updates"),
     rule("weights", rules_training.parting_weights, "equal to the end", f"{ALONE} {TRAINED}"),
     rule("mode", rules_modes.mode, "in training mode where it trains", ALONE),
+    rule("accumulation", rules_modes.cleared, "no gradient is cleared before a step"),
+    rule("loss", rules_modes.class_weights, "the same weights of classes", f"{ALONE} updates"),
     rule("clipping", rules_modes.clipping, "of what all have", f"{ALONE} gradients not-finite"),
     rule("buffers", rules_training.parting_buffers, "equal", f"{ALONE} {TRAINED}"),
     rule("layers", rules_training.batch_norm, "no statistics of one process alone", ALONE),
@@ -112,8 +115,8 @@ AGAINST_ONE = [
     rule("batch", rules_against.global_batch, "the same number of rows", NOT_COMPARABLE),
     rule("first weights", rules_against.other_start, "as on 1 process", NOT_COMPARABLE),
     rule("gradient", rules_against.gradient, "as on 1 process", f"{NOT_COMPARABLE} {ROWS}"),
-    rule("schedule", rules_against.unfinished, "as on 1 process", f"{NOT_COMPARABLE} schedule"),
-    rule("rate", rules_against.rates, "as on 1 process", f"{NOT_COMPARABLE} schedule"),
+    rule("schedule", rules_rates.unfinished, "as on 1 process", f"{NOT_COMPARABLE} schedule"),
+    rule("rate", rules_rates.rates, "as on 1 process", f"{NOT_COMPARABLE} schedule"),
     rule("updates", rules_against.updates_an_epoch, "as on 1 process", NOT_COMPARABLE),
 ]
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from mnist_dist.tools.doctor.records import Record, Sign, read_records
+from mnist_dist.tools.doctor.record_files import read_records
+from mnist_dist.tools.doctor.records import Record, Sign
 from mnist_dist.tools.doctor.signs import HangWatch
 from mnist_dist.tools.verify.program.start import complaint, unlaunched
 

@@ -1,10 +1,6 @@
-"""What each process leaves of its training, as plain data in a file of its own."""
+"""What each process leaves of its training, as plain data."""
 
-import json
-import os
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -31,6 +27,11 @@ class Update:
         clip_norm: the gradient's norm when it was clipped, None if it was not.
         clip_place: the line that did it.
         clip_factor: by which the gradient was multiplied then; 1: by none.
+        clip_scale: by which the loss was scaled, if the gradient still was when it was clipped; otherwise 1.
+        cleared: backward passes of the same line as the last one whose gradients were cleared before the step.
+        cleared_place: the line that cleared them.
+        class_weights: a digest of the weights of the classes that the loss was given; 0: none.
+        class_weights_place: the line that gave them.
         finite_loss: whether all losses were finite; None if nobody looked.
         examined: whether the digests below were taken.
         weights, gradients: a digest of each parameter before the step, and of its gradient.
@@ -69,6 +70,11 @@ class Update:
     clip_norm: float | None = None
     clip_place: str = ""
     clip_factor: float = 1.0
+    clip_scale: float = 1.0
+    cleared: int = 0
+    cleared_place: str = ""
+    class_weights: int = 0
+    class_weights_place: str = ""
     finite_loss: bool | None = None
     examined: bool = False
     weights: list[int] = field(default_factory=list)
@@ -100,14 +106,17 @@ class Epoch:
         shuffles: whether the sampler is to give another order in each epoch.
         repeats: whether the sampler, by intent, does not give each sample once.
         is_own: whether the sampler is of the user's own making, so that its intent is unknown.
+        takes_epochs: whether it can be told which epoch begins.
         drops: whether the loader leaves out an incomplete batch by intent.
         length: batches that the loader announces; -1 if it does not.
         batches: the samples' numbers in the whole data set, for each batch that was given.
+        rows: of a stream, whose samples have no numbers, a digest of each row that was given.
         complete: whether the loop came to its end.
         updates: made from its batches.
         evaluated: forward passes without training.
         used: for each line that makes such passes, a digest of the parameters of the first model.
         collectives: calls of each operation between processes since its first batch.
+        figures: single numbers that were added up or gathered since, at most a few.
         exact: whether `ExactAccelerator` gives the batches.
         is_ahead: whether a batch is fetched before the one before it is handed on, as Accelerate does.
         given: batches that the loader has given.
@@ -124,14 +133,17 @@ class Epoch:
     shuffles: bool = False
     repeats: bool = False
     is_own: bool = False
+    takes_epochs: bool = False
     drops: bool = False
     length: int = -1
     batches: list[list[int]] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
     complete: bool = False
     updates: int = 0
     evaluated: int = 0
     used: dict[str, int] = field(default_factory=dict)
     collectives: dict[str, int] = field(default_factory=dict)
+    figures: list[float] = field(default_factory=list)
     exact: bool = False
     is_ahead: bool = False
     given: int = 0
@@ -287,36 +299,3 @@ class Sign:
         if self.ended:
             return "the end"
         return self.call.partition(" at ")[0] or self.place
-
-
-def write(path: Path, value: Record | Sign) -> None:
-    """Write a file in one piece, so that whoever reads it finds all or what was there before."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(asdict(value), default=str))
-    beside.replace(path)
-
-
-def read_records(folder: Path) -> list[Record]:
-    """Read the records of all processes, that of the first one first."""
-    records = []
-    for path in folder.glob("record-*.json"):
-        values = json.loads(path.read_text())
-        records.append(record_from(values))
-    return sorted(records, key=lambda record: record.rank)
-
-
-def record_from(values: dict[str, Any]) -> Record:
-    """Make a record of what a file holds."""
-    updates = [Update(**each) for each in values.pop("updates")]
-    epochs = [Epoch(**each) for each in values.pop("epochs")]
-    schedules = [Schedule(**each) for each in values.pop("schedules")]
-    optimizers = [Optimized(**each) for each in values.pop("optimizers")]
-    return Record(
-        **values, updates=updates, epochs=epochs, schedules=schedules, optimizers=optimizers
-    )
-
-
-def read_signs(folder: Path) -> list[Sign]:
-    """Read the last sign of life of every process, that of the first one first."""
-    signs = [Sign(**json.loads(path.read_text())) for path in folder.glob("sign-*.json")]
-    return sorted(signs, key=lambda sign: sign.rank)

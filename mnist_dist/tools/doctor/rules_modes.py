@@ -4,6 +4,7 @@ import math
 
 from mnist_dist.tools.doctor.case import Case, by_process
 from mnist_dist.tools.doctor.findings import Finding
+from mnist_dist.tools.doctor.records import Update
 
 EQUAL = 1e-3  # of a norm, but for rounding
 
@@ -30,6 +31,11 @@ def mode(case: Case) -> Finding | None:
 
 
 def clipping(case: Case) -> Finding | None:
+    """Gradients that are clipped too early: before they are exchanged, or with the loss's scale."""
+    return clipping_of_scaled(case) or clipping_of_own(case)
+
+
+def clipping_of_own(case: Case) -> Finding | None:
     """Gradients that each process clips by itself, before they are exchanged."""
     if case.world == 1 or case.first.is_sharded:
         return None
@@ -46,6 +52,59 @@ def clipping(case: Case) -> Finding | None:
                 "and only then they are exchanged",
                 "exchange the gradients first, then clip the result",
                 group[0].clip_place,
+            )
+    return None
+
+
+def clipping_of_scaled(case: Case) -> Finding | None:
+    """Gradients that are clipped while they still have the scale of the loss."""
+    for group in case.examined:
+        update = group[0]
+        if update.clip_norm is not None and update.clip_scale > 1:
+            return Finding(
+                "FAIL",
+                "clipping",
+                f"in update {update.number} the gradient is clipped while it is still multiplied by "
+                f"the loss scale, {update.clip_scale:g}: what is left of it is much too small",
+                "call scaler.unscale_(optimizer) before clip_grad_norm_",
+                update.clip_place,
+            )
+    return None
+
+
+def cleared(case: Case) -> Finding | None:
+    """Gradients that are to be accumulated, and are cleared before each pass."""
+    by_optimizer: dict[int, list[Update]] = {}
+    for group in case.updates:
+        by_optimizer.setdefault(group[0].optimizer, []).append(group[0])
+    for updates in by_optimizer.values():
+        found = [update for update in updates if update.cleared]
+        # A scaler leaves out a step now and then, and the next update has one pass more.
+        is_usual = len(found) > 1 and len(found) > len(updates) / 2
+        if not is_usual or case.first.exact:
+            continue
+        update = found[0]
+        return Finding(
+            "FAIL",
+            "accumulation",
+            f"in update {update.number} the gradients of {update.cleared} of {update.backward} "
+            "backward passes are cleared before the step",
+            "call zero_grad after the step, not after or before each pass",
+            update.cleared_place,
+        )
+    return None
+
+
+def class_weights(case: Case) -> Finding | None:
+    """A loss whose weights of classes depend on the process."""
+    for group in case.examined:
+        if len({update.class_weights for update in group}) > 1:
+            return Finding(
+                "WARN",
+                "loss",
+                f"in update {group[0].number} the loss weights classes differently on each process",
+                "compute the weights from the samples of all processes (all_reduce the counts)",
+                group[0].class_weights_place,
             )
     return None
 

@@ -1,10 +1,11 @@
 """Rules on what comes out: evaluation, and files."""
 
-from mnist_dist.tools.doctor.case import Case, listed
+from mnist_dist.tools.doctor.case import Case, by_process, listed
 from mnist_dist.tools.doctor.findings import Finding
 from mnist_dist.tools.doctor.records import Epoch
 from mnist_dist.tools.doctor.rules_samples import Deal
 
+ROUNDING = 3e-7  # of a number near 1 in float32
 SUMS = ("all_reduce", "reduce")
 GATHERS = (
     "all_gather",
@@ -52,8 +53,11 @@ def by_some(case: Case, taking_part: list[list[Epoch]]) -> Finding | None:
 def by_all(case: Case, epochs: tuple[Epoch, ...]) -> Finding | None:
     """An evaluation in which all processes take part."""
     deal = Deal(epochs)
-    if deal.all_have_everything or not deal.same_part:
+    if deal.all_have_everything:
         return None
+    found = averaged(deal)
+    if found or not deal.same_part:
+        return found
     calls = {name for epoch in epochs for name, count in epoch.collectives.items() if count}
     own = len(deal.lists[0])
     if not calls & {*SUMS, *GATHERS}:
@@ -74,6 +78,31 @@ def by_all(case: Case, epochs: tuple[Epoch, ...]) -> Finding | None:
             deal.place,
         )
     return counted_twice(case, deal, calls)
+
+
+def averaged(deal: Deal) -> Finding | None:
+    """Shares of correct samples that are averaged, although they are of unequal numbers of samples."""
+    counts = [len(numbers) for numbers in deal.lists]
+    if len(set(counts)) == 1:
+        return None
+    for figures in zip(*(epoch.figures for epoch in deal.epochs), strict=False):
+        pairs = zip(figures, counts, strict=True)
+        if all(is_share(figure, count) for figure, count in pairs):
+            shown = ", ".join(f"{figure:.4g}" for figure in figures)
+            return Finding(
+                "FAIL",
+                "evaluation",
+                f"each process gives its own mean ({shown}) of unequal numbers of samples "
+                f"({by_process(counts)}), and the mean of these counts each process alike",
+                "add up the counts of all processes, and divide afterwards",
+                deal.place,
+            )
+    return None
+
+
+def is_share(figure: float, count: int) -> bool:
+    """Return whether a figure is a whole number divided by a count, but for rounding in float32."""
+    return 0 < figure < 1 and abs(figure * count - round(figure * count)) < ROUNDING * count
 
 
 def counted_twice(case: Case, deal: Deal, calls: set[str]) -> Finding | None:

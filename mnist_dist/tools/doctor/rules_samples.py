@@ -3,6 +3,7 @@
 from mnist_dist.tools.doctor.case import Case, listed
 from mnist_dist.tools.doctor.findings import Finding
 from mnist_dist.tools.doctor.records import Epoch
+from mnist_dist.tools.doctor.rules_streams import without_numbers
 
 ROUGHLY = 0.1
 
@@ -114,13 +115,13 @@ def other_split(case: Case) -> Finding | None:
 def wrong_share(case: Case) -> Finding | None:
     """Samples that no process has, or that several have."""
     if case.world == 1:
-        return no_loader(case)
+        return None
     for deal in deals(case):
         if not deal.epochs[0].exact:
             found = everything_everywhere(case, deal) or overlap(deal) or missing(case, deal)
             if found:
                 return found
-    return no_loader(case)
+    return without_numbers(case)
 
 
 def everything_everywhere(case: Case, deal: Deal) -> Finding | None:
@@ -175,25 +176,6 @@ def missing(case: Case, deal: Deal) -> Finding | None:
     return Finding("FAIL", "samples", words, advice, deal.place)
 
 
-def no_loader(case: Case) -> Finding | None:
-    """Without numbers of samples: processes that compute with the same rows."""
-    has_numbers = any(epoch.numbers for epochs in case.trainings for epoch in epochs)
-    groups = [group for group in case.examined if all(update.inputs for update in group)]
-    if case.world == 1 or has_numbers or not groups or case.first.is_sharded:
-        return None
-    for group in groups:
-        if len({update.inputs for update in group}) > 1:
-            return None
-    return Finding(
-        "FAIL",
-        "samples",
-        f"all {case.world} processes compute with the same rows in each of the "
-        f"{len(groups)} updates that were examined",
-        "give each process its own: a different seed for drawing them, or rows[rank::world_size]",
-        groups[0][0].forward_place,
-    )
-
-
 def padding(case: Case) -> Finding | None:
     """A few samples are given twice, so that all processes have as many."""
     for deal in deals(case):
@@ -214,11 +196,14 @@ def same_order(case: Case) -> Finding | None:
     seen: dict[str, list[list[int]]] = {}
     for epoch in case.first.trainings():
         numbers = epoch.numbers
-        is_shuffled = epoch.shuffles and numbers != sorted(numbers)
+        is_to_differ = epoch.shuffles or (epoch.is_own and epoch.takes_epochs)
+        is_shuffled = is_to_differ and numbers != sorted(numbers)
         if epoch.complete and is_shuffled and numbers in seen.get(epoch.place, []):
             advice = "seed the order once, before the first epoch, and not in each"
-            if epoch.sampler == "DistributedSampler":
-                advice = "call sampler.set_epoch(epoch) at the beginning of each epoch"
+            if epoch.takes_epochs:
+                advice = (
+                    f"call set_epoch(epoch) of the {epoch.sampler} at the beginning of each epoch"
+                )
             return Finding(
                 "FAIL",
                 "order",

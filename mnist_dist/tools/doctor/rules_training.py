@@ -82,6 +82,11 @@ def why_not_exchanged(case: Case, update: Update, differing: list[str]) -> Findi
     elif not update.wrapped:
         cause = "a model other than the wrapped one is trained"
         advice = "call what DistributedDataParallel, or accelerator.prepare, returned"
+    elif update.bare:
+        place = update.bare_place
+        cause = f"in {update.bare} of {update.bare + update.wrapped} forward passes a model is "
+        cause += "called without its wrapper"
+        advice = "call the wrapper itself in every pass, not model.module"
     else:
         place = update.place
         cause = "they are changed on each process after the exchange"

@@ -14,6 +14,7 @@ from mnist_dist.tools.doctor.places import place_of_error
 from mnist_dist.tools.doctor.recorder import Recorder
 from mnist_dist.tools.doctor.signs import Signs
 from mnist_dist.tools.doctor.watch_files import FileWatch
+from mnist_dist.tools.doctor.watch_gradients import GradientWatch
 from mnist_dist.tools.doctor.watch_loaders import LoaderWatch
 from mnist_dist.tools.doctor.watch_losses import LossWatch
 from mnist_dist.tools.doctor.watch_models import ModelWatch
@@ -47,8 +48,10 @@ class Run:
         """Set all hooks."""
         models = ModelWatch(self.recorder)
         models.install()
-        LossWatch(self.recorder, models).install()
-        OptimizerWatch(self.recorder, models).install()
+        gradients = GradientWatch(self.recorder)
+        gradients.install()
+        LossWatch(self.recorder, models, gradients).install()
+        OptimizerWatch(self.recorder, models, gradients).install()
         LoaderWatch(self.recorder).install()
         ScheduleWatch(self.recorder).install()
         ProcessWatch(self.recorder).install()

@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from mnist_dist.tools.doctor.places import place_of
+from mnist_dist.tools.doctor.record_files import read_signs, write
 from mnist_dist.tools.doctor.recorder import Recorder
-from mnist_dist.tools.doctor.records import Sign, read_signs, write
+from mnist_dist.tools.doctor.records import Sign
 from mnist_dist.tools.whereabouts import whereabouts
 
 BEAT = 0.5  # seconds between two signs

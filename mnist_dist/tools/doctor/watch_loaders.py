@@ -7,6 +7,7 @@ from typing import Any
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
+    IterableDataset,
     RandomSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
@@ -16,13 +17,18 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from mnist_dist.core.accelerator import ExactAccelerator
 from mnist_dist.core.hooks import register_hook
 from mnist_dist.core.loader import MicroBatchDataset
-from mnist_dist.tools.doctor.digests import digest_of_data, digest_of_numbers
+from mnist_dist.tools.doctor.digests import (
+    digest_of_data,
+    digest_of_numbers,
+    digests_of_rows,
+)
 from mnist_dist.tools.doctor.places import is_called_by, place
 from mnist_dist.tools.doctor.recorder import Recorder
 from mnist_dist.tools.doctor.records import Epoch
 
 ACCELERATE = "accelerate/data_loader.py"  # whose loaders fetch a batch ahead
 KEPT = 4  # iterations over one loader whose samples are kept one by one
+ROWS = 2000  # of a stream, of which digests are kept
 
 
 class LoaderWatch:
@@ -83,7 +89,7 @@ class LoaderWatch:
             except StopIteration:
                 ended(self)
                 raise
-            given(self)
+            given(self, batch)
             return batch
 
         iterator.__init__ = init
@@ -106,7 +112,7 @@ class LoaderWatch:
         if hasattr(iterator, "doctor_queue"):
             iterator.doctor_queue.append(numbers)
 
-    def given(self, iterator: Any) -> None:
+    def given(self, iterator: Any, batch: Any) -> None:
         """Note that a batch is given."""
         if not hasattr(iterator, "doctor_queue"):
             return
@@ -116,8 +122,11 @@ class LoaderWatch:
         self.recorder.events += 1
         epoch.given += 1
         epoch.complete |= epoch.given == epoch.length  # a loop may count, and not ask for one more
-        if self.iterations[epoch.place] <= KEPT:
-            epoch.batches.append(as_numbers(numbers, iterator._dataset))
+        if self.iterations[epoch.place] > KEPT:
+            return
+        epoch.batches.append(as_numbers(numbers, iterator._dataset))
+        if isinstance(iterator._dataset, IterableDataset) and len(epoch.rows) < ROWS:
+            epoch.rows += digests_of_rows(batch)
 
     def ended(self, iterator: Any) -> None:
         """Note that all batches have been given."""
@@ -140,6 +149,7 @@ class LoaderWatch:
             shuffles=shuffles(sampler),
             repeats=repeats(sampler),
             is_own=any(is_own(each) for each in chain),
+            takes_epochs=any(hasattr(each, "set_epoch") for each in chain),
             drops=any(getattr(each, "drop_last", False) is True for each in chain),
             length=length_of(loader),
             is_ahead=is_called_by(ACCELERATE),

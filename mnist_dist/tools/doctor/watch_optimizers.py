@@ -1,6 +1,5 @@
 """Watches optimizers: their steps, and weights, gradients and learning rates at each."""
 
-import math
 import os
 import signal
 import sys
@@ -15,14 +14,13 @@ from torch.optim.optimizer import (
 )
 
 from mnist_dist.tools.doctor.digests import digest, own_part, sketch, tensors_in
-from mnist_dist.tools.doctor.patches import call_after, call_before
+from mnist_dist.tools.doctor.patches import call_before
 from mnist_dist.tools.doctor.places import place
 from mnist_dist.tools.doctor.random_states import digest_of_draws, random_states
 from mnist_dist.tools.doctor.recorder import Recorder
 from mnist_dist.tools.doctor.records import Epoch, Optimized
+from mnist_dist.tools.doctor.watch_gradients import GradientWatch
 from mnist_dist.tools.doctor.watch_models import ModelWatch
-
-TINY = 1e-6  # which torch adds to a norm before it divides by it
 
 
 class OptimizerWatch:
@@ -31,6 +29,7 @@ class OptimizerWatch:
     Args:
         recorder: of this process.
         models: know the names of parameters, and the buffers.
+        gradients: know which passes' gradients were cleared.
 
     Attributes:
         depth: steps in progress, one within the other.
@@ -40,9 +39,10 @@ class OptimizerWatch:
         epoch_before: the iteration over a loader that had given the last batch then.
     """
 
-    def __init__(self, recorder: Recorder, models: ModelWatch) -> None:
+    def __init__(self, recorder: Recorder, models: ModelWatch, gradients: GradientWatch) -> None:
         self.recorder = recorder
         self.models = models
+        self.gradients = gradients
         self.depth = 0
         self.numbers: dict[int, int] = {}
         self.loaded_at: dict[int, str] = {}
@@ -54,8 +54,6 @@ class OptimizerWatch:
         quietly = self.recorder.quietly
         register_optimizer_step_pre_hook(quietly(self.before_step))
         register_optimizer_step_post_hook(quietly(self.after_step))
-        for owner in (torch.nn.utils, torch.nn.utils.clip_grad):
-            call_after(owner, "clip_grad_norm_", quietly(self.clipped))
         call_before(Optimizer, "load_state_dict", quietly(self.loaded))
         if self.recorder.stop_after:
             register_optimizer_step_post_hook(self.stop)
@@ -68,6 +66,7 @@ class OptimizerWatch:
         now = self.recorder.now
         now.place = place()
         parameters = parameters_of(optimizer)
+        self.gradients.note_cleared(parameters)
         if id(optimizer) not in self.numbers:
             self.numbers[id(optimizer)] = len(self.numbers)
             self.note_optimizer(optimizer, parameters)
@@ -107,23 +106,6 @@ class OptimizerWatch:
             return 0
         rows = self.recorder.now.rows or 0
         return digest_of_draws(self.states_before, random_states(), max(rows, 2))
-
-    def clipped(
-        self,
-        norm: Tensor,
-        parameters: Any,
-        max_norm: float = 1.0,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        """Note the norm of a gradient that is clipped."""
-        del parameters, args, kwargs
-        now = self.recorder.now
-        if self.recorder.examines and type(norm) is Tensor:
-            now.clip_norm = float(norm)
-            now.clip_place = place()
-            if math.isfinite(now.clip_norm) and max_norm > 0:
-                now.clip_factor *= min(1.0, max_norm / (now.clip_norm + TINY))
 
     def loaded(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
         """Note the line that loads an optimizer's state."""

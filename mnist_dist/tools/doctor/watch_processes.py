@@ -5,10 +5,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 
 from mnist_dist.tools.doctor.patches import call_around, call_before
 from mnist_dist.tools.doctor.places import place
 from mnist_dist.tools.doctor.recorder import Recorder
+from mnist_dist.tools.doctor.records import Epoch
 
 OPERATIONS = (
     "all_reduce",
@@ -31,6 +33,9 @@ OPERATIONS = (
     "scatter_object_list",
     "send",
 )
+# By the name of an operation, which of its arguments holds what this process gives.
+FIRST_ARGUMENT = {"all_reduce": 0, "reduce": 0, "all_gather": 1, "all_gather_into_tensor": 1}
+FIGURES = 16  # of an evaluation, that are kept
 SAVE_STATE = "save_state"  # of Accelerate: no operation between processes by itself
 
 
@@ -76,6 +81,7 @@ class ProcessWatch:
             if recorder.batches_from is not None:
                 counts = recorder.batches_from.collectives
                 counts[name] = counts.get(name, 0) + 1
+                note_figures(recorder.batches_from, name, args)
 
         return begin
 
@@ -103,6 +109,24 @@ class ProcessWatch:
         """Note that Accelerate was asked to leave padding out."""
         del args, kwargs
         self.recorder.record.gathered_for_metrics = True
+
+
+def note_figures(epoch: Epoch, name: str, arguments: tuple[Any, ...]) -> None:
+    """Note the figures of an evaluation that are added up or gathered.
+
+    Args:
+        epoch: the iteration that gave the last batch.
+        name: of the operation.
+        arguments: its own.
+    """
+    if name not in FIRST_ARGUMENT or not epoch.evaluated or epoch.updates:
+        return
+    number = FIRST_ARGUMENT[name]
+    tensor = arguments[number] if len(arguments) > number else None
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        return
+    if tensor.numel() + len(epoch.figures) <= FIGURES:
+        epoch.figures += tensor.detach().flatten().tolist()
 
 
 def is_of_some(arguments: Iterable[Any]) -> bool:

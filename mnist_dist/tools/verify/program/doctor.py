@@ -9,7 +9,7 @@ from mnist_dist.tools.doctor import rules_course
 from mnist_dist.tools.doctor.case import Case
 from mnist_dist.tools.doctor.judge import judge
 from mnist_dist.tools.doctor.plan import PROCESSES, Plan
-from mnist_dist.tools.doctor.records import read_records
+from mnist_dist.tools.doctor.record_files import read_records
 from mnist_dist.tools.verify.program.results import Line
 
 EVERY = 10  # updates of which one is examined
