@@ -21,6 +21,7 @@ class Fault:
         deadline: seconds until it hangs.
         slow: whether the default set leaves it out.
         stop_after: updates after which the script is stopped, to be started again; 0: it is not.
+        flags: of the script.
     """
 
     script: str
@@ -33,14 +34,11 @@ class Fault:
     deadline: float = 60.0
     slow: bool = False
     stop_after: int = 0
+    flags: tuple[str, ...] = ()
 
     def source(self) -> str:
         """Return the script with the mistake."""
-        text = (HERE / self.script).read_text()
-        for old, new in self.changes:
-            assert text.count(old) == 1, (old, text.count(old))
-            text = text.replace(old, new)
-        return text
+        return changed(self.script, self.changes)
 
     def place(self, name: str) -> str:
         """Return the line that the finding is to name, as FILE:LINE."""
@@ -50,6 +48,20 @@ class Fault:
         numbers = [number for number, text in enumerate(lines, start=1) if self.line in text]
         assert len(numbers) == 1, (self.line, numbers)
         return f"{name}:{numbers[0]}"
+
+
+def changed(script: str, changes: tuple[tuple[str, str], ...]) -> str:
+    """Return a script with some changes.
+
+    Args:
+        script: its file.
+        changes: pairs of text to find, each exactly once, and text to put there.
+    """
+    text = (HERE / script).read_text()
+    for old, new in changes:
+        assert text.count(old) == 1, (old, text.count(old))
+        text = text.replace(old, new)
+    return text
 
 
 LOOP = "for number, (inputs, labels) in enumerate(loader):"
@@ -606,6 +618,114 @@ PLAIN["a loss with parameters"] = Fault(
     "Linear.weight, Linear.bias: in no module that is wrapped",
 )
 
+PLAIN["clipped while scaled"] = Fault(
+    "plain.py",
+    (
+        (WRAP, f"{WRAP}scaler = torch.amp.GradScaler('cpu')\n"),
+        (
+            BACKWARD,
+            "        scaler.scale(loss).backward()\n"
+            "        nn.utils.clip_grad_norm_(model.parameters(), 1.0)\n",
+        ),
+        (STEP, "        scaler.step(optimizer)\n        scaler.update()\n"),
+    ),
+    "clipping",
+    "clip_grad_norm_",
+    "still multiplied by the loss scale, 65536",
+    slow=True,
+)
+PLAIN["own weights of classes"] = Fault(
+    "plain.py",
+    (("model(inputs), labels)", "model(inputs), labels, torch.tensor([1.0, 1.0, 2.0 + rank]))"),),
+    "loss",
+    "model(inputs), labels, torch.tensor",
+    "weights classes differently on each process",
+    slow=True,
+)
+PLAIN["a mean of unequal shares"] = Fault(
+    "plain.py",
+    (
+        (
+            "torch.randn(48, 6), torch.randint(3, (48,))",
+            "torch.randn(47, 6), torch.randint(3, (47,))",
+        ),
+        ("DistributedSampler(tested, shuffle=False)", "range(rank, 47, world)"),
+        ("dist.all_reduce(counts)", "dist.all_reduce(counts[0] / counts[1])"),
+    ),
+    "evaluation",
+    "for inputs, labels in test_loader",
+    "of unequal numbers of samples (process by process: 24 on 0, 23 on 1)",
+    slow=True,
+)
+PLAIN["a decay for one process"] = Fault(
+    "plain.py",
+    (
+        ("import CosineAnnealingLR", "import LambdaLR"),
+        (
+            "CosineAnnealingLR(optimizer, T_max=EPOCHS * len(loader))",
+            "LambdaLR(optimizer, lambda step: 1 - step / 24)",
+        ),
+    ),
+    "schedule",
+    "scheduler.step()",
+    "the learning rate falls to 0.0042 in 24 updates on 1 process, and to 0.054 in 12 on 2",
+    against=True,
+    slow=True,
+)
+PLAIN["multiplied by own tokens"] = Fault(
+    "plain.py",
+    (
+        ("model(inputs), labels)", "model(inputs), labels, ignore_index=0, reduction='sum')"),
+        (BACKWARD, "        (loss * (1 / (labels > 0).sum())).backward()\n"),
+    ),
+    "shares",
+    "(loss * (1 / (labels > 0).sum()))",
+    "each process's loss is a mean over its own count",
+    slow=True,
+)
+PLAIN["one pass past the wrapper"] = Fault(
+    "plain.py",
+    ((BACKWARD, f"{BACKWARD}        model.module(inputs).square().mean().backward()\n"),),
+    "gradients",
+    "model.module(inputs).square()",
+    "in 1 of 2 forward passes a model is called without its wrapper",
+    slow=True,
+)
+
+OTHERS = {
+    "cleared before each pass": Fault(
+        "varied.py",
+        (("        is_last = number", "        model.zero_grad()\n        is_last = number"),),
+        "accumulation",
+        "model.zero_grad()",
+        "the gradients of 1 of 2 backward passes are cleared before the step",
+        slow=True,
+    ),
+    "set_epoch of an own sampler": Fault(
+        "elaborate.py",
+        (
+            (
+                "    epoch = 0\n\n",
+                "    epoch = 0\n\n    def set_epoch(self, epoch):\n        self.epoch = epoch\n\n",
+            ),
+            ("    sampler.epoch = epoch\n", ""),
+        ),
+        "order",
+        "for inputs, labels in loader",
+        "two epochs have the same shuffled order of 48 samples",
+        slow=True,
+    ),
+    "a stream that overlaps": Fault(
+        "frameworks.py",
+        (("rows[dist.get_rank() :: dist.get_world_size()]", "rows[8 * dist.get_rank() :][:88]"),),
+        "samples",
+        "for inputs, labels in DataLoader",
+        "80 of 96 rows of a stream are given to several processes",
+        slow=True,
+        flags=("stream",),
+    ),
+}
+
 SHARED = {
     "a sum": Fault(
         "shared.py",
@@ -907,6 +1027,7 @@ LIGHTNING = {
 
 GROUPS = {
     "plain": PLAIN,
+    "other": OTHERS,
     "shared": SHARED,
     "accelerated": ACCELERATED,
     "resumed": RESUMED,

@@ -10,7 +10,8 @@ import pytest
 from conftest import PYTHON, call, without
 
 sys.path.insert(0, str(Path(__file__).parent))
-from planted_faults import FAULTS, HERE
+from near_misses import NEAR_MISSES
+from planted_faults import FAULTS, HERE, changed
 
 DRIVER = HERE / "doctor_driver.py"
 SLOW = [name for name, fault in FAULTS.items() if fault.slow or fault.stop_after]
@@ -34,6 +35,7 @@ def planted(folder: Path, names: list[str]) -> dict[str, list[dict[str, str]]]:
         script.write_text(fault.source())
         worlds = [2, 1] if fault.against else [2]
         case: dict[str, Any] = {"name": name, "script": str(script), "worlds": worlds}
+        case["flags"] = fault.flags
         if fault.stop_after:
             case["stop_after"] = fault.stop_after
         cases.append(case | {"deadline": fault.deadline})
@@ -142,6 +144,16 @@ def test_other_forms_of_pytorch_are_sound_or_said_to_be_unseen(tmp_path):
     assert any("weights and gradients are not compared" in words for words in said)
     del found["frameworks.py-2-1-shards"]
     expect_sound(found)
+
+
+@pytest.mark.slow
+def test_what_is_nearly_a_mistake_is_none(tmp_path):
+    cases = []
+    for name, (script, *changes) in NEAR_MISSES.items():
+        path = tmp_path / f"{name.replace(' ', '-')}.py"
+        path.write_text(changed(script, tuple(changes)))
+        cases.append(sound_case(script, [2, 1]) | {"name": path.stem, "script": str(path)})
+    expect_sound(drive(tmp_path, cases))
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from mnist_dist.tools.doctor.records import Epoch, Record, Sign, Update
+from mnist_dist.tools.doctor.records import Epoch, Record, Sign
+from mnist_dist.tools.doctor.updates import Update
 
 LISTED = 3  # names in a sentence
 

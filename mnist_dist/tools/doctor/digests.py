@@ -91,6 +91,13 @@ def digests_of_rows(batch: Any) -> list[int]:
     return [digest([part[row] for part in parts]) for row in range(count)]
 
 
+def plain_attributes(something: Any) -> dict[str, bool | int | float | str]:
+    """Return the attributes of an object that are numbers or words, such as its epoch."""
+    attributes = getattr(something, "__dict__", {})
+    kinds = (bool, int, float, str)
+    return {name: value for name, value in attributes.items() if isinstance(value, kinds)}
+
+
 def plain(item: Any) -> Any:
     """Return what of an item of a list can be compared between processes; nothing if none can."""
     if isinstance(item, str | os.PathLike):

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.tools.doctor.records import Epoch, Optimized, Record, Schedule, Sign, Update
+from mnist_dist.tools.doctor.records import Epoch, Optimized, Record, Schedule, Sign
+from mnist_dist.tools.doctor.updates import Update
 
 
 def write(path: Path, value: Record | Sign) -> None:

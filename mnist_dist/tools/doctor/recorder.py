@@ -14,7 +14,8 @@ from typing import Any
 import torch.distributed as dist
 
 from mnist_dist.tools.doctor.record_files import write
-from mnist_dist.tools.doctor.records import Epoch, Record, Update
+from mnist_dist.tools.doctor.records import Epoch, Record
+from mnist_dist.tools.doctor.updates import Update
 
 FIRST = 3  # updates that are examined in any case
 KEPT = 2000  # updates; of later ones only those that are examined

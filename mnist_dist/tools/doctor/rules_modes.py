@@ -4,7 +4,7 @@ import math
 
 from mnist_dist.tools.doctor.case import Case, by_process
 from mnist_dist.tools.doctor.findings import Finding
-from mnist_dist.tools.doctor.records import Update
+from mnist_dist.tools.doctor.updates import Update
 
 EQUAL = 1e-3  # of a norm, but for rounding
 

@@ -9,6 +9,7 @@ from mnist_dist.tools.doctor.rules_against import rows_of
 from mnist_dist.tools.doctor.rules_training import BY_LOSS
 
 LITTLE, MUCH = 0.05, 0.2  # of the highest learning rate
+SAME = 1e-3  # of a factor
 
 
 def rates_of(record: Record) -> list[float]:
@@ -82,7 +83,7 @@ def unfinished_rate(case: Case) -> Finding | None:
         return None
     is_done = one[-1] <= LITTLE * max(one)
     is_left = several[-1] > MUCH * max(several)
-    if not (is_done and is_left):
+    if not (is_done and is_left) or is_exponential(one):
         return None
     return Finding(
         "FAIL",
@@ -92,6 +93,13 @@ def unfinished_rate(case: Case) -> Finding | None:
         "plan it by the number of updates that there are on so many processes",
         schedules[0].place,
     )
+
+
+def is_exponential(rates: list[float]) -> bool:
+    """Return whether a rate falls by the same factor from the highest one to the last: without end."""
+    falling = rates[rates.index(max(rates)) :]
+    factors = [after / before for before, after in itertools.pairwise(falling) if before]
+    return bool(factors) and abs(factors[0] - factors[-1]) < SAME * factors[0]
 
 
 def is_close(one: float, other: float, scale: float) -> bool:

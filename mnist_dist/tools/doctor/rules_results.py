@@ -85,9 +85,13 @@ def averaged(deal: Deal) -> Finding | None:
     counts = [len(numbers) for numbers in deal.lists]
     if len(set(counts)) == 1:
         return None
-    for figures in zip(*(epoch.figures for epoch in deal.epochs), strict=False):
+    by_figure = list(zip(*(epoch.figures for epoch in deal.epochs), strict=False))
+    if any(list(figures) == counts for figures in by_figure):
+        return None  # so that each mean may be weighted by its count
+    for figures in by_figure:
         pairs = zip(figures, counts, strict=True)
-        if all(is_share(figure, count) for figure, count in pairs):
+        is_of_whole = all(is_share(figure, deal.whole) for figure in figures)
+        if not is_of_whole and all(is_share(figure, count) for figure, count in pairs):
             shown = ", ".join(f"{figure:.4g}" for figure in figures)
             return Finding(
                 "FAIL",

@@ -193,12 +193,14 @@ def padding(case: Case) -> Finding | None:
 
 def same_order(case: Case) -> Finding | None:
     """A shuffled order that is the same in two epochs."""
-    seen: dict[str, list[list[int]]] = {}
+    seen: dict[str, list[tuple[str, list[int]]]] = {}
     for epoch in case.first.trainings():
         numbers = epoch.numbers
         is_to_differ = epoch.shuffles or (epoch.is_own and epoch.takes_epochs)
         is_shuffled = is_to_differ and numbers != sorted(numbers)
-        if epoch.complete and is_shuffled and numbers in seen.get(epoch.place, []):
+        # An own sampler that was told another epoch keeps its order by intent.
+        order = (epoch.told, numbers)
+        if epoch.complete and is_shuffled and order in seen.get(epoch.place, []):
             advice = "seed the order once, before the first epoch, and not in each"
             if epoch.takes_epochs:
                 advice = (
@@ -212,5 +214,5 @@ def same_order(case: Case) -> Finding | None:
                 advice,
                 epoch.place,
             )
-        seen.setdefault(epoch.place, []).append(numbers)
+        seen.setdefault(epoch.place, []).append(order)
     return None

@@ -2,7 +2,7 @@
 
 from mnist_dist.tools.doctor.case import Case, listed
 from mnist_dist.tools.doctor.findings import Finding
-from mnist_dist.tools.doctor.records import Update
+from mnist_dist.tools.doctor.updates import Update
 from mnist_dist.tools.verify.supervisor import processes
 
 BY_LOSS = "ReduceLROnPlateau"  # sets the rate by a figure that it is given

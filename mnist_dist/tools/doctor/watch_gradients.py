@@ -24,12 +24,12 @@ class Clearing:
     Attributes:
         passes: the lines of the backward passes that they came from.
         place: the line that cleared them.
-        parameters: identities of those whose gradients they were.
+        parameters: identities of those whose gradients they were, and what they held then.
     """
 
     passes: list[str]
     place: str
-    parameters: set[int]
+    parameters: dict[int, tuple[int, int]]
 
 
 class GradientWatch:
@@ -85,7 +85,7 @@ class GradientWatch:
         """Note gradients that are cleared, if a step has not used them yet."""
         if self.update != self.recorder.now.number or not self.passes:
             return
-        with_gradient = {id(each) for each in parameters if each.grad is not None}
+        with_gradient = {id(each): content(each) for each in parameters if each.grad is not None}
         self.cleared.append(Clearing(self.passes, place(), with_gradient))
         self.passes = []
 
@@ -93,7 +93,8 @@ class GradientWatch:
         """Note which passes' gradients a step lacks.
 
         Only passes of the same line as the last one count: gradients for something else, such as
-        those of an adversarial example or of another model's loss, are cleared by intent.
+        those of an adversarial example or of another model's loss, are cleared by intent. So are
+        those by which weights were changed meanwhile, as by a sharpness-aware optimizer.
 
         Args:
             parameters: those that the step changes.
@@ -101,9 +102,9 @@ class GradientWatch:
         now = self.recorder.now
         if self.update != now.number or not self.cleared:
             return
-        changed = {id(parameter) for parameter in parameters}
+        unchanged = {(id(parameter), content(parameter)) for parameter in parameters}
         for each in self.cleared:
-            if each.parameters & changed:
+            if unchanged & each.parameters.items():
                 now.cleared += each.passes.count(now.backward_place)
                 now.cleared_place = each.place
 
@@ -135,3 +136,8 @@ class GradientWatch:
             now.clip_scale = self.scale
             if math.isfinite(now.clip_norm) and max_norm > 0:
                 now.clip_factor *= min(1.0, max_norm / (now.clip_norm + TINY))
+
+
+def content(tensor: Tensor) -> tuple[int, int]:
+    """Return what is another pair of numbers after a tensor's values were changed."""
+    return tensor.data_ptr(), tensor._version

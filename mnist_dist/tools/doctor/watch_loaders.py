@@ -21,6 +21,7 @@ from mnist_dist.tools.doctor.digests import (
     digest_of_data,
     digest_of_numbers,
     digests_of_rows,
+    plain_attributes,
 )
 from mnist_dist.tools.doctor.places import is_called_by, place
 from mnist_dist.tools.doctor.recorder import Recorder
@@ -150,6 +151,7 @@ class LoaderWatch:
             repeats=repeats(sampler),
             is_own=any(is_own(each) for each in chain),
             takes_epochs=any(hasattr(each, "set_epoch") for each in chain),
+            told=" ".join(str(plain_attributes(each)) for each in chain if is_own(each)),
             drops=any(getattr(each, "drop_last", False) is True for each in chain),
             length=length_of(loader),
             is_ahead=is_called_by(ACCELERATE),

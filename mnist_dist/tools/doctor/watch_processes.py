@@ -123,10 +123,8 @@ def note_figures(epoch: Epoch, name: str, arguments: tuple[Any, ...]) -> None:
         return
     number = FIRST_ARGUMENT[name]
     tensor = arguments[number] if len(arguments) > number else None
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-        return
-    if tensor.numel() + len(epoch.figures) <= FIGURES:
-        epoch.figures += tensor.detach().flatten().tolist()
+    if isinstance(tensor, Tensor) and tensor.numel() + len(epoch.figures) <= FIGURES:
+        epoch.figures += tensor.detach().flatten().double().tolist()
 
 
 def is_of_some(arguments: Iterable[Any]) -> bool:
