@@ -7,7 +7,7 @@ UNEVEN = (
     ("DistributedSampler(tested, shuffle=False)", "range(24) if rank == 0 else range(24, 40)"),
 )
 
-NEAR_MISSES = {
+NEAR_MISSES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
     "an adversarial example": (
         "plain.py",
         (
