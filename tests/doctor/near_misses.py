@@ -98,5 +98,14 @@ NEAR_MISSES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
         "plain.py",
         (FORWARD, f"{FORWARD} + model.module(inputs).square().mean()"),
     ),
+    "unfrozen and wrapped again": (
+        "plain.py",
+        (WRAP, f"model[0].requires_grad_(False)\n{WRAP}"),
+        (
+            "    model.train()\n",
+            "    if epoch == 1:\n        model.module.requires_grad_()\n"
+            "        model = DistributedDataParallel(model.module)\n    model.train()\n",
+        ),
+    ),
     "a loss times a number": ("plain.py", (BACKWARD, "        (loss.sum() * 0.25).backward()\n")),
 }

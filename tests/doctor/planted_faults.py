@@ -22,6 +22,7 @@ class Fault:
         slow: whether the default set leaves it out.
         stop_after: updates after which the script is stopped, to be started again; 0: it is not.
         flags: of the script.
+        every: one update in so many is examined.
     """
 
     script: str
@@ -35,6 +36,7 @@ class Fault:
     slow: bool = False
     stop_after: int = 0
     flags: tuple[str, ...] = ()
+    every: int = 2
 
     def source(self) -> str:
         """Return the script with the mistake."""
@@ -690,6 +692,40 @@ PLAIN["one pass past the wrapper"] = Fault(
     "model.module(inputs).square()",
     "in 1 of 2 forward passes a model is called without its wrapper",
     slow=True,
+)
+PLAIN["unfrozen after the wrapping"] = Fault(
+    "plain.py",
+    (
+        (WRAP, f"model[0].requires_grad_(False)\n{WRAP}"),
+        (
+            "    model.train()\n",
+            "    model.train()\n    model.module[0].requires_grad_(epoch == 1)\n",
+        ),
+    ),
+    "gradients",
+    "model = DistributedDataParallel(model)",
+    "in update 7 the gradients of 2 of 4 parameters differ between processes: 0.weight, 0.bias: "
+    "frozen when the model was wrapped, and trained now",
+    slow=True,
+    every=100,
+)
+PLAIN["a part that is trained later"] = Fault(
+    "plain.py",
+    (
+        (WRAP, f"model[0].requires_grad_(False)\n{WRAP}"),
+        ("SGD(model.parameters()", "SGD(model.module[3].parameters()"),
+        (
+            "    model.train()\n",
+            "    model.train()\n    if epoch == 1:\n"
+            "        model.module[0].requires_grad_()\n"
+            "        optimizer.add_param_group({'params': model.module[0].parameters()})\n",
+        ),
+    ),
+    "gradients",
+    "model = DistributedDataParallel(model)",
+    "0.weight, 0.bias: frozen when the model was wrapped, and trained now",
+    slow=True,
+    every=100,
 )
 
 OTHERS = {

@@ -35,7 +35,7 @@ def planted(folder: Path, names: list[str]) -> dict[str, list[dict[str, str]]]:
         script.write_text(fault.source())
         worlds = [2, 1] if fault.against else [2]
         case: dict[str, Any] = {"name": name, "script": str(script), "worlds": worlds}
-        case["flags"] = fault.flags
+        case |= {"flags": fault.flags, "every": fault.every}
         if fault.stop_after:
             case["stop_after"] = fault.stop_after
         cases.append(case | {"deadline": fault.deadline})

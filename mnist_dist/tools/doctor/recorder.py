@@ -18,6 +18,7 @@ from mnist_dist.tools.doctor.records import Epoch, Record
 from mnist_dist.tools.doctor.updates import Update
 
 FIRST = 3  # updates that are examined in any case
+ITERATIONS = 16  # over loaders, the first update from each of which is examined, too
 KEPT = 2000  # updates; of later ones only those that are examined
 
 
@@ -33,6 +34,7 @@ class Recorder:
         record: what has been seen.
         now: the update in the making.
         batches_from: the iteration over a loader that gave the last batch.
+        trainings: iterations from which updates were made.
         events: how many things the process has done, for its sign of life.
         call: the operation between processes in which it is, if any.
         waits: calls in progress, one within the other, in which the process may wait for others.
@@ -51,6 +53,7 @@ class Recorder:
         )
         self.now = Update(number=1)
         self.batches_from: Epoch | None = None
+        self.trainings = 0
         self.events = 0
         self.call = ""
         self.pid = os.getpid()
@@ -63,11 +66,23 @@ class Recorder:
     def examines(self) -> bool:
         """Whether digests are taken of the update in the making.
 
-        Where several optimizers make their steps in turn, each of them is looked at.
+        Where several optimizers make their steps in turn, each of them is looked at. What begins
+        with another epoch, such as the training of more layers, is seen in its first update.
         """
         number = self.now.number
         optimizers = max(1, len(self.record.optimizers))
-        return number <= FIRST * optimizers or number % self.every < optimizers
+        is_regular = number <= FIRST * optimizers or number % self.every < optimizers
+        return is_regular or self.is_first_of_epoch(optimizers)
+
+    def is_first_of_epoch(self, optimizers: int) -> bool:
+        """Return whether the update in the making is the first from an iteration over a loader.
+
+        Args:
+            optimizers: how many make their steps in turn.
+        """
+        epoch = self.batches_from
+        is_early = self.trainings < ITERATIONS
+        return is_early and epoch is not None and epoch.updates < optimizers
 
     @property
     def sketches(self) -> bool:
@@ -112,6 +127,9 @@ class Recorder:
         if update.number <= KEPT or update.examined:
             record.updates.append(update)
         record.world = dist.get_world_size() if dist.is_initialized() else 1
+        if self.batches_from is not None:
+            self.batches_from.updates += 1
+            self.trainings += self.batches_from.updates == 1
         self.now = Update(number=update.number + 1)
         self.events += 1
 

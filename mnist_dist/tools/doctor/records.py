@@ -96,6 +96,8 @@ class Optimized:
         names: of its parameters.
         outside: those of them that no wrapper had when it was made.
         outside_place: the line that called the model that has the first of them.
+        frozen: those that required no gradient when they were wrapped, so that it is not exchanged.
+        frozen_place: the line that wrapped the first of them.
         state: a digest of its averages; 0 if it has none yet.
         state_place: the line that loaded them.
     """
@@ -103,6 +105,8 @@ class Optimized:
     names: list[str] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
     outside_place: str = ""
+    frozen: list[str] = field(default_factory=list)
+    frozen_place: str = ""
     state: int = 0
     state_place: str = ""
 

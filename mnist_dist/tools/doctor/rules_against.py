@@ -48,8 +48,7 @@ def global_batch(case: Case) -> Finding | None:
         words += ": batch_size is per process"
     rate = case.first.updates[0].rates == alone.updates[0].rates
     same = ", at the same learning rate" if rate else ", at a different learning rate"
-    advice = "most likely intended; batch_size // world_size would keep the training the same"
-    return Finding("NOTE", "batch", words + same, advice, case.first.updates[0].place)
+    return Finding("NOTE", "batch", words + same, place=case.first.updates[0].place)
 
 
 def other_start(case: Case) -> Finding | None:

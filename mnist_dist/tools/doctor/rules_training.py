@@ -66,6 +66,10 @@ def why_not_exchanged(case: Case, update: Update, differing: list[str]) -> Findi
         place = update.bare_place
         cause = "the model is called without its wrapper"
         advice = "call the wrapper itself, not model.module or the model that was wrapped"
+    elif update.wrapped and set(differing) <= set(optimizer.frozen):
+        place = optimizer.frozen_place
+        cause = f"{listed(differing)}: frozen when the model was wrapped, and trained now"
+        advice = "wrap the model again after unfreezing, or unfreeze before wrapping"
     elif some_agree and (update.wrapped or has_reduced):
         cause = f"{listed(differing)}: not among those that are exchanged"
         advice = "wrap one module that holds all parameters of the optimizer"

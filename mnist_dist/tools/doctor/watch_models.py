@@ -49,6 +49,7 @@ class ModelWatch:
         first_root: the number of the update in the making, and the identity of its first model.
         is_in_eval: whether the last forward pass with gradients was of a model in evaluation mode.
         wrapped_parameters: identities of those that wrappers were given.
+        frozen: of those of them that required no gradient then, the line that wrapped them.
         is_in_backward: whether a backward pass is in progress, which may repeat forward passes.
     """
 
@@ -63,6 +64,7 @@ class ModelWatch:
         self.last_rows: int | None = None
         self.is_in_eval = False
         self.wrapped_parameters: set[int] = set()
+        self.frozen: dict[int, str] = {}
         self.is_in_backward = False
 
     def install(self) -> None:
@@ -81,7 +83,11 @@ class ModelWatch:
         record.wrapper = type(wrapper).__name__
         record.broadcasts_buffers = wrapper.broadcast_buffers
         self.inner.add(id(wrapper.module))
-        self.wrapped_parameters |= {id(parameter) for parameter in wrapper.module.parameters()}
+        for parameter in wrapper.module.parameters():
+            self.wrapped_parameters.add(id(parameter))
+            self.frozen.pop(id(parameter), None)
+            if not parameter.requires_grad:
+                self.frozen[id(parameter)] = place()
 
     def before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Note a forward pass that begins."""

@@ -71,6 +71,9 @@ class OptimizerWatch:
             self.numbers[id(optimizer)] = len(self.numbers)
             self.note_optimizer(optimizer, parameters)
         now.optimizer = self.numbers[id(optimizer)]
+        known = self.recorder.record.optimizers[now.optimizer]
+        if len(known.names) < len(parameters):
+            self.note_names(known, parameters)
         now.rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
         if not self.recorder.examines:
             return
@@ -90,8 +93,6 @@ class OptimizerWatch:
             if not now.gradients:
                 self.note_gradients(parameters_of(optimizer))
             now.buffers = self.models.buffers()
-        if self.recorder.batches_from is not None:
-            self.recorder.batches_from.updates += 1
         self.recorder.finish_update()
         self.states_before = random_states() if self.recorder.examines else []
         self.epoch_before = self.recorder.batches_from
@@ -130,7 +131,7 @@ class OptimizerWatch:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def note_optimizer(self, optimizer: Optimizer, parameters: list[Tensor]) -> None:
-        """Note what an optimizer has at its first step.
+        """Note what an optimizer has when it makes its first step.
 
         Args:
             optimizer: it.
@@ -141,6 +142,20 @@ class OptimizerWatch:
         record.optimizers.append(found)
         if not parameters:
             return
+        if is_whole(optimizer):
+            found.state = digest_of_state(optimizer, parameters)
+        record.device = record.device or name_of(parameters[0].device)
+        is_sharded = [hasattr(each, "_local_tensor") for each in parameters]
+        if any(is_sharded) or "deepspeed" in sys.modules:
+            record.is_sharded = True
+
+    def note_names(self, found: Optimized, parameters: list[Tensor]) -> None:
+        """Note an optimizer's parameters, and which of them no wrapper exchanges.
+
+        Args:
+            found: what is known of the optimizer.
+            parameters: its own, to which some may have been added since its last step.
+        """
         names = self.models.parameter_names()
         found.names = [
             names.get(id(parameter), f"parameter {number} of the optimizer")
@@ -152,12 +167,12 @@ class OptimizerWatch:
             found.outside = [found.names[number] for number in outside]
             if outside:
                 found.outside_place = self.models.place_of_call(parameters[outside[0]])
-        if is_whole(optimizer):
-            found.state = digest_of_state(optimizer, parameters)
-        record.device = record.device or name_of(parameters[0].device)
-        is_sharded = [hasattr(each, "_local_tensor") for each in parameters]
-        if any(is_sharded) or "deepspeed" in sys.modules:
-            record.is_sharded = True
+        frozen = [
+            number for number, each in enumerate(parameters) if id(each) in self.models.frozen
+        ]
+        found.frozen = [found.names[number] for number in frozen]
+        if frozen:
+            found.frozen_place = self.models.frozen[id(parameters[frozen[0]])]
 
     def note_gradients(self, parameters: list[Tensor]) -> None:
         """Note a digest of each gradient, 0 where there is none."""
