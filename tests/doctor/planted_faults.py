@@ -23,6 +23,7 @@ class Fault:
         stop_after: updates after which the script is stopped, to be started again; 0: it is not.
         flags: of the script.
         every: one update in so many is examined.
+        advice: text that the advice is to contain.
     """
 
     script: str
@@ -37,6 +38,7 @@ class Fault:
     stop_after: int = 0
     flags: tuple[str, ...] = ()
     every: int = 2
+    advice: str = ""
 
     def source(self) -> str:
         """Return the script with the mistake."""
@@ -513,6 +515,7 @@ PLAIN["a copy before the wrapping"] = Fault(
     "copy",
     "average(inputs)",
     "has different weights on each process",
+    advice="it never changes, as a teacher",
 )
 PLAIN["the same noise"] = Fault(
     "plain.py",
@@ -727,8 +730,70 @@ PLAIN["a part that is trained later"] = Fault(
     slow=True,
     every=100,
 )
+PLAIN["decisions by own figures"] = Fault(
+    "plain.py",
+    (
+        ("    dist.all_reduce(counts)\n", ""),
+        ("dist.destroy_process_group()", "if rank == 0:\n    dist.barrier()"),
+    ),
+    "evaluation",
+    "for inputs, labels in test_loader",
+    "each reports, and decides by, a different figure",
+    also=("end",),
+    deadline=6.0,
+    slow=True,
+)
+PLAIN["an error after the evaluation"] = Fault(
+    "plain.py",
+    (
+        (
+            "    dist.all_reduce(counts)\n",
+            "    raise ValueError('no figure')\n",
+        ),
+    ),
+    "end",
+    "raise ValueError",
+    "end after update 6 by ValueError: no figure",
+    slow=True,
+)
+PLAIN["an average on one process"] = Fault(
+    "plain.py",
+    (
+        ("import sys\n", "import copy\nimport sys\n"),
+        (
+            "    counts = torch.zeros(2)\n",
+            "    counts = torch.zeros(2)\n    kept = copy.deepcopy(model.state_dict())\n"
+            "    if rank == 0:\n        model.module[0].weight.data *= 0.9\n",
+        ),
+        (
+            "    dist.all_reduce(counts)\n",
+            "    dist.all_reduce(counts)\n    model.load_state_dict(kept)\n",
+        ),
+    ),
+    "copy",
+    "right = model(inputs)",
+    "the trained model is called here with different weights on each process",
+    slow=True,
+    advice="was updated or chosen on some processes only",
+)
 
 OTHERS = {
+    "an average before the wrapping": Fault(
+        "elaborate.py",
+        (
+            (
+                "model = DistributedDataParallel(nn.Linear(6, 3))\n"
+                "average = copy.deepcopy(model.module)\n",
+                "model = nn.Linear(6, 3)\naverage = copy.deepcopy(model)\n"
+                "model = DistributedDataParallel(model)\n",
+            ),
+        ),
+        "copy",
+        "average(inputs)",
+        "has different weights on each process",
+        slow=True,
+        advice="it changes, as an average does: create it after wrapping",
+    ),
     "cleared before each pass": Fault(
         "varied.py",
         (("        is_last = number", "        model.zero_grad()\n        is_last = number"),),
@@ -770,6 +835,28 @@ SHARED = {
         "loss.backward()",
         "2 times that on 1 process",
         against=True,
+        advice="divide the sum of gradients",
+    ),
+    "rows without gradients": Fault(
+        "shared.py",
+        (
+            (
+                f"            {FORWARD}\n",
+                "            own = [model(inputs), labels]\n            parts = []\n"
+                "            for each in own:\n"
+                "                of_all = [torch.zeros_like(each) for _ in range(world)]\n"
+                "                dist.all_gather(of_all, each.detach())\n"
+                "                of_all[rank] = each\n"
+                "                parts.append(torch.cat(of_all))\n"
+                "            loss = F.cross_entropy(*parts)\n",
+            ),
+        ),
+        "gradient",
+        "loss.backward()",
+        "0.5 times that on 1 process: each process computes the loss of all rows",
+        against=True,
+        slow=True,
+        advice="multiply the loss by world_size",
     ),
     "a clipped sum": Fault(
         "shared.py",
@@ -791,6 +878,7 @@ SHARED = {
         "0.5 times that on 1 process",
         against=True,
         slow=True,
+        advice="divide once less",
     ),
     "a scaled rate": Fault(
         "shared.py",

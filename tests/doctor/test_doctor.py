@@ -53,6 +53,8 @@ def check(name: str, findings: list[dict[str, str]]) -> None:
     assert fault.words in found["evidence"], shown
     assert found["place"] == fault.place(f"{name}.py"), shown
     assert found["advice"]
+    assert fault.advice in found["advice"], found["advice"]
+    assert counting[0] == found, "the cause comes first"
     assert not [each for each in findings if each["subject"] == "doctor"], findings
 
 

@@ -43,7 +43,8 @@ class Config:
     json: Path | None = None
     """Also write the result as JSON to this file."""
     every: int = 10
-    """Examine weights and gradients in the first three updates, and then in one of so many."""
+    """Examine weights and gradients in one of so many updates, and in the first ones: of the
+    training, and of each of its first 16 epochs."""
     processes: int = 2
     """How many processes to start, if no launcher has."""
     against: Annotated[int | None, unset("1 where it starts the processes")] = None
@@ -255,7 +256,8 @@ def report(config: Config, case: Case, on_resume: Sequence[Finding] = ()) -> int
         The exit status.
     """
     findings = [*judge(case), *on_resume]
-    print(table(findings, config.all), flush=True)
+    lines = table(findings, config.all, case.first.made, len(case.examined))
+    print(lines, flush=True)
     if config.json:
         write_findings(config.json, findings, case.ranks)
     return FOUND if any(finding.counts for finding in findings) else SOUND

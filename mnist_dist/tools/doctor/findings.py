@@ -47,18 +47,22 @@ class Finding:
         return "\n".join(lines)
 
 
-def table(findings: Sequence[Finding], show_all: bool) -> str:
+def table(findings: Sequence[Finding], show_all: bool, made: int, examined: int) -> str:
     """Return all lines.
 
     Args:
         findings: in the order in which they are to be read.
         show_all: whether to show what was right, too.
+        made: how many updates the training made.
+        examined: of how many of them weights and gradients were compared.
     """
     shown = [finding for finding in findings if show_all or finding.level != "PASS"]
     lines = [str(finding) for finding in shown]
     number = sum(finding.counts for finding in findings)
     if number == 0:
-        lines.append("nothing wrong was found")
+        lines.append(
+            f"nothing wrong was found in {made} updates, of which {examined} were examined"
+        )
     else:
         lines.append("1 finding" if number == 1 else f"{number} findings")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from mnist_dist.tools.doctor import (
     rules_against,
+    rules_copies,
     rules_course,
     rules_modes,
     rules_pace,
@@ -56,6 +57,7 @@ BETWEEN_RANKS = [
     rule("connection", rules_course.not_connected, "the processes are connected"),
     rule("device", rules_course.shared_device, "no GPU is used twice"),
     rule("not finite", rules_training.not_finite, "all losses are finite"),
+    rule("evaluation", rules_results.not_added_up, "figures are of all processes' samples", ALONE),
     rule("updates", rules_course.unequal_updates, "as many updates on all processes", ALONE),
     rule("end", rules_course.own_error, "all processes end well", "updates connection not-finite"),
     rule("hang", rules_course.hang, "no process waits forever", "updates end"),
@@ -102,9 +104,9 @@ BETWEEN_RANKS = [
         "evaluation",
         rules_results.evaluation,
         "each sample counts once",
-        f"{ALONE} end hang updates",
+        f"{ALONE} end hang updates evaluation",
     ),
-    rule("copy", rules_results.other_copy, "equal weights in copies", f"{ALONE} {TRAINED}"),
+    rule("copy", rules_copies.other_copy, "equal weights in copies", f"{ALONE} {TRAINED}"),
     rule("files", rules_results.shared_files, "each is written by one process"),
 ]
 

@@ -30,6 +30,7 @@ class Epoch:
         updates: made from its batches.
         evaluated: forward passes without training.
         used: for each line that makes such passes, a digest of the parameters of the first model.
+        trained: those of these lines whose first model is one that is trained.
         collectives: calls of each operation between processes since its first batch.
         figures: single numbers that were added up or gathered since, at most a few.
         exact: whether `ExactAccelerator` gives the batches.
@@ -58,6 +59,7 @@ class Epoch:
     updates: int = 0
     evaluated: int = 0
     used: dict[str, int] = field(default_factory=dict)
+    trained: list[str] = field(default_factory=list)
     collectives: dict[str, int] = field(default_factory=dict)
     figures: list[float] = field(default_factory=list)
     exact: bool = False

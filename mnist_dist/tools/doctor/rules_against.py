@@ -4,12 +4,15 @@ import math
 
 from mnist_dist.tools.doctor.case import Case
 from mnist_dist.tools.doctor.findings import Finding
-from mnist_dist.tools.doctor.records import Record
+from mnist_dist.tools.doctor.records import Epoch, Record
 
 CLOSE = 1e-3  # of the gradient: rounding of float32 is a thousandth of that
 CLOSE_ROUNDED = 0.05  # likewise, where the model computes in bfloat16 or float16
 ALIKE = 0.8  # the cosine of two gradients of other samples
 ROUGHLY = 0.15
+OF_OWN_ROWS = (
+    "each process computes the loss of all rows, but has the gradients of its own rows only"
+)
 
 
 def first_samples(ranks: list[Record]) -> list[int] | None:
@@ -105,7 +108,9 @@ def of_same_samples(case: Case, ratio: float, off: float) -> Finding | None:
     words = "for the same samples and weights, the first gradient"
     if off < close:
         words += f" is {ratio:.4g} times that on 1 process"
-        advice = "a mean over processes of a sum over rows, or a sum of means: divide once"
+        if ratio < 1 and gathers_in_training(case):
+            words += f": {OF_OWN_ROWS}"
+        advice = how_to_scale(case, ratio)
     else:
         words += f" differs from that on 1 process by {off:.1g} of its size"
         advice = "look at what each process computes from its own rows alone: shares, masks, normalisation"
@@ -131,12 +136,33 @@ def of_other_samples(case: Case, ratio: float, off: float) -> Finding | None:
     words = f"the first gradient is {ratio:.2f} times as large as on 1 process, about "
     if is_sum:
         words += f"{case.world} times: is it a sum where a mean was meant?"
-        advice = "divide the sum of gradients, or the loss, by the number of processes, once"
+    elif gathers_in_training(case):
+        words += f"1 / {case.world}: {OF_OWN_ROWS}"
     else:
         words += f"1 / {case.world}: is the loss divided by the number of processes?"
-        advice = "leave that out: DistributedDataParallel takes the mean over processes itself"
     place = case.first.updates[0].backward_place
-    return Finding("WARN", "gradient", words, advice, place)
+    return Finding("WARN", "gradient", words, how_to_scale(case, ratio), place)
+
+
+def how_to_scale(case: Case, ratio: float) -> str:
+    """Return what to do about a gradient that is a multiple of that on one process.
+
+    Args:
+        case: all records.
+        ratio: of the gradient on several processes to that on one.
+    """
+    if ratio > 1:
+        return "divide the sum of gradients, or the loss, by the number of processes, once"
+    if gathers_in_training(case):
+        return "multiply the loss by world_size, or gather the rows with a gradient"
+    return "divide once less: DistributedDataParallel takes the mean over processes itself"
+
+
+def gathers_in_training(case: Case) -> bool:
+    """Return whether rows of all processes are gathered for each update, as for a contrastive loss."""
+    epoch = case.first.trainings()[0] if case.first.trainings() else Epoch()
+    gathered = [count for name, count in epoch.collectives.items() if name.startswith("all_gather")]
+    return sum(gathered) >= epoch.updates > 0
 
 
 def divided_by_processes(case: Case) -> Finding | None:

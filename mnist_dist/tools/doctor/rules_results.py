@@ -1,5 +1,7 @@
 """Rules on what comes out: evaluation, and files."""
 
+from collections.abc import Iterator
+
 from mnist_dist.tools.doctor.case import Case, by_process, listed
 from mnist_dist.tools.doctor.findings import Finding
 from mnist_dist.tools.doctor.records import Epoch
@@ -16,21 +18,45 @@ GATHERS = (
 )
 
 
+def not_added_up(case: Case) -> Finding | None:
+    """An evaluation whose figures each process keeps to itself, and trains on.
+
+    What the processes decide by their figures, such as when to stop, may be why they part later.
+    """
+    if case.world == 1:
+        return None
+    by_rank = [record.trainings() for record in case.ranks]
+    last = [epochs[-1].number if epochs else -1 for epochs in by_rank]
+    for epochs in evaluations_of_all(case):
+        is_followed = all(epoch.number < number for epoch, number in zip(epochs, last, strict=True))
+        if is_followed:
+            found = of_own_part(Deal(epochs))
+            if found:
+                return found
+    return None
+
+
 def evaluation(case: Case) -> Finding | None:
     """An evaluation on a part, or one that counts padding."""
     if case.world == 1:
         return None
-    by_rank = [record.evaluations() for record in case.ranks]
-    taking_part = [epochs for epochs in by_rank if epochs]
+    taking_part = [epochs for epochs in (each.evaluations() for each in case.ranks) if epochs]
     if 0 < len(taking_part) < case.world:
         return by_some(case, taking_part)
+    for epochs in evaluations_of_all(case):
+        found = by_all(case, epochs)
+        if found:
+            return found
+    return None
+
+
+def evaluations_of_all(case: Case) -> Iterator[tuple[Epoch, ...]]:
+    """Give the evaluations that all processes came to the end of, and whose samples have numbers."""
+    by_rank = [record.evaluations() for record in case.ranks]
     for epochs in zip(*by_rank, strict=False):
         is_whole = all(epoch.complete and epoch.numbers for epoch in epochs)
         if is_whole and not epochs[0].exact and not epochs[0].repeats:
-            found = by_all(case, epochs)
-            if found:
-                return found
-    return None
+            yield epochs
 
 
 def by_some(case: Case, taking_part: list[list[Epoch]]) -> Finding | None:
@@ -58,17 +84,9 @@ def by_all(case: Case, epochs: tuple[Epoch, ...]) -> Finding | None:
     found = averaged(deal)
     if found or not deal.same_part:
         return found
-    calls = {name for epoch in epochs for name, count in epoch.collectives.items() if count}
-    own = len(deal.lists[0])
-    if not calls & {*SUMS, *GATHERS}:
-        return Finding(
-            "FAIL",
-            "evaluation",
-            f"each process evaluates its own {own} of {deal.whole} samples, and nothing is added "
-            "up: each reports a different figure",
-            "add counts up with dist.all_reduce, or accelerator.gather_for_metrics",
-            deal.place,
-        )
+    found = of_own_part(deal)
+    if found:
+        return found
     if deal.different < deal.whole:
         return Finding(
             "FAIL",
@@ -77,7 +95,27 @@ def by_all(case: Case, epochs: tuple[Epoch, ...]) -> Finding | None:
             "leave drop_last out, and share them out once",
             deal.place,
         )
-    return counted_twice(case, deal, calls)
+    return counted_twice(case, deal)
+
+
+def of_own_part(deal: Deal) -> Finding | None:
+    """An evaluation in which each process has a part, and nothing is added up."""
+    is_shared = deal.same_part and not deal.all_have_everything
+    if not is_shared or operations_of(deal) & {*SUMS, *GATHERS}:
+        return None
+    return Finding(
+        "FAIL",
+        "evaluation",
+        f"each process evaluates its own {len(deal.lists[0])} of {deal.whole} samples, and nothing "
+        "is added up: each reports, and decides by, a different figure",
+        "add counts up with dist.all_reduce, or accelerator.gather_for_metrics",
+        deal.place,
+    )
+
+
+def operations_of(deal: Deal) -> set[str]:
+    """Return the operations between processes since an evaluation began."""
+    return {name for epoch in deal.epochs for name, count in epoch.collectives.items() if count}
 
 
 def averaged(deal: Deal) -> Finding | None:
@@ -109,40 +147,18 @@ def is_share(figure: float, count: int) -> bool:
     return 0 < figure < 1 and abs(figure * count - round(figure * count)) < ROUNDING * count
 
 
-def counted_twice(case: Case, deal: Deal, calls: set[str]) -> Finding | None:
+def counted_twice(case: Case, deal: Deal) -> Finding | None:
     """Padding that is counted in an evaluation."""
     twice = deal.given - deal.different
     if twice == 0 or case.first.gathered_for_metrics:
         return None
-    is_summed = bool(calls & {*SUMS}) or case.first.accelerate
+    is_summed = bool(operations_of(deal) & {*SUMS}) or case.first.accelerate
     level = "FAIL" if is_summed else "WARN"
     words = f"{deal.given} samples are evaluated where there are {deal.whole}: {twice} twice"
     advice = "count each once: accelerator.gather_for_metrics, or rows by rank[::world] unpadded"
     if not is_summed:
         advice = f"make sure that the {twice} duplicates are cut off after gathering"
     return Finding(level, "evaluation", words, advice, deal.place)  # type: ignore[arg-type]
-
-
-def other_copy(case: Case) -> Finding | None:
-    """A model that is used without training, whose weights are others on each process."""
-    if case.world == 1 or case.first.is_sharded:
-        return None
-    evaluations = [record.evaluations() for record in case.ranks]
-    by_all = list(zip(*evaluations, strict=False)) if len({*map(len, evaluations)}) == 1 else []
-    for epochs in [*case.trainings, *by_all]:
-        for line in epochs[0].used:
-            digests = {epoch.used.get(line, epochs[0].used[line]) for epoch in epochs}
-            if len(digests) > 1:
-                return Finding(
-                    "FAIL",
-                    "copy",
-                    "the model that is called here without training has different weights on "
-                    "each process, although those of the trained model are equal",
-                    "if it is a copy (an average, a teacher): create it after wrapping, which "
-                    "makes weights equal, or broadcast it",
-                    line,
-                )
-    return None
 
 
 def shared_files(case: Case) -> Finding | None:

@@ -126,6 +126,8 @@ class ModelWatch:
         line = place()
         if line not in epoch.used and len(epoch.used) < LINES:
             epoch.used[line] = digest(own_part(each) for each in bare.parameters())
+            if id(bare) in self.called_at and self.called_at[id(bare)][0]() is bare:
+                epoch.trained.append(line)
 
     def note_training(self, module: nn.Module, bare: nn.Module, args: tuple[Any, ...]) -> None:
         """Note a forward pass from which gradients follow."""
