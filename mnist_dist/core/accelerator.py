@@ -17,7 +17,11 @@ from torch.utils.data import DataLoader
 
 from . import refusals, state
 from .agreement import all_or_none, announce, check_same_across_processes
-from .batch_norm import compute_over_the_global_batch, watch_for_single_values
+from .batch_norm import (
+    GlobalBatchNorm,
+    compute_over_the_global_batch,
+    watch_for_single_values,
+)
 from .bits import make_deterministic
 from .buffers import BufferMean
 from .digests import digest
@@ -26,7 +30,7 @@ from .gathering import gather_by_rank, gather_rows
 from .guard import ForwardGuard
 from .hooks import call_hooks
 from .kernels import Kernels
-from .launchers import refuse_a_process_of_several
+from .launchers import refuse_a_process_of_several, refuse_unconnected
 from .loader import ExactDataLoader
 from .losses import MeanLoss
 from .memory import keep_freed_memory
@@ -34,6 +38,7 @@ from .no_rows import StandIns
 from .optimizer import ExactOptimizer, ExactScheduler
 from .randomness import GeneratorStates, seed_generators, seed_of
 from .sharing import MicroBatch, Sharing
+from .steady import SteadyUpdate, warn_of_discarded_micro_batches
 from .update import UpdateGradients, ddp_of, scalar
 from .waiting import watch
 
@@ -118,6 +123,7 @@ class ExactAccelerator(Accelerator):
         world = self.num_processes
         if world == 1:
             refuse_a_process_of_several(environ)
+        refuse_unconnected(world, environ)
         if 0 < virtual_processes < world:
             raise UserError(
                 f"{world} processes cannot share {virtual_processes} virtual processes: start at "
@@ -147,6 +153,7 @@ class ExactAccelerator(Accelerator):
         self._loader: ExactDataLoader | None = None
         self._gradients = UpdateGradients(self.sharing, self.device, ddp=self.ddp)
         self._guard = ForwardGuard(self.device)
+        self._steady = SteadyUpdate()
         self._stand_ins = StandIns()
         self._unwrapped_models: list[nn.Module] = []
         # Of all models and optimizers, by their identities.
@@ -234,7 +241,12 @@ class ExactAccelerator(Accelerator):
     def prepare_optimizer(
         self, optimizer: torch.optim.Optimizer, device_placement: bool | None = None
     ) -> ExactOptimizer:
-        """Wrap an optimizer so that it steps once per update."""
+        """Wrap an optimizer so that it steps once per update.
+
+        Raises:
+            UserError: it needs sparse gradients.
+        """
+        refusals.refuse_sparse_optimizers(optimizer)
         if not isinstance(optimizer, ExactOptimizer):
             placement = self.device_placement if device_placement is None else device_placement
             optimizer = ExactOptimizer(optimizer, self, device_placement=placement)
@@ -329,6 +341,7 @@ class ExactAccelerator(Accelerator):
             epoch: the index of its epoch.
         """
         self._micro_batch = outer.micro_batch
+        GlobalBatchNorm.rows_are_shared = outer.micro_batch is not None
         self._loader = outer.loader
         self.sync_gradients = outer.sync_gradients
         self._guard.before = None  # draws in this loop are not part of the outer forward pass
@@ -341,6 +354,8 @@ class ExactAccelerator(Accelerator):
             if outer.generators is not None:
                 outer.generators.restore()
             return
+        if self.update_is_in_progress and self.several_micro_batches:
+            warn_of_discarded_micro_batches()
         self._gradients.abandon()
         if self.sharing.virtual:  # processes ended on different shares: reseed all alike
             seed_generators(seed_of("epoch", self.seed, loader.batches.number, epoch), self.device)
@@ -357,7 +372,14 @@ class ExactAccelerator(Accelerator):
         """
         if not nested:
             self._look_for_a_missing_backward(micro_batch)
+            if self.several_micro_batches:
+                self._steady.begin_micro_batch(
+                    self._trained_parameters(),
+                    self._optimizers,
+                    in_progress=self.update_is_in_progress,
+                )
         self._micro_batch = micro_batch
+        GlobalBatchNorm.rows_are_shared = True
         self._loader = loader
         self.sync_gradients = micro_batch.closes_update
         self._gradients.begin_micro_batch(micro_batch)
@@ -365,7 +387,7 @@ class ExactAccelerator(Accelerator):
         if self.sharing.virtual:
             self._begin_share(micro_batch, nested=nested)
         else:
-            self._guard.begin_micro_batch(micro_batch, self.unwrapped_models)
+            self._guard.begin_micro_batch(micro_batch, self.unwrapped_models, nested=nested)
         call_hooks("micro_batch", self)
 
     def _look_for_a_missing_backward(self, micro_batch: MicroBatch) -> None:
@@ -464,10 +486,12 @@ class ExactAccelerator(Accelerator):
             kwargs: as for `Tensor.backward`.
 
         Raises:
-            UserError: the loss is no scalar, there is no loop over a prepared loader, or the model
-                or loss draws random numbers or changes buffers without virtual processes.
+            UserError: the loss is no scalar, there is no loop over a prepared loader, or without
+                virtual processes the model or loss draws random numbers, changes buffers or, without
+                `terms`, is visibly no mean over the rows.
         """
         micro_batch = self._micro_batch_of_backward(loss)
+        self._guard.look_at_loss(loss, micro_batch, terms)
         parameters = self._trained_parameters()
         self._gradients.set_aside(parameters)
         if loss.dtype in (torch.float16, torch.bfloat16):

@@ -23,7 +23,14 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     Never constructed: `compute_over_the_global_batch` changes the class of existing layers, which
     keep their parameters, buffers, names and hooks.
+
+    Attributes:
+        rows_are_shared: whether each process has rows of its own now, as in a loop over a prepared
+            loader. Otherwise all processes have the same rows, and count them once. It is the same
+            for all layers, and for copies of them, too.
     """
+
+    rows_are_shared = False
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise by the global batch in training, and by the running statistics in evaluation mode.
@@ -39,7 +46,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             ValueError: on every process, if there is a single value per channel in all.
         """
         uses_running_statistics = not self.training and self.running_mean is not None
-        if uses_running_statistics or process_count() == 1:
+        if uses_running_statistics or process_count() == 1 or not self.rows_are_shared:
             return nn.modules.batchnorm._BatchNorm.forward(self, input)
         return self._normalize_over_processes(input)
 

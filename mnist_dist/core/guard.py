@@ -9,6 +9,7 @@ from .digests import digest
 from .errors import UserError
 from .randomness import GeneratorStates
 from .refusals import refuse_layers_that_depend_on_sharing
+from .row_means import why_no_mean_over_rows
 from .sharing import MicroBatch
 
 
@@ -24,15 +25,25 @@ class ForwardGuard:
         # The loader and epoch that have been looked at.
         self.looked_at: tuple[int, int] | None = None
         self.before: tuple[GeneratorStates, list[Tensor]] | None = None
+        self.about_loss = ""
+        self.nested = False
 
-    def begin_micro_batch(self, micro_batch: MicroBatch, models: list[nn.Module]) -> None:
+    def begin_micro_batch(
+        self, micro_batch: MicroBatch, models: list[nn.Module], *, nested: bool
+    ) -> None:
         """Before a forward pass: record the state it must not change, unless this epoch has been checked.
+
+        Args:
+            micro_batch: the micro-batch about to be yielded.
+            models: unwrapped.
+            nested: whether its loop runs inside another one, whose rows a loss may be of.
 
         Raises:
             UserError: on every process, if a layer depends on which samples its process holds. Such
                 a layer may fail on a process with a single sample, and leave the others waiting.
         """
         self.before = None
+        self.nested = nested
         if self.looked_at == (micro_batch.loader, micro_batch.epoch):
             return
         if not any(model.training for model in models):
@@ -44,12 +55,27 @@ class ForwardGuard:
         buffers = [buffer.clone() for model in models for buffer in model.buffers()]
         self.before = GeneratorStates(self.device), buffers
 
+    def look_at_loss(
+        self, loss: Tensor, micro_batch: MicroBatch, terms: int | float | Tensor | None
+    ) -> None:
+        """Before a backward pass: look whether the loss is a mean over rows, unless this epoch has been checked.
+
+        Args:
+            loss: a scalar.
+            micro_batch: of whose rows it is.
+            terms: the number of terms that it averages over, if the user has given it.
+        """
+        self.about_loss = ""
+        is_unclear = self.nested or terms is not None
+        if self.before is not None and not is_unclear and len(micro_batch):
+            self.about_loss = why_no_mean_over_rows(loss, len(micro_batch))
+
     def check(self, micro_batch: MicroBatch, models: list[nn.Module]) -> None:
         """After a backward pass; every process calls this.
 
         Raises:
             UserError: on every process, if a layer, the model or the loss depends on which samples
-                its process holds.
+                its process holds, or the loss is no mean over them.
         """
         if self.before is None:
             return
@@ -59,6 +85,8 @@ class ForwardGuard:
         with all_or_none():
             for model in models:
                 refuse_layers_that_depend_on_sharing(model)
+            if self.about_loss:
+                raise UserError(self.about_loss)
             refuse_draws(generators)
             refuse_changes(models, buffers)
 

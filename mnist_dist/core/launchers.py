@@ -52,3 +52,22 @@ def refuse_a_process_of_several(environ: Mapping[str, str]) -> None:
                 f"of which it does not know (WORLD_SIZE is {world}), so each would train its own "
                 f"model: {WAY_OUT}"
             )
+
+
+def refuse_unconnected(world: int, environ: Mapping[str, str]) -> None:
+    """Refuse to train alone although torch's launcher has started several processes.
+
+    Args:
+        world: the number of processes that Accelerate has connected.
+        environ: the environment variables that the launcher has set.
+
+    Raises:
+        UserError: there are more.
+    """
+    started = environ.get("WORLD_SIZE", "")
+    if started.isdigit() and int(started) > world:
+        raise UserError(
+            f"{started} processes were started but {world} is connected, so each would train its own model: if "
+            "something that uses Accelerate's state, such as a tracker of your own, is created before the "
+            "accelerator, create it afterwards"
+        )

@@ -22,7 +22,7 @@ from .digests import digest
 from .errors import SingleProcessError, UserError
 from .microbatches import MicroBatchSampler
 from .orders import Orders, orders_of
-from .randomness import GeneratorStates, seed_generators, seed_of
+from .randomness import GeneratorStates, seed_generators, seed_of, seed_of_loader
 from .sharing import MicroBatch
 from .streams import Stream, StreamReader
 from .workers import begin_worker
@@ -54,17 +54,18 @@ class ExactDataLoader:
         self.accelerator = accelerator
         self.loader = loader
         streamed = isinstance(loader.dataset, IterableDataset)
+        seed = seed_of_loader(accelerator.seed, number)
         orders: Orders
         if streamed:
             orders = Stream(loader)
         else:
-            orders = orders_of(loader, accelerator.sharing, seed=accelerator.seed, number=number)
+            orders = orders_of(loader, accelerator.sharing, seed=seed, number=number)
         self.sampler = orders.sampler
         self.batch_size = loader.batch_size
         self.batches = MicroBatchSampler(
             orders,
             accelerator.sharing,
-            seed=accelerator.seed,
+            seed=seed,
             pieces=accelerator.micro_batches,
             number=number,
             device=accelerator.device,

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .batch_norm import GlobalBatchNorm
 from .buffers import put
+from .errors import SingleProcessError
 from .randomness import GeneratorStates
 
 ROWS = 2  # batch normalisation needs more than one
@@ -53,14 +54,26 @@ class StandIn:
     def before_forward(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Give the model rows of zeros if it fails without rows; None leaves its arguments as they are."""
+        """Give the model rows of zeros if it fails without rows; None leaves its arguments as they are.
+
+        Raises:
+            SingleProcessError: it fails with these, too.
+        """
         self.in_place = False
         if torch.compiler.is_compiling() or waits_for_other_processes(model):
             return None
         if not has_no_rows(args, kwargs) or computes(model, args, kwargs):
             return None
         self.in_place = True
-        return recursively_apply(rows_of_zeros, args), recursively_apply(rows_of_zeros, kwargs)
+        args = recursively_apply(rows_of_zeros, args)
+        kwargs = recursively_apply(rows_of_zeros, kwargs)
+        if not computes(model, args, kwargs):
+            raise SingleProcessError(
+                f"{type(model).__name__} fails on a batch without rows, which a process has where a batch has fewer "
+                "rows than there are processes or virtual processes: set drop_last=True, or choose a batch size whose "
+                "last batch in an epoch is larger"
+            )
+        return args, kwargs
 
     def after_forward(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
         """Cut what the model makes of rows of zeros to no rows."""
@@ -101,10 +114,15 @@ def computes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def rows_of_zeros(tensor: Tensor) -> Tensor:
-    """(ROWS, ...) zeros for a tensor without rows; another tensor as it is."""
+    """(ROWS, ...) zeros for a tensor without rows, but ones for whole numbers, one a row; another tensor as it is.
+
+    Whole numbers may be lengths of sequences, which torch does not let be 0.
+    """
     if not is_without_rows(tensor):
         return tensor
-    return tensor.new_zeros((ROWS, *tensor.shape[1:]))
+    is_a_number_a_row = tensor.ndim == 1 and not tensor.is_floating_point()
+    fill = tensor.new_ones if is_a_number_a_row else tensor.new_zeros
+    return fill((ROWS, *tensor.shape[1:]))
 
 
 def cut_to_no_rows(tensor: Tensor) -> Tensor:

@@ -17,6 +17,19 @@ def seed_of(*words: Word) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
+def seed_of_loader(seed: int, number: int) -> int:
+    """The seed of a loader's orders and random numbers: that of the training for the first one.
+
+    A loader that is prepared later, perhaps for new data in the middle of a training, does not
+    repeat what the first one has drawn.
+
+    Args:
+        seed: seed of the training.
+        number: index of the loader among its accelerator's loaders.
+    """
+    return seed if number == 0 else seed_of("loader", seed, number)
+
+
 def generator_for(*words: Word, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator seeded from these words; its numbers also depend on the device type and GPU model."""
     return torch.Generator(device).manual_seed(seed_of(*words))

@@ -68,6 +68,19 @@ def refuse_divided_models(options: dict[str, Any]) -> None:
         )
 
 
+def refuse_sparse_optimizers(optimizer: torch.optim.Optimizer) -> None:
+    """Raise for an optimizer that takes no dense gradients, because gradients are added up dense.
+
+    Raises:
+        UserError: names a replacement.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if isinstance(inner, torch.optim.SparseAdam):
+        raise UserError(
+            "SparseAdam needs sparse gradients, and ExactAccelerator adds gradients up as dense tensors: use Adam"
+        )
+
+
 def refuse_communication_hooks(handler: DistributedDataParallelKwargs | None) -> None:
     """Raise for a DDP communication hook, even if no model will be wrapped in DDP.
 

@@ -141,8 +141,8 @@ class MicroBatch:
         `torch.rand`, for dropout or distortions that are to be the same at any number of processes.
 
         Args:
-            purpose: what they are for; numbers for two purposes are independent. Those of two
-                loaders for one purpose are not: they depend on seed, epoch and batch.
+            purpose: what they are for; numbers for two purposes are independent. They depend on the
+                seed, the loader, the epoch and the batch.
             shape: of the numbers for one sample.
             normal: draw from the standard normal distribution, and not uniformly from [0, 1).
 

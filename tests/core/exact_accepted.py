@@ -11,6 +11,7 @@ from exact_data import (
     mlp,
     numbers,
 )
+from exact_refused_uses import CLASS_WEIGHTS
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -80,6 +81,21 @@ def slopes() -> None:
         optimizer.zero_grad()
 
 
+def sum_over_rows() -> None:
+    """A sum, and a term that has nothing to do with rows."""
+    exact = accelerator()
+    model = mlp(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model, optimizer, loader = exact.prepare(model, optimizer, DataLoader(data(), BATCH))
+    for inputs, labels in loader:
+        rows = max(len(inputs), 1)
+        loss = F.cross_entropy(model(inputs), labels, reduction="sum") / rows
+        decay = torch.cat([each.flatten() for each in model.parameters()]).square().mean()
+        exact.backward(loss + 0.01 * decay)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 ACCEPTED: dict[str, Ask] = {
     "dropout 0": lambda: first_update(network(nn.Dropout(0.0))),
     "a GRU without dropout": lambda: first_update(Recurrent(0.0)),
@@ -100,6 +116,13 @@ ACCEPTED: dict[str, Ask] = {
         network(nn.RReLU()), accelerator(virtual_processes=7)
     ),
     "label smoothing": lambda: first_update(network(), label_smoothing=0.1),
+    "weights of classes with virtual processes": lambda: first_update(
+        network(), accelerator(virtual_processes=7), weight=CLASS_WEIGHTS
+    ),
+    "ignored targets with virtual processes": lambda: first_update(
+        network(), accelerator(virtual_processes=7), ignore_index=0
+    ),
+    "a sum that is divided by its rows": sum_over_rows,
     "float64 targets": precise_targets,
     "an evaluation that draws": evaluation_that_draws,
     "one batch of another loader": one_batch_of_another_loader,

@@ -48,7 +48,7 @@ def mean_of_means() -> dict[str, Any]:
 
 def rows_for_tokens() -> dict[str, Any]:
     """The mean over the tokens of each process, weighed by its rows."""
-    with counting(lambda _: None):
+    with counting(len):
         return train(sentences())
 
 

@@ -15,7 +15,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
 )
-from exact_asking import Ask, data
+from exact_asking import Ask, data, first_update
 from exact_data import (
     BATCH,
     SAMPLES,
@@ -155,6 +155,17 @@ def load_state_of_accelerate() -> None:
         accelerator().load_state(folder)
 
 
+def some_rows_only() -> None:
+    """A loss over the rows of which the model is sure, as in semi-supervised training."""
+    exact = accelerator()
+    model, loader = exact.prepare(mlp(6, 3), DataLoader(data(), BATCH))
+    for inputs, labels in loader:
+        each = F.cross_entropy(model(inputs), labels, reduction="none")
+        exact.backward(each[labels > 0].mean())
+
+
+CLASS_WEIGHTS = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+
 REFUSED_USES: dict[str, tuple[Ask, str]] = {
     "a DistributedSampler": (distributed_sampler, "has a DistributedSampler"),
     "no batches": (lambda: prepare_loader(batch_size=None), "the loader has no batch size"),
@@ -216,6 +227,23 @@ REFUSED_USES: dict[str, tuple[Ask, str]] = {
     "two networks in turns, in pieces": (
         lambda: adversaries(accelerator(micro_batches=2)),
         "called twice for one micro-batch, with no optimizer step possible in between",
+    ),
+    "weights of classes": (
+        lambda: first_update(mlp(6, 3), weight=CLASS_WEIGHTS),
+        "the loss weights classes, so it is no mean over rows",
+    ),
+    "ignored targets": (
+        lambda: first_update(mlp(6, 3), ignore_index=0),
+        "(ignore_index), so it is no mean over rows",
+    ),
+    "a sum": (
+        lambda: first_update(mlp(6, 3), reduction="sum"),
+        "the loss is a sum, and should be a mean over the rows",
+    ),
+    "some rows only": (some_rows_only, "so rows have unequal numbers of them"),
+    "a sparse optimizer": (
+        lambda: accelerator().prepare(torch.optim.SparseAdam(mlp(6, 3).parameters())),
+        "SparseAdam needs sparse gradients",
     ),
     "a communication hook": (
         lambda: accelerator(

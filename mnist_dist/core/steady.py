@@ -1,0 +1,73 @@
+"""A check that a loop changes nothing within an update that it should change once for each update.
+
+With virtual processes, or `micro_batches`, the body of a loop runs once for each share or piece of a
+batch, and the number of these on a process depends on the number of processes. So does the trained
+model if the body changes weights or learning rates itself each time.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from .errors import SingleProcessError
+from .output import warn
+
+ONCE = "do it once for each update, under `if accelerator.sync_gradients:`"
+
+
+class SteadyUpdate:
+    """Compares weights and learning rates between the micro-batches of an update."""
+
+    def __init__(self) -> None:
+        self.changes_of_weights = 0
+        self.rates: list[Any] = []
+
+    def begin_micro_batch(
+        self,
+        parameters: Iterable[torch.nn.Parameter],
+        optimizers: Iterable[torch.optim.Optimizer],
+        *,
+        in_progress: bool,
+    ) -> None:
+        """Before a micro-batch.
+
+        Args:
+            parameters: all that are trained.
+            optimizers: that train them.
+            in_progress: whether another micro-batch of the same update has come before.
+
+        Raises:
+            SingleProcessError: something was changed since that one.
+        """
+        changes_of_weights = sum(parameter._version for parameter in parameters)
+        rates = [group.get("lr") for each in optimizers for group in each.param_groups]
+        if in_progress:
+            self.refuse_changes(changes_of_weights, rates)
+        self.changes_of_weights = changes_of_weights
+        self.rates = rates
+
+    def refuse_changes(self, changes_of_weights: int, rates: list[Any]) -> None:
+        """Raise if weights or learning rates are not those of the micro-batch before.
+
+        Raises:
+            SingleProcessError: says what was changed. A process with one share does not see it.
+        """
+        if changes_of_weights != self.changes_of_weights:
+            raise SingleProcessError(
+                "the loop changes weights between two micro-batches of one update, whose number depends on the "
+                f"number of processes: {ONCE}"
+            )
+        if rates != self.rates:
+            raise SingleProcessError(
+                "the loop changes a learning rate between two micro-batches of one update, whose number depends on "
+                f"the number of processes: pass the scheduler to accelerator.prepare, or {ONCE}"
+            )
+
+
+def warn_of_discarded_micro_batches() -> None:
+    """Say that a loop was left within an update."""
+    warn(
+        "a loop was left within an update, and the gradients of its micro-batches so far are discarded: with several "
+        "micro-batches a batch, leave the loop only if accelerator.sync_gradients is true"
+    )

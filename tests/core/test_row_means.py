@@ -1,0 +1,97 @@
+"""What the core sees of a loss that is no mean over rows, in autograd's graph."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mnist_dist.core.row_means import why_no_mean_over_rows
+
+ROWS = 8
+IGNORED = -100
+
+torch.manual_seed(0)
+scores = torch.randn(ROWS, 3, requires_grad=True)
+labels = torch.randint(3, (ROWS,))
+some_ignored = labels.clone()
+some_ignored[:2] = IGNORED
+zeros = torch.zeros(ROWS, 3)
+parameter = torch.ones(5, requires_grad=True)
+
+Loss = Callable[[], Tensor]
+
+MEANS: dict[str, Loss] = {
+    "cross entropy": lambda: F.cross_entropy(scores, labels),
+    "label smoothing": lambda: F.cross_entropy(scores, labels, label_smoothing=0.1),
+    "of each row": lambda: F.cross_entropy(scores, labels, reduction="none").mean(),
+    "as many tokens in each row": lambda: F.cross_entropy(
+        torch.randn(ROWS, 3, 4, requires_grad=True), torch.randint(3, (ROWS, 4))
+    ),
+    "a sum divided by the rows": lambda: F.cross_entropy(scores, labels, reduction="sum") / ROWS,
+    "a sum divided by a tensor": lambda: (
+        F.cross_entropy(scores, labels, reduction="sum") / torch.tensor(ROWS)
+    ),
+    "a sum divided by all values": lambda: (
+        F.mse_loss(scores, zeros, reduction="sum") / zeros.numel()
+    ),
+    "squares": lambda: F.mse_loss(scores, zeros),
+    "a weight for the positive class": lambda: F.binary_cross_entropy_with_logits(
+        scores, zeros, pos_weight=torch.full((3,), 2.0)
+    ),
+    "divergence": lambda: F.kl_div(scores.log_softmax(1), zeros + 1 / 3, reduction="batchmean"),
+    "in half precision": lambda: F.cross_entropy(scores, labels).half(),
+    "two terms": lambda: F.cross_entropy(scores, labels) + 0.1 * scores.square().mean(),
+    "a mean over parameters beside it": lambda: (
+        F.cross_entropy(scores, labels) + parameter.abs().mean()
+    ),
+    "a distance of parameters beside it": lambda: (
+        F.cross_entropy(scores, labels)
+        + F.mse_loss(parameter, torch.zeros(5), reduction="sum")
+        + F.mse_loss(parameter, torch.zeros(5))
+    ),
+}
+OTHERS: dict[str, tuple[Loss, str]] = {
+    "weights of classes": (
+        lambda: F.cross_entropy(scores, labels, weight=torch.ones(3)),
+        "weights classes",
+    ),
+    "ignored": (lambda: F.cross_entropy(scores, some_ignored), "ignores 2 of 8 targets"),
+    "ignored and smoothed": (
+        lambda: F.cross_entropy(scores, some_ignored, label_smoothing=0.1),
+        "ignores 2 of 8 targets",
+    ),
+    "ignored, beside another term": (
+        lambda: scores.square().mean() + 0.5 * F.cross_entropy(scores, some_ignored),
+        "ignores 2 of 8 targets",
+    ),
+    "a sum": (lambda: F.cross_entropy(scores, labels, reduction="sum"), "is a sum"),
+    "a sum divided by the rows of all processes": (
+        lambda: F.cross_entropy(scores, labels, reduction="sum") / (2 * ROWS),
+        "is a sum",
+    ),
+    "an autoencoder's": (
+        lambda: F.mse_loss(scores, zeros, reduction="sum") - 0.5 * scores.exp().sum(),
+        "is a sum",
+    ),
+    "some rows": (
+        lambda: F.cross_entropy(scores, labels, reduction="none")[:5].mean(),
+        "a mean over 5 values for 8 rows",
+    ),
+    "some rows, in cross entropy": (
+        lambda: F.cross_entropy(scores[:5], labels[:5]),
+        "a mean over 5 values for 8 rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_a_mean_over_rows_is_seen_as_one(name):
+    assert why_no_mean_over_rows(MEANS[name](), ROWS) == ""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_loss_is_named(name):
+    loss, words = OTHERS[name]
+    assert words in why_no_mean_over_rows(loss(), ROWS)
