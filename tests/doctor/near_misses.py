@@ -107,5 +107,21 @@ NEAR_MISSES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
             "        model = DistributedDataParallel(model.module)\n    model.train()\n",
         ),
     ),
+    "workers started anew": (
+        "varied.py",
+        (
+            "    sampler.set_epoch(epoch)\n",
+            "    sampler.set_epoch(epoch)\n    whole.epoch = epoch\n",
+        ),
+    ),
+    "an epoch in shared memory": (
+        "varied.py",
+        ("num_workers=1, drop", "num_workers=1, persistent_workers=True, drop"),
+        ("next(iter(test_loader))\n", "whole.epoch = torch.zeros(1).share_memory_()\n"),
+        (
+            "    sampler.set_epoch(epoch)\n",
+            "    sampler.set_epoch(epoch)\n    whole.epoch.fill_(epoch)\n",
+        ),
+    ),
     "a loss times a number": ("plain.py", (BACKWARD, "        (loss.sum() * 0.25).backward()\n")),
 }

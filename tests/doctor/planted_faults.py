@@ -802,6 +802,20 @@ OTHERS = {
         "the gradients of 1 of 2 backward passes are cleared before the step",
         slow=True,
     ),
+    "workers that keep an old epoch": Fault(
+        "varied.py",
+        (
+            ("num_workers=1, drop", "num_workers=1, persistent_workers=True, drop"),
+            (
+                "    sampler.set_epoch(epoch)\n",
+                "    sampler.set_epoch(epoch)\n    whole.epoch = epoch\n",
+            ),
+        ),
+        "workers",
+        "enumerate(loader)",
+        "TensorDataset.epoch is 1 here and 0 in the loader's persistent workers",
+        slow=True,
+    ),
     "set_epoch of an own sampler": Fault(
         "elaborate.py",
         (

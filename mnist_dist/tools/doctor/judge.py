@@ -71,6 +71,7 @@ BETWEEN_RANKS = [
     ),
     rule("padding", rules_samples.padding, "no sample comes twice", f"{ALONE} {SAMPLES}"),
     rule("order", rules_samples.same_order, "each epoch has its own order"),
+    rule("workers", rules_samples.stale_workers, "they have the data set as it is"),
     rule("shares", rules_shares.uneven_shares, "equal shares", f"{ALONE} updates"),
     rule("optimizer", rules_modes.without_gradients, "its parameters have gradients", ALONE),
     rule("gradients", rules_training.not_exchanged, "equal when used", f"{ALONE} not-finite"),

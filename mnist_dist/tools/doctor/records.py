@@ -21,6 +21,7 @@ class Epoch:
         repeats: whether the sampler, by intent, does not give each sample once.
         is_own: whether the sampler is of the user's own making, so that its intent is unknown.
         takes_epochs: whether it can be told which epoch begins.
+        stale: what of the data set has changed since persistent workers were started, in words.
         told: the numbers and words that a sampler of the user's own holds, such as its epoch.
         drops: whether the loader leaves out an incomplete batch by intent.
         length: batches that the loader announces; -1 if it does not.
@@ -50,6 +51,7 @@ class Epoch:
     repeats: bool = False
     is_own: bool = False
     takes_epochs: bool = False
+    stale: str = ""
     told: str = ""
     drops: bool = False
     length: int = -1

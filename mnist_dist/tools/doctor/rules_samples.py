@@ -191,6 +191,21 @@ def padding(case: Case) -> Finding | None:
     return None
 
 
+def stale_workers(case: Case) -> Finding | None:
+    """Workers that have a copy of the data set from before it was changed."""
+    for epoch in case.first.epochs:
+        if epoch.stale:
+            return Finding(
+                "WARN",
+                "workers",
+                f"{epoch.stale} in the loader's persistent workers, which keep the data set as it "
+                "was when they were started",
+                "persistent_workers=False, or keep the value in a tensor in shared memory",
+                epoch.place,
+            )
+    return None
+
+
 def same_order(case: Case) -> Finding | None:
     """A shuffled order that is the same in two epochs."""
     seen: dict[str, list[tuple[str, list[int]]]] = {}

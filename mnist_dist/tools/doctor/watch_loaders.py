@@ -29,6 +29,7 @@ from mnist_dist.tools.doctor.records import Epoch
 
 ACCELERATE = "accelerate/data_loader.py"  # whose loaders fetch a batch ahead
 KEPT = 4  # iterations over one loader whose samples are kept one by one
+PARTS = 4  # data sets, each a part of the next
 ROWS = 2000  # of a stream, of which digests are kept
 
 
@@ -106,6 +107,11 @@ class LoaderWatch:
             return  # ExactAccelerator's own, which says itself what it gives
         iterator.doctor_queue = deque()
         iterator.doctor_epoch = self.new_epoch(loader)
+        if loader.num_workers and loader.persistent_workers:
+            now = attributes_of(loader.dataset)
+            if not hasattr(iterator, "doctor_at_start"):
+                iterator.doctor_at_start = now
+            iterator.doctor_epoch.stale = change_since(iterator.doctor_at_start, now)
         self.recorder.write()
 
     def asked(self, iterator: Any, numbers: Any) -> None:
@@ -200,6 +206,25 @@ def whole_of(dataset: Any) -> tuple[Any, int]:
         part = digest_of_numbers(numbers) ^ part
         dataset = dataset.dataset
     return dataset, part
+
+
+def attributes_of(dataset: Any) -> dict[str, bool | int | float | str]:
+    """Return the numbers and words that a data set holds, and the one that it is a part of."""
+    found: dict[str, bool | int | float | str] = {}
+    for _ in range(PARTS):
+        kind = type(dataset).__name__
+        values = plain_attributes(dataset).items()
+        found |= {f"{kind}.{name}": value for name, value in values}
+        dataset = getattr(dataset, "dataset", None)
+    return found
+
+
+def change_since(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Return in words what persistent workers, which have a copy, do not know; empty if nothing."""
+    for name, value in now.items():
+        if before.get(name, value) != value:
+            return f"{name} is {value} here and {before[name]}"
+    return ""
 
 
 def as_numbers(numbers: Any, dataset: Any) -> list[int]:
