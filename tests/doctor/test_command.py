@@ -12,7 +12,7 @@ from mnist_dist.core import UserError
 from mnist_dist.tools.doctor.command import place_of_program, read
 
 sys.path.insert(0, str(Path(__file__).parent))
-from planted_faults import FAULTS, HERE
+from planted_faults import BACKWARD, FAULTS, HERE, changed
 
 DOCTOR = ("-m", "mnist_dist", "doctor")
 
@@ -101,6 +101,20 @@ def test_under_torchrun_the_first_process_judges(fault, said, tmp_path):
     assert said in done.stdout, done.stdout + done.stderr
     assert "1 finding" in done.stdout
     assert done.stdout.count("FAIL ") == 1
+
+
+@pytest.mark.slow
+def test_under_torchrun_another_process_judges_if_the_first_one_is_killed(tmp_path):
+    script = tmp_path / "train_mine.py"
+    killed = f"        if rank == 0 and number == 3:\n            os.abort()\n{BACKWARD}"
+    script.write_text(
+        changed("plain.py", (("import sys\n", "import os\nimport sys\n"), (BACKWARD, killed)))
+    )
+    done = torchrun(3, *DOCTOR, script, tmp_path)
+    assert done.returncode == 1, done.stderr
+    said = "process 0 died after update 3 without a message"
+    assert done.stdout.count(said) == 1, done.stdout + done.stderr
+    assert done.stdout.count("1 finding") == 1
 
 
 def test_what_stops_and_what_starts_again_belong_together():

@@ -1,12 +1,18 @@
-"""A process that a launcher of the user's has started: it is watched, and the first one judges."""
+"""A process that a launcher of the user's has started: it is watched, and the first one judges.
+
+If the first one is killed by a signal, the first of those that are left judges.
+"""
 
 import math
 import os
+import platform
 import shutil
+import signal
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from mnist_dist.core import UserError
@@ -18,6 +24,7 @@ from mnist_dist.tools.doctor.signs import BEAT, HangWatch
 SILENCE = 10.0  # seconds without a sign of life until a process is dead
 LEFT = 8.0  # seconds after another process has failed, in which this one notices by itself
 AFTER_ERROR = 3.0  # seconds for the others to say what they know
+JUDGED = "judged"  # a file that the process makes which judges, so that no other one does
 Judge = Callable[[Case], int]
 
 
@@ -46,33 +53,86 @@ def common_folder(given: Path | None) -> Path:
     return folder
 
 
-class FirstProcess:
+class Judging:
+    """A process that may judge.
+
+    Args:
+        folder: where all leave their records.
+        world: the number of processes.
+        judge: prints what was found, and returns the exit status.
+        own_folder: whether to remove the folder at the end.
+    """
+
+    def __init__(self, folder: Path, world: int, judge: Judge, own_folder: bool) -> None:
+        self.folder = folder
+        self.world = world
+        self.judge = judge
+        self.own_folder = own_folder
+        self.is_over = threading.Event()
+        self.status = 0
+
+    def conclude_now(self) -> None:
+        """Judge before this process is ended by a signal, which it is if another one has failed."""
+        until = time.monotonic() + AFTER_ERROR
+        while not self.have_all_ended() and time.monotonic() < until:
+            time.sleep(BEAT)
+        self.conclude([])
+
+    def have_all_ended(self) -> bool:
+        """Return whether all others have ended, or are dead."""
+        records = read_records(self.folder)
+        for record in records:
+            if not (record.ended or record.status or self.is_silent(record)):
+                return False
+        return len(records) == self.world
+
+    def is_silent(self, record: Record) -> bool:
+        """Return whether a process gives no signs of life any more."""
+        if is_gone(record):
+            return True
+        path = self.folder / f"sign-{record.rank}.json"
+        return path.exists() and time.time() > path.stat().st_mtime + SILENCE
+
+    def conclude(self, hanging: list[Sign]) -> int:
+        """Judge, unless that was done, and return the exit status."""
+        if self.is_over.is_set() or not self.may_judge():
+            return self.status
+        self.is_over.set()
+        records = read_records(self.folder)
+        for record in records:
+            if not record.ended and not self.is_silent(record):
+                record.status = record.status or -1
+        self.status = self.judge(Case(records, hang=hanging))
+        if self.own_folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return self.status
+
+    def may_judge(self) -> bool:
+        """Return whether no other process has judged; then this one is the one that does."""
+        with suppress(OSError):  # the file is there, or the folder is removed already
+            (self.folder / JUDGED).touch(exist_ok=False)
+            return True
+        return False
+
+
+class FirstProcess(Judging):
     """What the first process does beside its training: it watches over the others, and judges.
 
     Args:
         folder: where all leave their records.
         world: the number of processes.
-        deadline: seconds without any event after which they hang.
         judge: prints what was found, and returns the exit status.
         own_folder: whether to remove the folder at the end.
+        deadline: seconds without any event after which they hang.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        world: int,
-        deadline: float,
-        judge: Judge,
-        own_folder: bool,
+        self, folder: Path, world: int, judge: Judge, own_folder: bool, deadline: float
     ) -> None:
-        self.folder = folder
-        self.world = world
-        self.judge = judge
-        self.own_folder = own_folder
+        super().__init__(folder, world, judge, own_folder)
+        (folder / JUDGED).unlink(missing_ok=True)
         self.watch = HangWatch(folder, world, deadline)
-        self.is_over = threading.Event()
         self.leave = os._exit
-        self.status = 0
         self.thread = threading.Thread(target=self.watch_all, daemon=True)
         self.thread.start()
 
@@ -96,13 +156,6 @@ class FirstProcess:
         records = read_records(self.folder)
         return any(record.ended and record.error for record in records if record.rank)
 
-    def conclude_now(self) -> None:
-        """Judge before this process is ended by a signal, which it is if another one has failed."""
-        until = time.monotonic() + AFTER_ERROR
-        while not self.have_all_ended() and time.monotonic() < until:
-            time.sleep(BEAT)
-        self.conclude([])
-
     def finish(self, status: int) -> int:
         """Wait for the others, and judge.
 
@@ -119,29 +172,66 @@ class FirstProcess:
                 break
         return self.conclude([]) or status
 
-    def have_all_ended(self) -> bool:
-        """Return whether all others have ended, or are dead."""
-        records = read_records(self.folder)
-        for record in records:
-            if not (record.ended or record.status or self.is_silent(record)):
-                return False
-        return len(records) == self.world
 
-    def is_silent(self, record: Record) -> bool:
-        """Return whether a process gives no signs of life any more."""
-        path = self.folder / f"sign-{record.rank}.json"
-        return path.exists() and time.time() > path.stat().st_mtime + SILENCE
+class LaterProcess(Judging):
+    """What another process does: it judges if the first one has died, and those before it are gone.
 
-    def conclude(self, hanging: list[Sign]) -> int:
-        """Judge, unless that was done, and return the exit status."""
-        if self.is_over.is_set():
-            return self.status
-        self.is_over.set()
-        records = read_records(self.folder)
-        for record in records:
-            if not record.ended and not self.is_silent(record):
-                record.status = record.status or -1
-        self.status = self.judge(Case(records, hang=hanging))
-        if self.own_folder:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        return self.status
+    Args:
+        rank: of this process.
+        folder: where all leave their records.
+        world: the number of processes.
+        judge: prints what was found, and returns the exit status.
+        own_folder: whether to remove the folder at the end.
+    """
+
+    def __init__(self, rank: int, folder: Path, world: int, judge: Judge, own_folder: bool) -> None:
+        super().__init__(folder, world, judge, own_folder)
+        self.rank = rank
+
+    def takes_over(self) -> bool:
+        """Return whether this process is to judge in place of the first one."""
+        with suppress(OSError):  # the folder is removed when another one has judged
+            before = [record for record in read_records(self.folder) if record.rank < self.rank]
+            has_died = any(
+                not record.ended and record.status == 0 for record in before if record.rank == 0
+            )
+            return has_died and all(is_gone(record) for record in before)
+        return False
+
+    def conclude_if_first_died(self) -> None:
+        """Judge before this process is ended by a signal, as it is if the first one was."""
+        if self.takes_over():
+            self.conclude_now()
+
+    def finish(self, status: int) -> int:
+        """Judge if the program failed here because the first process has died.
+
+        Args:
+            status: with which the program ended here.
+
+        Returns:
+            The same.
+        """
+        if status:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which a launcher sends meanwhile
+        until = time.monotonic() + AFTER_ERROR
+        while status and time.monotonic() < until:
+            if self.takes_over():
+                self.conclude_now()
+                break
+            time.sleep(BEAT)
+        return status
+
+
+def is_gone(record: Record) -> bool:
+    """Return whether a process of this node is no more there, or only waits to be cleared away."""
+    if record.node != platform.node():
+        return False
+    try:
+        os.kill(record.pid, 0)
+        state = Path(f"/proc/{record.pid}/stat").read_text()
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False  # it is there, but this system does not say what it does
+    return state.rpartition(")")[2].split()[0] == "Z"

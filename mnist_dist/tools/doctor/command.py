@@ -13,7 +13,7 @@ import tyro
 
 from mnist_dist.core import UserError
 from mnist_dist.run.command_line import parse
-from mnist_dist.tools.doctor.beside import FirstProcess, common_folder
+from mnist_dist.tools.doctor.beside import FirstProcess, LaterProcess, common_folder
 from mnist_dist.tools.doctor.case import Case
 from mnist_dist.tools.doctor.findings import Finding, table, write_findings
 from mnist_dist.tools.doctor.judge import judge
@@ -166,16 +166,21 @@ def watch_beside(config: Config) -> int:
     folder = common_folder(config.records)
     recorder = Recorder(folder, config.every)
     run = Run(recorder, lambda status: status)
-    if recorder.record.rank == 0:
-        first = FirstProcess(
-            folder,
-            recorder.record.asked,
-            config.deadline,
-            lambda case: report(config, case),
-            own_folder=config.records is None,
-        )
+
+    def judge_records(case: Case) -> int:
+        return report(config, case)
+
+    world = recorder.record.asked
+    is_own = config.records is None
+    rank = recorder.record.rank
+    if rank == 0:
+        first = FirstProcess(folder, world, judge_records, is_own, config.deadline)
         run.finish = first.finish
         run.before_signal = first.conclude_now
+    else:
+        later = LaterProcess(rank, folder, world, judge_records, is_own)
+        run.finish = later.finish
+        run.before_signal = later.conclude_if_first_died
     return run.start(config.program, config.flags)
 
 

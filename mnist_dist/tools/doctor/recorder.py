@@ -48,6 +48,7 @@ class Recorder:
         self.stop_after = stop_after
         self.record = Record(
             rank=int(os.environ.get("RANK", 0)),
+            pid=os.getpid(),
             asked=int(os.environ.get("WORLD_SIZE", 1)),
             node=platform.node(),
         )

@@ -121,6 +121,7 @@ class Record:
 
     Attributes:
         rank: its number.
+        pid: of the process, on its node.
         asked: processes that the launcher has started.
         world: processes that were connected at the last update.
         node: the name of its node.
@@ -151,6 +152,7 @@ class Record:
     """
 
     rank: int = 0
+    pid: int = 0
     asked: int = 1
     world: int = 1
     node: str = ""

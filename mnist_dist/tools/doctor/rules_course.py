@@ -66,7 +66,10 @@ def silent_end(case: Case) -> Finding | None:
     dead = [record for record in case.ranks if not record.ended and record.status == 0]
     if dead and not case.hang:
         record = dead[0]
-        words = f"process {record.rank} died after update {record.made} without a message"
+        # What it wrote last may be older than what the others know, and they cannot be ahead of it.
+        others = [each.made for each in case.ranks if each is not record]
+        made = max(record.made, min(others, default=0))
+        words = f"process {record.rank} died after update {made} without a message"
         advice = "look at the memory of its node, and for a segmentation fault"
         alone = operation_of_one(case, record)
         if alone:
