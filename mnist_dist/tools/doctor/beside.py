@@ -11,8 +11,8 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mnist_dist.core import UserError
@@ -212,15 +212,25 @@ class LaterProcess(Judging):
         Returns:
             The same.
         """
-        if status:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which a launcher sends meanwhile
-        until = time.monotonic() + AFTER_ERROR
-        while status and time.monotonic() < until:
-            if self.takes_over():
-                self.conclude_now()
-                break
-            time.sleep(BEAT)
+        if status == 0:
+            return status
+        with undisturbed():
+            until = time.monotonic() + AFTER_ERROR
+            while not self.takes_over() and time.monotonic() < until:
+                time.sleep(BEAT)
+            self.conclude_if_first_died()
         return status
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let no SIGTERM, which a launcher sends when a process has failed, end this one meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # a thread of the program has called os._exit, and only the main one may do this
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def is_gone(record: Record) -> bool:

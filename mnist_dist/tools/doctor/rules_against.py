@@ -4,7 +4,7 @@ import math
 
 from mnist_dist.tools.doctor.case import Case
 from mnist_dist.tools.doctor.findings import Finding
-from mnist_dist.tools.doctor.records import Epoch, Record
+from mnist_dist.tools.doctor.records import Record
 
 CLOSE = 1e-3  # of the gradient: rounding of float32 is a thousandth of that
 CLOSE_ROUNDED = 0.05  # likewise, where the model computes in bfloat16 or float16
@@ -108,7 +108,7 @@ def of_same_samples(case: Case, ratio: float, off: float) -> Finding | None:
     words = "for the same samples and weights, the first gradient"
     if off < close:
         words += f" is {ratio:.4g} times that on 1 process"
-        if ratio < 1 and gathers_in_training(case):
+        if ratio < 1 and case.first.updates[0].gathers_rows:
             words += f": {OF_OWN_ROWS}"
         advice = how_to_scale(case, ratio)
     else:
@@ -136,7 +136,7 @@ def of_other_samples(case: Case, ratio: float, off: float) -> Finding | None:
     words = f"the first gradient is {ratio:.2f} times as large as on 1 process, about "
     if is_sum:
         words += f"{case.world} times: is it a sum where a mean was meant?"
-    elif gathers_in_training(case):
+    elif case.first.updates[0].gathers_rows:
         words += f"1 / {case.world}: {OF_OWN_ROWS}"
     else:
         words += f"1 / {case.world}: is the loss divided by the number of processes?"
@@ -153,16 +153,9 @@ def how_to_scale(case: Case, ratio: float) -> str:
     """
     if ratio > 1:
         return "divide the sum of gradients, or the loss, by the number of processes, once"
-    if gathers_in_training(case):
+    if case.first.updates[0].gathers_rows:
         return "multiply the loss by world_size, or gather the rows with a gradient"
     return "divide once less: DistributedDataParallel takes the mean over processes itself"
-
-
-def gathers_in_training(case: Case) -> bool:
-    """Return whether rows of all processes are gathered for each update, as for a contrastive loss."""
-    epoch = case.first.trainings()[0] if case.first.trainings() else Epoch()
-    gathered = [count for name, count in epoch.collectives.items() if name.startswith("all_gather")]
-    return sum(gathered) >= epoch.updates > 0
 
 
 def divided_by_processes(case: Case) -> Finding | None:

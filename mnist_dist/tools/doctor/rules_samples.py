@@ -214,7 +214,7 @@ def same_order(case: Case) -> Finding | None:
         is_to_differ = epoch.shuffles or (epoch.is_own and epoch.takes_epochs)
         is_shuffled = is_to_differ and numbers != sorted(numbers)
         # An own sampler that was told another epoch keeps its order by intent.
-        order = (epoch.told, numbers)
+        order = ("" if epoch.shuffles else epoch.told, numbers)
         if epoch.complete and is_shuffled and order in seen.get(epoch.place, []):
             advice = "seed the order once, before the first epoch, and not in each"
             if epoch.takes_epochs:

@@ -32,6 +32,7 @@ class Update:
         cleared_place: the line that cleared them.
         class_weights: a digest of the weights of the classes that the loss was given; 0: none.
         class_weights_place: the line that gave them.
+        gathers_rows: whether what a model computed for each row was gathered before the backward pass.
         finite_loss: whether all losses were finite; None if nobody looked.
         examined: whether the digests below were taken.
         weights, gradients: a digest of each parameter before the step, and of its gradient.
@@ -75,6 +76,7 @@ class Update:
     cleared_place: str = ""
     class_weights: int = 0
     class_weights_place: str = ""
+    gathers_rows: bool = False
     finite_loss: bool | None = None
     examined: bool = False
     weights: list[int] = field(default_factory=list)

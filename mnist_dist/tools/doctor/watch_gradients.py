@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
+from mnist_dist.tools.doctor.digests import own_part
 from mnist_dist.tools.doctor.patches import call_after, call_before
 from mnist_dist.tools.doctor.places import place
 from mnist_dist.tools.doctor.recorder import Recorder
@@ -140,4 +141,5 @@ class GradientWatch:
 
 def content(tensor: Tensor) -> tuple[int, int]:
     """Return what is another pair of numbers after a tensor's values were changed."""
-    return tensor.data_ptr(), tensor._version
+    own = own_part(tensor)
+    return own.data_ptr(), own._version

@@ -35,7 +35,8 @@ OPERATIONS = (
 )
 # By the name of an operation, which of its arguments holds what this process gives.
 FIRST_ARGUMENT = {"all_reduce": 0, "reduce": 0, "all_gather": 1, "all_gather_into_tensor": 1}
-FIGURES = 16  # of an evaluation, that are kept
+FIGURES = 64  # of an evaluation, after which no more are kept
+SHORT = 8  # figures in a tensor
 SAVE_STATE = "save_state"  # of Accelerate: no operation between processes by itself
 
 
@@ -82,6 +83,8 @@ class ProcessWatch:
                 counts = recorder.batches_from.collectives
                 counts[name] = counts.get(name, 0) + 1
                 note_figures(recorder.batches_from, name, args)
+            if recorder.now.forward_place and name.startswith("all_gather"):
+                recorder.now.gathers_rows |= is_of_rows(given_to(name, args))
 
         return begin
 
@@ -119,12 +122,24 @@ def note_figures(epoch: Epoch, name: str, arguments: tuple[Any, ...]) -> None:
         name: of the operation.
         arguments: its own.
     """
-    if name not in FIRST_ARGUMENT or not epoch.evaluated or epoch.updates:
+    if not epoch.evaluated or epoch.updates:
         return
-    number = FIRST_ARGUMENT[name]
-    tensor = arguments[number] if len(arguments) > number else None
-    if isinstance(tensor, Tensor) and tensor.numel() + len(epoch.figures) <= FIGURES:
+    tensor = given_to(name, arguments)
+    is_short = tensor is not None and tensor.numel() <= SHORT
+    if tensor is not None and is_short and len(epoch.figures) < FIGURES:
         epoch.figures += tensor.detach().flatten().double().tolist()
+
+
+def given_to(name: str, arguments: tuple[Any, ...]) -> Tensor | None:
+    """Return the tensor that an operation is given, if it is one of those that are looked at."""
+    number = FIRST_ARGUMENT.get(name, len(arguments))
+    tensor = arguments[number] if len(arguments) > number else None
+    return tensor if isinstance(tensor, Tensor) else None
+
+
+def is_of_rows(tensor: Tensor | None) -> bool:
+    """Return whether a tensor may be a model's answer to each row, and not a loss for a log."""
+    return tensor is not None and tensor.ndim > 1 and tensor.is_floating_point()
 
 
 def is_of_some(arguments: Iterable[Any]) -> bool:
