@@ -3,6 +3,7 @@
 import inspect
 import math
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -354,7 +355,8 @@ class ExactAccelerator(Accelerator):
             if outer.generators is not None:
                 outer.generators.restore()
             return
-        if self.update_is_in_progress and self.several_micro_batches:
+        was_left = sys.exc_info()[0] is GeneratorExit  # and did not end, or fail
+        if was_left and self.update_is_in_progress and self.several_micro_batches:
             warn_of_discarded_micro_batches()
         self._gradients.abandon()
         if self.sharing.virtual:  # processes ended on different shares: reseed all alike
@@ -683,9 +685,10 @@ class ExactAccelerator(Accelerator):
             "check the data for non-finite values, or try a lower learning rate or gradient "
             "clipping"
         )
-        return UserError(
-            f"{what}; the last good checkpoint is {self.last_checkpoint or 'none'}: {advice or numbers}"
-        )
+        checkpoint = "there is no checkpoint yet"
+        if self.last_checkpoint:
+            checkpoint = f"the last good checkpoint is {self.last_checkpoint}"
+        return UserError(f"{what}; {checkpoint}: {advice or numbers}")
 
     # ---------------------------------------------------------------------------- metrics and state
 

@@ -9,6 +9,8 @@ from accelerate.utils import gather_object
 from .errors import UserError, explain
 from .output import say
 
+LONGEST = 40  # characters of a value in a message
+
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
@@ -52,9 +54,14 @@ def check_same_across_processes(what: str, value: object) -> None:
     for rank, other in enumerate(values):
         if other != values[0]:
             raise UserError(
-                f"{what} differ between processes 0 and {rank} ({values[0]} against {other}): "
+                f"{what} differ between processes 0 and {rank} ({short(values[0])} against {short(other)}): "
                 "start all of them with the same command on the same files"
             )
+
+
+def short(value: str) -> str:
+    """The beginning of a long value, such as a digest."""
+    return value if len(value) <= LONGEST else f"{value[:LONGEST]}..."
 
 
 def announce(text: str) -> None:

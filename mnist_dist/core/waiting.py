@@ -103,7 +103,7 @@ class Watch:
         """Print who waits and who is missing, unless another process does."""
         self.told.add(str(place))
         there = [self.rank]
-        elsewhere: dict[str, list[int]] = {}
+        elsewhere: dict[tuple[str, str, str], list[int]] = {}
         for rank in range(self.world):
             if rank == self.rank:
                 continue
@@ -114,12 +114,17 @@ class Watch:
                 there.append(rank)
                 continue
             in_update = f" (update {its_progress[0] + 1})" if its_progress else ""
-            state = "waits in" if waits else "is in"
-            words = where if its_progress is None else f"{state} {where}{in_update}"
-            elsewhere.setdefault(words, []).append(rank)
+            words = (where, where)
+            if its_progress is not None:
+                one, several = ("waits", "wait") if waits else ("is", "are")
+                words = (f"{one} in {where}", f"{several} in {where}")
+            elsewhere.setdefault((*words, in_update), []).append(rank)
         if not elsewhere:
             return  # a slow network, or others are slow to leave word
-        others = "; ".join(f"{named(ranks)} {words}" for words, ranks in elsewhere.items())
+        others = "; ".join(
+            f"{named(ranks)} {one if len(ranks) == 1 else several}{in_update}"
+            for (one, several, in_update), ranks in elsewhere.items()
+        )
         have = "has" if len(there) == 1 else "have"
         in_update = f" (update {progress[0] + 1})" if progress else ""
         warn(

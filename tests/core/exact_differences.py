@@ -87,7 +87,7 @@ SAID = {
     "buffers": "was built?) differ",
     "weights": "was built?) differ",
     "order": "(as indices into the model's) differ between processes 0 and 1 ([[0, 1, 2, 3]] against",
-    "parted": "processes no longer have the same weights after update 3; the last good checkpoint is none",
+    "parted": "processes no longer have the same weights after update 3; there is no checkpoint yet",
     "shapes": "pad them to one shape",
     "rows": "pass one row for each sample",
 }
