@@ -829,6 +829,7 @@ OTHERS = {
         "for inputs, labels in loader",
         "two epochs have the same shuffled order of 48 samples",
         slow=True,
+        advice="call set_epoch(epoch) of the Shuffled",
     ),
     "a stream that overlaps": Fault(
         "frameworks.py",

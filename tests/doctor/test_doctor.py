@@ -20,7 +20,7 @@ QUICK = [name for name in FAULTS if name not in SLOW]
 
 def drive(folder: Path, cases: list[dict[str, Any]]) -> dict[str, list[dict[str, str]]]:
     """Run cases, and return what was found in each, by its name."""
-    done = call(PYTHON, DRIVER, folder, *map(json.dumps, cases), timeout=500)
+    done = call(PYTHON, DRIVER, folder, *map(json.dumps, cases), timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     names = [case["name"] for case in cases]
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in names}

@@ -218,9 +218,10 @@ def same_order(case: Case) -> Finding | None:
         if epoch.complete and is_shuffled and order in seen.get(epoch.place, []):
             advice = "seed the order once, before the first epoch, and not in each"
             if epoch.takes_epochs:
-                advice = (
-                    f"call set_epoch(epoch) of the {epoch.sampler} at the beginning of each epoch"
-                )
+                call = "sampler.set_epoch(epoch)"
+                if epoch.is_own:
+                    call = f"set_epoch(epoch) of the {epoch.sampler}"
+                advice = f"call {call} at the beginning of each epoch"
             return Finding(
                 "FAIL",
                 "order",
