@@ -10,6 +10,7 @@ from .errors import UserError
 from .randomness import GeneratorStates
 from .refusals import refuse_layers_that_depend_on_sharing
 from .row_means import why_no_mean_over_rows
+from .row_pairs import COMPARES_ROWS, compares_rows
 from .sharing import MicroBatch
 
 
@@ -69,6 +70,8 @@ class ForwardGuard:
         is_unclear = self.nested or terms is not None
         if self.before is not None and not is_unclear and len(micro_batch):
             self.about_loss = why_no_mean_over_rows(loss, len(micro_batch))
+            if compares_rows(loss.grad_fn, len(micro_batch)):
+                self.about_loss = COMPARES_ROWS
 
     def check(self, micro_batch: MicroBatch, models: list[nn.Module]) -> None:
         """After a backward pass; every process calls this.

@@ -164,6 +164,16 @@ def some_rows_only() -> None:
         exact.backward(each[labels > 0].mean())
 
 
+def rows_with_each_other() -> None:
+    """A contrastive loss."""
+    exact = accelerator()
+    model, loader = exact.prepare(mlp(6, 3), DataLoader(data(), BATCH))
+    for inputs, _ in loader:
+        outputs = model(inputs)
+        similarities = outputs @ model(inputs + 1).T
+        exact.backward(F.cross_entropy(similarities, torch.arange(len(inputs))))
+
+
 CLASS_WEIGHTS = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
 
 REFUSED_USES: dict[str, tuple[Ask, str]] = {
@@ -241,6 +251,10 @@ REFUSED_USES: dict[str, tuple[Ask, str]] = {
         "the loss is a sum, and should be a mean over the rows",
     ),
     "some rows only": (some_rows_only, "so rows have unequal numbers of them"),
+    "rows with each other": (
+        rows_with_each_other,
+        "the loss compares the rows of a batch with each other",
+    ),
     "a sparse optimizer": (
         lambda: accelerator().prepare(torch.optim.SparseAdam(mlp(6, 3).parameters())),
         "SparseAdam needs sparse gradients",

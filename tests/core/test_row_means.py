@@ -1,13 +1,14 @@
-"""What the core sees of a loss that is no mean over rows, in autograd's graph."""
+"""What the core sees in autograd's graph of a loss that is no mean over rows, or compares them."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mnist_dist.core.row_means import why_no_mean_over_rows
+from mnist_dist.core.row_pairs import compares_rows
 
 ROWS = 8
 IGNORED = -100
@@ -95,3 +96,55 @@ def test_a_mean_over_rows_is_seen_as_one(name):
 def test_another_loss_is_named(name):
     loss, words = OTHERS[name]
     assert words in why_no_mean_over_rows(loss(), ROWS)
+
+
+projection = nn.Linear(3, 4)
+square = nn.Linear(3, ROWS, bias=False)  # by accident as many units as there are rows
+bilinear = nn.Bilinear(3, 3, ROWS)
+
+
+def views() -> tuple[Tensor, Tensor]:
+    """Two views of each row."""
+    return F.normalize(projection(scores)), F.normalize(projection(scores + 1))
+
+
+def similarities(one: Tensor, other: Tensor) -> Tensor:
+    """A contrastive loss of two views."""
+    return F.cross_entropy(one @ other.T / 0.1, torch.arange(len(one)))
+
+
+COMPARING: dict[str, Loss] = {
+    "two views": lambda: similarities(*views()),
+    "both views as one": lambda: (
+        (torch.cat(views()) @ torch.cat(views()).T).logsumexp(dim=1).mean()
+    ),
+    "distances": lambda: torch.cdist(*views()).mean(),
+    "correlations of features": lambda: torch.matmul(views()[0].T, views()[1]).square().mean(),
+    "a spread over rows": lambda: F.relu(1 - projection(scores).std(dim=0)).mean(),
+    "beside a classifier": lambda: F.cross_entropy(scores, labels) + similarities(*views()),
+}
+NOT_COMPARING: dict[str, Loss] = {
+    "a classifier": lambda: F.cross_entropy(projection(scores), labels),
+    "as many units as rows": lambda: square(projection(scores)[:, :3]).square().mean(),
+    "as many units as rows, in bfloat16": lambda: F.linear(
+        projection(scores)[:, :3].bfloat16(), square.weight.bfloat16()
+    ).mean(),
+    "a bilinear layer": lambda: bilinear(scores, scores).mean(),
+    "attention within a row": lambda: F.scaled_dot_product_attention(
+        *[projection(scores).view(ROWS, 1, 2, 2)] * 3
+    ).mean(),
+    "views of the same row": lambda: F.cosine_similarity(*views()).mean(),
+    "a spread within a row": lambda: projection(scores).std(dim=1).mean(),
+    "a spread of weights": lambda: scores.square().mean() + square.weight.std(),
+    "a low rank": lambda: (scores @ (projection.weight.T @ projection.weight)).mean(),
+}
+
+
+@pytest.mark.parametrize("name", COMPARING)
+def test_a_loss_that_compares_rows_is_seen(name):
+    assert compares_rows(COMPARING[name]().grad_fn, ROWS)
+
+
+@pytest.mark.parametrize("name", NOT_COMPARING)
+def test_another_one_is_not_taken_for_it(name):
+    assert not compares_rows(NOT_COMPARING[name]().grad_fn, ROWS)
