@@ -772,7 +772,7 @@ PLAIN["an average on one process"] = Fault(
     ),
     "copy",
     "right = model(inputs)",
-    "the trained model is called here with different weights on each process",
+    "the trained model has different weights on each process when it is called here",
     slow=True,
     advice="was updated or chosen on some processes only",
 )

@@ -29,8 +29,8 @@ def what_differs(case: Case, epoch: Epoch, line: str) -> Finding:
     """
     if line in epoch.trained:
         words = (
-            "the trained model is called here with different weights on each process, although "
-            "those that are trained are equal"
+            "the trained model has different weights on each process when it is called here, "
+            "although they are equal in training"
         )
         advice = (
             "what is copied into it, such as an average or the best checkpoint, was updated or "
