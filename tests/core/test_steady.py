@@ -55,6 +55,9 @@ def once(body: Body) -> Body:
     return at_the_end
 
 
+# Torch's scheduler says that too, where no optimizer has made a step yet.
+pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+
 several_micro_batches = pytest.mark.parametrize(
     "options", [{"virtual_processes": 4}, {"micro_batches": 2}], ids=str
 )
