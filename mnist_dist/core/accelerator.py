@@ -124,7 +124,7 @@ class ExactAccelerator(Accelerator):
         world = self.num_processes
         if world == 1:
             refuse_a_process_of_several(environ)
-        refuse_unconnected(world, environ)
+        refuse_unconnected(environ)
         if 0 < virtual_processes < world:
             raise UserError(
                 f"{world} processes cannot share {virtual_processes} virtual processes: start at "

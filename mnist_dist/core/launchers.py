@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import torch.distributed as dist
+
 from .errors import UserError
 
 # The variables in which launchers tell the number of processes, and that of this one.
@@ -54,17 +56,17 @@ def refuse_a_process_of_several(environ: Mapping[str, str]) -> None:
             )
 
 
-def refuse_unconnected(world: int, environ: Mapping[str, str]) -> None:
+def refuse_unconnected(environ: Mapping[str, str]) -> None:
     """Refuse to train alone although torch's launcher has started several processes.
 
     Args:
-        world: the number of processes that Accelerate has connected.
         environ: the environment variables that the launcher has set.
 
     Raises:
         UserError: there are more.
     """
     started = environ.get("WORLD_SIZE", "")
+    world = dist.get_world_size() if dist.is_initialized() else 1
     if started.isdigit() and int(started) > world:
         raise UserError(
             f"{started} processes were started but {world} is connected, so each would train its own model: if "

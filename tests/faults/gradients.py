@@ -196,10 +196,10 @@ def other_loss(change):
 
 @fault
 def loss_is_a_sum():
-    """Over the rows."""
+    """Over the rows, as a multiple of the mean: a sum itself is refused."""
 
-    def summed(loss, *arguments, **options):
-        return loss(*arguments, **options | {"reduction": "sum"})
+    def summed(loss, logits, *arguments, **options):
+        return len(logits) * loss(logits, *arguments, **options)
 
     return other_loss(summed)
 
