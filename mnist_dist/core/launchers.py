@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-import torch.distributed as dist
+from accelerate import PartialState
 
 from .errors import UserError
 
@@ -66,7 +66,7 @@ def refuse_unconnected(environ: Mapping[str, str]) -> None:
         UserError: there are more.
     """
     started = environ.get("WORLD_SIZE", "")
-    world = dist.get_world_size() if dist.is_initialized() else 1
+    world = PartialState().num_processes
     if started.isdigit() and int(started) > world:
         raise UserError(
             f"{started} processes were started but {world} is connected, so each would train its own model: if "
