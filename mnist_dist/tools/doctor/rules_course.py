@@ -52,10 +52,11 @@ def left_behind(case: Case, failed: list[Record]) -> Finding | None:
     if not failed or not ended:
         return None
     record = failed[0]
+    verb = "has" if len(ended) == 1 else "have"
     return Finding(
         "FAIL",
         "end",
-        f"process {record.rank} waits for others, and {processes(ended)} has ended its program",
+        f"process {record.rank} waits for others, and {processes(ended)} {verb} ended already",
         "all must reach the same operations between processes: look at what only some do",
         record.error_place,
     )

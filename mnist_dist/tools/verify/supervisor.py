@@ -265,7 +265,8 @@ class Supervisor:
         others = range(1, self.world)
         silent = [rank for rank in others if not signs[rank] or signs[rank] == before[rank]]
         if silent:
-            detail = f"{processes(silent)} has died or is frozen: {last_seen(signs, silent)}"
+            verbs = "has died or is frozen" if len(silent) == 1 else "have died or are frozen"
+            detail = f"{processes(silent)} {verbs}: {last_seen(signs, silent)}"
             self.fail(self.line, detail, WHERE_DEAD)
         elif errors:
             words = [f"process {rank}: {text}" for rank, text in errors.items()]
@@ -287,7 +288,8 @@ class Supervisor:
         busy = [rank for rank, sign in enumerate(signs) if sign and not sign.waits]
         if 0 < len(busy) < self.world:
             advice = "the others wait for it: look there, or give it more seconds with --deadline"
-            return f"{processes(busy)} hangs: {last_seen(signs, busy)}", advice
+            verb = "hangs" if len(busy) == 1 else "hang"
+            return f"{processes(busy)} {verb}: {last_seen(signs, busy)}", advice
         return f"all wait: {last_seen(signs, range(self.world))}", self.advice
 
     def leave(self) -> NoReturn:
@@ -298,7 +300,8 @@ class Supervisor:
 
 def processes(ranks: Sequence[int]) -> str:
     """Return the numbers of some processes in words."""
-    return f"process {', '.join(map(str, ranks))}"
+    noun = "process" if len(ranks) == 1 else "processes"
+    return f"{noun} {', '.join(map(str, ranks))}"
 
 
 def last_seen(signs: Sequence[Sign | None], ranks: Sequence[int]) -> str:
