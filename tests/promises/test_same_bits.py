@@ -90,7 +90,7 @@ def alone(tmp_path_factory):
     ("processes", "names", "faults"),
     [
         (3, ["mlp"], ()),
-        pytest.param(3, ["cnn"], FAULTS, marks=pytest.mark.slow),
+        pytest.param(3, ["mlp", "cnn"], FAULTS, marks=pytest.mark.slow),
         pytest.param(2, VARIANTS, FAULTS, marks=pytest.mark.slow),
         pytest.param(5, VARIANTS, FAULTS, marks=pytest.mark.slow),
         pytest.param(8, VARIANTS, (), marks=pytest.mark.slow),
