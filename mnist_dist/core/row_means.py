@@ -128,13 +128,16 @@ def of_cross_entropy(place: Place, values: int) -> str:
             "the loss weights classes, so it is no mean over rows: pass accelerator.backward "
             f"terms=weight[labels].sum(), {WAY_OUT}"
         )
-    ignored = int((operation._saved_target == operation._saved_ignore_index).sum())
-    if ignored:
-        return (
-            f"the loss ignores {ignored} of {values} targets (ignore_index), so it is no mean over rows: pass "
-            f"accelerator.backward terms=, the number of those that count, {WAY_OUT}"
-        )
-    return of_values(place.rows, values)
+    if values % place.rows:
+        return of_values(place.rows, values)
+    ignored = operation._saved_target == operation._saved_ignore_index
+    in_each_row = ignored.reshape(place.rows, -1).sum(dim=1)
+    if bool((in_each_row == in_each_row[0]).all()):
+        return ""  # as in language models, in which the last token of a row has no target
+    return (
+        f"the loss ignores {int(ignored.sum())} of {values} targets (ignore_index), so it is no mean over rows: pass "
+        f"accelerator.backward terms=, the number of those that count, {WAY_OUT}"
+    )
 
 
 def of_mean(place: Place) -> str:

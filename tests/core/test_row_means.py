@@ -30,6 +30,10 @@ MEANS: dict[str, Loss] = {
     "as many tokens in each row": lambda: F.cross_entropy(
         torch.randn(ROWS, 3, 4, requires_grad=True), torch.randint(3, (ROWS, 4))
     ),
+    "as many ignored in each row": lambda: F.cross_entropy(
+        torch.randn(ROWS * 4, 3, requires_grad=True),
+        torch.tensor([0, 1, 2, IGNORED]).repeat(ROWS),
+    ),
     "a sum divided by the rows": lambda: F.cross_entropy(scores, labels, reduction="sum") / ROWS,
     "a sum divided by a tensor": lambda: (
         F.cross_entropy(scores, labels, reduction="sum") / torch.tensor(ROWS)

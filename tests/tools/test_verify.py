@@ -317,7 +317,11 @@ ALONE = {  # what befalls one process: the line that was being made, and what it
         "process 1: ZeroDivisionError: planted",
         "did not fail on all",
     ),
-    "last_process_is_killed": ("gradient", "process 1 has died or is frozen", "its own last output"),
+    "last_process_is_killed": (
+        "gradient",
+        "process 1 has died or is frozen",
+        "its own last output",
+    ),
     "first_process_aborts": ("gradient", "process 0 has died", "its own last output"),
     "last_process_hangs": (
         "gradient",
