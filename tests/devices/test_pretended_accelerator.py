@@ -21,6 +21,7 @@ PLACES = {
     "mnist_dist/task/distortions.py:fields": "and what distortions are made of",
     "mnist_dist/core/digests.py:digest": "what processes must share is compared, once",
     "mnist_dist/core/kernels.py:__init__": "the numbers that compare kernels go to the device, once",
+    "mnist_dist/core/row_means.py:of_cross_entropy": "the loss is looked at, once an epoch",
     "mnist_dist/core/microbatches.py:epoch": "an epoch's order is drawn on the CPU",
     "mnist_dist/core/losses.py:sum_over_shares": "a point of the loss curve",
     "mnist_dist/core/accelerator.py:check_weights": "weights are compared, after an epoch",
@@ -40,6 +41,7 @@ OF_FP16 = {
 OF_SEVERAL = {
     "mnist_dist/core/gathering.py:numbers_of_processes": "an evaluation sees that all have rows of one form",
     "mnist_dist/core/gathering.py:gather_tensor": "and puts them in order",
+    "mnist_dist/core/row_means.py:scalar_operand": "so is what multiplies it (without virtual processes)",
 }
 # The most operations of an update after the first, on one process; a kernel each, or a few of them.
 # The last update of "every" has empty shares, for which the forward pass is tried before it is made.
