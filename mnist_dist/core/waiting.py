@@ -160,14 +160,11 @@ class Watch:
         Raises:
             OSError: nobody keeps it any more. torch itself would print pages of its stack.
         """
+        store: Any = self.store or dist.distributed_c10d._get_default_store()
+        # Asked first: a new connection to a store that is gone would be tried for minutes.
+        knock_on(store)
         if self.store is None:
-            default = dist.distributed_c10d._get_default_store()
-            self.store = dist.PrefixStore("waits", default.clone())
-        keeper = self.store
-        while isinstance(keeper, dist.PrefixStore):
-            keeper = keeper.underlying_store
-        if isinstance(keeper, dist.TCPStore):
-            socket.create_connection((keeper.host, keeper.port), timeout=5).close()
+            self.store = dist.PrefixStore("waits", store.clone())
         return self.store
 
     def end(self, how: str = "") -> None:
@@ -204,6 +201,19 @@ def watch(accelerator: "ExactAccelerator") -> None:
         WATCHES[0].of(accelerator)
         return
     WATCHES[:] = [Watch(accelerator)]
+
+
+def knock_on(store: Any) -> None:
+    """See whether the process that keeps a store still listens.
+
+    Raises:
+        OSError: it does not.
+    """
+    keeper = store
+    while isinstance(keeper, dist.PrefixStore):
+        keeper = keeper.underlying_store
+    if isinstance(keeper, dist.TCPStore):
+        socket.create_connection((keeper.host, keeper.port), timeout=5).close()
 
 
 def messages() -> int:
