@@ -58,9 +58,11 @@ def is_of_pairs(operation: Any, rows: int) -> bool:
         height, width = (len(tensor) for tensor in (operation._saved_x1, operation._saved_x2))
         return height == width and height % rows == 0 and has_activations(operation)
     if name.startswith(SPREADS):
-        values, dimensions = operation._saved_self, operation._saved_dim
-        is_over_rows = dimensions is None or 0 in dimensions
-        return is_over_rows and len(values) % rows == 0 and has_activations(operation)
+        dimensions = operation._saved_dim
+        if dimensions is not None and 0 not in dimensions:
+            return False
+        # Looked at last: within torch.utils.checkpoint, it is computed again when it is asked for.
+        return has_activations(operation) and len(operation._saved_self) % rows == 0
     return False
 
 
