@@ -61,6 +61,8 @@ def of_operation(place: Place) -> str:
         return of_loss_function(place)
     if name == "MeanBackward":
         return of_mean(place)
+    if name == "SumBackward":
+        return of_divided_sum(place)
     factor = place.factor
     before = [earlier for earlier, _ in operation.next_functions if earlier is not None]
     if name in ("MulBackward", "DivBackward") and len(before) == 1:
@@ -146,6 +148,17 @@ def of_mean(place: Place) -> str:
     if sizes is None or place.is_term:
         return ""
     return of_values(place.rows, torch.Size(sizes).numel())
+
+
+def of_divided_sum(place: Place) -> str:
+    """Look at a sum of all values of a tensor that is divided by a count, such as that of a mask."""
+    sizes = getattr(place.operation, "_saved_self_sym_sizes", None)
+    if sizes is None or place.is_term or torch.Size(sizes).numel() % place.rows:
+        return ""
+    divisor = 1 / place.factor
+    count = round(divisor)
+    is_count = count > 1 and abs(divisor - count) < CLOSE
+    return of_values(place.rows, count) if is_count else ""
 
 
 def of_values(rows: int, values: int) -> str:

@@ -20,8 +20,15 @@ some_ignored = labels.clone()
 some_ignored[:2] = IGNORED
 zeros = torch.zeros(ROWS, 3)
 parameter = torch.ones(5, requires_grad=True)
+mask = torch.tensor([1.0, 1, 1, 1, 1, 0, 0, 0])
 
 Loss = Callable[[], Tensor]
+
+
+def each_row() -> Tensor:
+    """The loss of each row."""
+    return F.cross_entropy(scores, labels, reduction="none")
+
 
 MEANS: dict[str, Loss] = {
     "cross entropy": lambda: F.cross_entropy(scores, labels),
@@ -45,6 +52,8 @@ MEANS: dict[str, Loss] = {
     "a weight for the positive class": lambda: F.binary_cross_entropy_with_logits(
         scores, zeros, pos_weight=torch.full((3,), 2.0)
     ),
+    "a mask that leaves nothing out": lambda: each_row().sum() / torch.ones(ROWS).sum(),
+    "a sum of three losses": lambda: torch.stack([scores.square().mean()] * 3).sum() / 3,
     "divergence": lambda: F.kl_div(scores.log_softmax(1), zeros + 1 / 3, reduction="batchmean"),
     "in half precision": lambda: F.cross_entropy(scores, labels).half(),
     "two terms": lambda: F.cross_entropy(scores, labels) + 0.1 * scores.square().mean(),
@@ -82,6 +91,10 @@ OTHERS: dict[str, tuple[Loss, str]] = {
     ),
     "some rows": (
         lambda: F.cross_entropy(scores, labels, reduction="none")[:5].mean(),
+        "a mean over 5 values for 8 rows",
+    ),
+    "a mask": (
+        lambda: (each_row() * mask).sum() / mask.sum(),
         "a mean over 5 values for 8 rows",
     ),
     "some rows, in cross entropy": (
