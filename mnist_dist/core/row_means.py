@@ -134,8 +134,11 @@ def of_cross_entropy(place: Place, values: int) -> str:
         return of_values(place.rows, values)
     ignored = operation._saved_target == operation._saved_ignore_index
     in_each_row = ignored.reshape(place.rows, -1).sum(dim=1)
-    if bool((in_each_row == in_each_row[0]).all()):
-        return ""  # as in language models, in which the last token of a row has no target
+    are_alike = bool((in_each_row == in_each_row[0]).all())
+    has_several = values > place.rows
+    # As in language models, in which the last token of a row has no target.
+    if not ignored.any() or (are_alike and has_several):
+        return ""
     return (
         f"the loss ignores {int(ignored.sum())} of {values} targets (ignore_index), so it is no mean over rows: pass "
         f"accelerator.backward terms=, the number of those that count, {WAY_OUT}"

@@ -165,3 +165,8 @@ def test_a_loss_that_compares_rows_is_seen(name):
 @pytest.mark.parametrize("name", NOT_COMPARING)
 def test_another_one_is_not_taken_for_it(name):
     assert not compares_rows(NOT_COMPARING[name]().grad_fn, ROWS)
+
+
+def test_one_row_that_is_ignored_is_named():
+    loss = F.cross_entropy(scores[:1], torch.tensor([IGNORED]))
+    assert "ignores 1 of 1 targets" in why_no_mean_over_rows(loss, 1)
