@@ -70,7 +70,7 @@ class ForwardGuard:
         is_unclear = self.nested or terms is not None
         if self.before is not None and not is_unclear and len(micro_batch):
             self.about_loss = why_no_mean_over_rows(loss, len(micro_batch))
-            if compares_rows(loss.grad_fn, len(micro_batch)):
+            if not self.about_loss and compares_rows(loss.grad_fn, len(micro_batch)):
                 self.about_loss = COMPARES_ROWS
 
     def check(self, micro_batch: MicroBatch, models: list[nn.Module]) -> None:

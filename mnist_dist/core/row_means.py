@@ -3,7 +3,7 @@
 Without virtual processes, each process's loss is weighted by its number of rows. That is right for a
 mean over rows, and wrong for a mean over anything of which rows have unequal numbers: the weights of
 their classes, targets that are not ignored, values that were selected. Autograd's graph shows the
-usual ones. What it does not show, such as a loss that compares rows, is up to the user.
+usual ones. Losses that compare rows with each other are looked for in `row_pairs.py`.
 """
 
 from dataclasses import dataclass

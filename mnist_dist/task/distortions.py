@@ -13,13 +13,11 @@ from torch import Tensor
 Rand = Callable[..., Tensor]
 
 SIZE = 28  # pixels a side
-# Maxima at strength 1: degrees, scaling, shear, pixels.
-ROTATION, SCALE, SHEAR, SHIFT = (
-    15.0,
-    0.15,
-    0.15,
-    2.0,
-)
+# Maxima at strength 1.
+ROTATION = 15.0  # degrees
+SCALE = 0.15  # of the logarithm of the size
+SHEAR = 0.15
+SHIFT = 2.0  # pixels
 ELASTIC = 1.0  # pixels at strength 1: the standard deviation of the displacement in each direction
 KNOTS = 7  # a side, of the elastic field
 # Pixels: the standard deviation of the Gaussian that smooths it (Simard et al. 2003).
@@ -40,32 +38,31 @@ def distort(images: Tensor, rand: Rand, *, affine: float, elastic: float, copy: 
         Images of the same shape and dtype.
     """
     uniform = affine * (2 * rand(f"affine {copy}", 6) - 1).to(images.dtype)
-    bend = (
-        elastic
-        * (2 * ELASTIC / SIZE)
-        * rand(f"elastic {copy}", 2, KNOTS**2, normal=True).to(images.dtype)
-    )
-    angle, shear = math.radians(ROTATION) * uniform[:, 0], SHEAR * uniform[:, 1]
-    across, down = (SCALE * uniform[:, 2]).exp(), (SCALE * uniform[:, 3]).exp()
+    angle = math.radians(ROTATION) * uniform[:, 0]
+    shear = SHEAR * uniform[:, 1]
+    across = (SCALE * uniform[:, 2]).exp()
+    down = (SCALE * uniform[:, 3]).exp()
     x, y = (2 * SHIFT / SIZE * uniform[:, 4:]).unbind(1)
+    displacements = rand(f"elastic {copy}", 2, KNOTS**2, normal=True).to(images.dtype)
+    bend = elastic * (2 * ELASTIC / SIZE) * displacements
     # The point that each pixel of the result is taken from: rotation x shear x scale, the shift,
     # and the bending. It is linear in a few fixed fields, so one matrix product gives all points
     # (`F.affine_grid` takes 10 times as long).
     cos, sin = angle.cos(), angle.sin()
-    turn = torch.stack(
-        [cos * across, (cos * shear - sin) * down, x, sin * across, (sin * shear + cos) * down, y],
-        dim=1,
-    )
-    points = torch.cat([turn.view(-1, 2, 3), bend], dim=2) @ fields(images.dtype, images.device)
+    of_x = [cos * across, (cos * shear - sin) * down, x]
+    of_y = [sin * across, (sin * shear + cos) * down, y]
+    turn = torch.stack(of_x + of_y, dim=1).view(-1, 2, 3)
+    coefficients = torch.cat([turn, bend], dim=2)
+    points = coefficients @ fields(images.dtype, images.device)
     grid = points.view(-1, 2, SIZE, SIZE).permute(0, 2, 3, 1)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def shift(images: Tensor, down: int, right: int) -> Tensor:
     """Shift images (n, 1, 28, 28) by whole pixels (negative: up, left), repeating the edge pixels."""
-    rows, columns = (
-        torch.arange(SIZE, device=images.device).sub(by).clamp(0, SIZE - 1) for by in (down, right)
-    )
+    pixels = torch.arange(SIZE, device=images.device)
+    rows = (pixels - down).clamp(0, SIZE - 1)
+    columns = (pixels - right).clamp(0, SIZE - 1)
     return images[:, :, rows[:, None], columns]
 
 
@@ -103,8 +100,10 @@ def fields(dtype: torch.dtype, device: torch.device) -> Tensor:
     pixels = torch.arange(SIZE, dtype=torch.float64)
     line = (2 * pixels + 1) / SIZE - 1
     knots = (torch.arange(KNOTS, dtype=torch.float64) + 0.5) * SIZE / KNOTS - 0.5
-    bumps = (-((pixels - knots[:, None]) ** 2) / (2 * SMOOTHNESS**2)).exp()
+    distances = pixels - knots[:, None]
+    bumps = (-(distances**2) / (2 * SMOOTHNESS**2)).exp()
     bumps /= bumps.norm(dim=0)
-    x, y = line.expand(SIZE, SIZE), line[:, None].expand(SIZE, SIZE)
+    x = line.expand(SIZE, SIZE)
+    y = line[:, None].expand(SIZE, SIZE)
     affine = torch.stack([x, y, torch.ones_like(x)]).flatten(1)
     return torch.cat([affine, torch.kron(bumps, bumps)]).to(dtype=dtype, device=device)

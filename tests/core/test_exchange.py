@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import PYTHON, call, torchrun
 
-EXCHANGE = Path(__file__).with_name("exchange.py")
+EXCHANGE = Path(__file__).with_name("exchange_driver.py")
 EXCHANGE_PARTS = Path(__file__).with_name("exchange_parts.py")
 
 

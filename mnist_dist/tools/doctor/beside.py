@@ -229,8 +229,10 @@ def undisturbed() -> Iterator[None]:
         yield  # a thread of the program has called os._exit, and only the main one may do this
         return
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    yield
-    signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def is_gone(record: Record) -> bool:

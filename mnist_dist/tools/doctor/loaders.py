@@ -65,7 +65,10 @@ def length_of(something: Any) -> int:
     """Return the length of a data set or loader, -1 if it has none."""
     try:
         return len(something)
-    except (TypeError, NotImplementedError):
+    except (
+        TypeError,
+        NotImplementedError,
+    ):  # the latter where a class only says that it should have one
         return -1
 
 
