@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 import tyro
-from torch import Tensor
+from torch import Tensor, nn
 
 from mnist_dist import plots
 from mnist_dist.core import (
+    ExactAccelerator,
     MicroBatch,
     UserError,
     all_or_none,
@@ -24,16 +26,18 @@ from mnist_dist.core import (
     check_same_across_processes,
 )
 from mnist_dist.core.files import make_folder
-from mnist_dist.digits import weights
-from mnist_dist.run import launch
+from mnist_dist.digits.trained import TrainedModel, locate
+from mnist_dist.run import launch, weights
 from mnist_dist.run.command_line import parse
 from mnist_dist.run.files import write_json
 from mnist_dist.run.folder import CONFIG, EVALUATION, PLOTS
 from mnist_dist.task import data, datasets, networks
 from mnist_dist.task.distortions import distort, shift
-from mnist_dist.task.evaluation import Evaluation, classify, ensemble, evaluation_loader
+from mnist_dist.task.evaluation import Evaluation, View, classify, ensemble, evaluation_loader
 from mnist_dist.task.settings import DataConfig, require_strengths
 from mnist_dist.usage import UsageError, require
+
+SHIFTS = ((-1, 0), (1, 0), (0, -1), (0, 1))  # of --shifts, in pixels: down, right
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,107 +104,37 @@ def main(config: EvaluateConfig | None = None) -> None:
     # Build the models from their weights alone. Which data they were trained on is read from their
     # runs' settings.
     with all_or_none():
-        trained = [weights.locate(path) for path in config.models]
-        loaded = [weights.load_weights(one.weights) for one in trained]
-        models = [networks.from_state_dict(one) for one in loaded]
-        first, dtype = trained[0], next(models[0].parameters()).dtype
-        for other in trained:
-            if (other.dataset, other.mean, other.std) != (first.dataset, first.mean, first.std):
-                raise UserError(
-                    f"{other.weights} was not trained on the same data as {first.weights}, or its "
-                    "data are unknown: evaluate it separately"
-                )
-            held_out = other.val_size or first.val_size
-            if (
-                config.split != "test"
-                and held_out
-                and (other.val_size, other.seed) != (first.val_size, first.seed)
-            ):
-                raise UserError(
-                    f"{other.weights} held out other samples than {first.weights}: use --split test"
-                )
-        if config.split == "val" and config.dataset not in (None, first.dataset):
-            raise UserError(
-                f"--split val: {first.weights} held out samples of {first.dataset}: leave --dataset out"
-            )
-        if config.split == "val" and not first.val_size:
-            raise UserError(
-                f"--split val: the run of {first.weights} held no samples out: use --split test"
-            )
-        name = config.dataset or first.dataset
-        # A data folder named by somebody else's file is only read, never written to: downloads go
-        # to our own folder.
-        place = config.data_dir or datasets.folder_with(
-            name, Path(first.data_dir), datasets.DATA_DIR
-        )
-    check_same_across_processes("the weights", [weights.fingerprint(one) for one in loaded])
-    samples = data.obtain(
-        accelerator,
-        name,
-        place,
-        0
-        if config.split == "test" or config.dataset not in (None, "auto", first.dataset)
-        else first.val_size,
-        first.seed,
-        dtype,
-    )
+        trained = [locate(path) for path in config.models]
+        state_dicts = [weights.load_weights(each.weights) for each in trained]
+        models = [networks.from_state_dict(each) for each in state_dicts]
+        check_models(config, trained)
+    digests = [weights.fingerprint(each) for each in state_dicts]
+    check_same_across_processes("the weights", digests)
+
+    dtype = next(models[0].parameters()).dtype
+    samples = load_samples(config, accelerator, trained[0], dtype)
+    loader = accelerator.prepare(evaluation_loader(getattr(samples, config.split)))
 
     # Classify every sample exactly once, split across the processes, and again for every shifted or
     # distorted copy.
-    def distorted(copy: int, images: Tensor, micro_batch: MicroBatch) -> Tensor:
-        return distort(
-            images, micro_batch.rand, affine=config.affine, elastic=config.elastic, copy=copy
-        )
-
-    def shifted(down: int, right: int, images: Tensor, _: MicroBatch) -> Tensor:
-        return shift(images, down, right)
-
-    shifts = ((-1, 0), (1, 0), (0, -1), (0, 1)) if config.shifts else ()
-    views = [None, *(partial(shifted, *by) for by in shifts)]
-    views += [partial(distorted, copy) for copy in range(config.distortions)]
-    loader = accelerator.prepare(evaluation_loader(getattr(samples, config.split)))
     results = []
     for model in models:
         network = model.to(accelerator.device, dtype)
-        results += [classify(accelerator, network, loader, view) for view in views]
+        for view in make_views(config):
+            results.append(classify(accelerator, network, loader, view))
     result = ensemble(results)
+    result.metrics(config.split)  # raises for a loss that is not finite, before anything is written
 
-    result.metrics(config.split)  # refuses a loss that is not finite, before anything is written
-    folder = config.output_dir or first.weights.parent
-    # Not over a run's own.
+    folder = config.output_dir or trained[0].weights.parent
+    # The folder of a run already has plots of its own.
     pictures = folder / PLOTS / "evaluation" if (folder / CONFIG).exists() else folder / PLOTS
-    kind = "cnn" if isinstance(models[0], networks.ConvNet) else "mlp"
-    source = first.weights.resolve()
-    title = f"{kind} of {source.parent.name if (source.parent / CONFIG).exists() else source.name}"
-    if len(models) > 1:
-        title = f"{len(models)} models, the first {title}"
+    title = title_of(models, trained[0])
     with all_or_none():
         if accelerator.is_main_process:
             make_folder(folder)
             plots.evaluation(pictures, result, samples, config.split, title, f".{config.pictures}")
-            write_json(
-                folder / EVALUATION,
-                {
-                    "models": [str(one.weights) for one in trained],
-                    "shifts": config.shifts,
-                    "distortions": config.distortions,
-                    "affine": config.affine,
-                    "elastic": config.elastic,
-                    "dataset": samples.name,
-                    "split": config.split,
-                    "num_processes": accelerator.num_processes,
-                    "loss": result.loss,
-                    "accuracy": result.accuracy,
-                    "correct": result.correct,
-                    "total": result.total,
-                    "calibration_error": result.calibration_error,
-                    "reliability": [asdict(bin) for bin in result.reliability()],
-                    "class_accuracy": dict(
-                        zip(samples.classes, result.class_accuracy, strict=True)
-                    ),
-                    "confusion_matrix": result.confusion.tolist(),
-                },
-            )
+            settings = settings_of(config, trained, samples, accelerator)
+            write_json(folder / EVALUATION, settings | figures_of(result, samples))
     announce(table(samples.classes, result))
     announce(
         f"expected calibration error {100 * result.calibration_error:.2f}%\n"
@@ -210,6 +144,126 @@ def main(config: EvaluateConfig | None = None) -> None:
     announce(
         f"{config.split.capitalize()} Accuracy: {100 * result.accuracy:.2f}% ({result.correct}/{result.total})",
     )
+
+
+def check_models(config: EvaluateConfig, trained: Sequence[TrainedModel]) -> None:
+    """Check that the models can be evaluated together, on the samples asked for.
+
+    Args:
+        config: the settings.
+        trained: the models.
+
+    Raises:
+        UserError: they were trained on different data, or held out different samples, or none.
+    """
+    first = trained[0]
+    for other in trained:
+        if (other.dataset, other.mean, other.std) != (first.dataset, first.mean, first.std):
+            raise UserError(
+                f"{other.weights} was not trained on the same data as {first.weights}, or its "
+                "data are unknown: evaluate it separately"
+            )
+        one_held_out = other.val_size or first.val_size
+        same_held_out = (other.val_size, other.seed) == (first.val_size, first.seed)
+        if config.split != "test" and one_held_out and not same_held_out:
+            raise UserError(
+                f"{other.weights} held out other samples than {first.weights}: use --split test"
+            )
+    if config.split == "val" and config.dataset not in (None, first.dataset):
+        raise UserError(
+            f"--split val: {first.weights} held out samples of {first.dataset}: leave --dataset out"
+        )
+    if config.split == "val" and not first.val_size:
+        raise UserError(
+            f"--split val: the run of {first.weights} held no samples out: use --split test"
+        )
+
+
+def load_samples(
+    config: EvaluateConfig,
+    accelerator: ExactAccelerator,
+    model: TrainedModel,
+    dtype: torch.dtype,
+) -> data.DataSplits:
+    """Load the data set, divided into training and validation samples as the model's run divided it.
+
+    Args:
+        config: the settings.
+        accelerator: of the processes.
+        model: the first of the models.
+        dtype: of its weights.
+    """
+    name = config.dataset or model.dataset
+    # A data folder named in a run's config.json is only read. Downloads go to our own folder,
+    # because the run may be somebody else's.
+    folder = config.data_dir or datasets.folder_with(name, Path(model.data_dir), datasets.DATA_DIR)
+    val_size = model.val_size
+    if config.split == "test" or name not in ("auto", model.dataset):
+        val_size = 0
+    return data.obtain(accelerator, name, folder, val_size, model.seed, dtype)
+
+
+def make_views(config: EvaluateConfig) -> list[View | None]:
+    """The transforms for test-time augmentation; the first one, None, leaves images as they are."""
+
+    def shifted(down: int, right: int, images: Tensor, _: MicroBatch) -> Tensor:
+        return shift(images, down, right)
+
+    def distorted(copy: int, images: Tensor, micro_batch: MicroBatch) -> Tensor:
+        return distort(
+            images, micro_batch.rand, affine=config.affine, elastic=config.elastic, copy=copy
+        )
+
+    views: list[View | None] = [None]
+    if config.shifts:
+        views += [partial(shifted, down, right) for down, right in SHIFTS]
+    views += [partial(distorted, copy) for copy in range(config.distortions)]
+    return views
+
+
+def title_of(models: Sequence[nn.Module], first: TrainedModel) -> str:
+    """The title of the plots: what the first model is and where it is from, and how many there are."""
+    kind = "cnn" if isinstance(models[0], networks.ConvNet) else "mlp"
+    source = first.weights.resolve()
+    name = source.parent.name if (source.parent / CONFIG).exists() else source.name
+    title = f"{kind} of {name}"
+    if len(models) == 1:
+        return title
+    return f"{len(models)} models, the first {title}"
+
+
+def settings_of(
+    config: EvaluateConfig,
+    trained: Sequence[TrainedModel],
+    samples: data.DataSplits,
+    accelerator: ExactAccelerator,
+) -> dict[str, Any]:
+    """What was evaluated, for evaluation.json."""
+    return {
+        "models": [str(each.weights) for each in trained],
+        "shifts": config.shifts,
+        "distortions": config.distortions,
+        "affine": config.affine,
+        "elastic": config.elastic,
+        "dataset": samples.name,
+        "split": config.split,
+        "num_processes": accelerator.num_processes,
+    }
+
+
+def figures_of(result: Evaluation, samples: data.DataSplits) -> dict[str, Any]:
+    """What was found, for evaluation.json."""
+    class_accuracy = zip(samples.classes, result.class_accuracy, strict=True)
+    return {
+        "loss": result.loss,
+        "accuracy": result.accuracy,
+        "correct": result.correct,
+        "total": result.total,
+        "calibration_error": result.calibration_error,
+        "reliability": [asdict(each) for each in result.reliability()],
+        "class_accuracy": dict(class_accuracy),
+        "confusion_matrix": result.confusion.tolist(),
+    }
 
 
 def table(classes: Sequence[str], result: Evaluation) -> str:

@@ -34,12 +34,12 @@ from mnist_dist.run.progress import progress_bar
 from mnist_dist.run.stopwatch import Stopwatch
 from mnist_dist.run.weights import save_weights
 from mnist_dist.task import data, networks
-from mnist_dist.task.data import DataSet
+from mnist_dist.task.data import DataSplits
 from mnist_dist.task.evaluation import Evaluation, evaluation_loader, evaluation_of
-from mnist_dist.task.objective import adam, average, make_loss, schedule
+from mnist_dist.task.objective import make_average, make_loss, make_optimizer, make_scheduler
 
 
-def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> None:
+def main(config: TrainConfig | None = None, samples: DataSplits | None = None) -> None:
     """Train, evaluate after every epoch, and leave the trained model and its metrics in the run's folder.
 
     Args:
@@ -50,18 +50,19 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
     config = config or parse(TrainConfig)
     dtype = getattr(torch, config.dtype)
     accelerator = launch.start(
-        config.cpu,
-        config.mixed_precision,
-        dtype,
-        config.compile_mode,
-        config.tf32,
+        cpu=config.cpu,
+        mixed_precision=config.mixed_precision,
+        dtype=dtype,
+        compile_mode=config.compile_mode,
+        tf32=config.tf32,
         virtual_processes=config.virtual_processes,
         seed=config.seed,
-        # batch_size already counts a whole update, so accumulating means splitting the batch.
+        # --batch-size counts all samples of an optimizer step, so gradients are accumulated over
+        # pieces of one batch, not over several batches.
         micro_batches=config.gradient_accumulation_steps,
     )
-    for name, value in as_json(config).items():
-        check_same_across_processes("the settings", f"{flag(name)} {value}")
+    flags = {flag(name): value for name, value in as_json(config).items()}
+    check_same_across_processes("the settings", flags)
     announce(launch.describe(accelerator))
 
     # Every process holds the whole data set on its device. batch_size is the global batch size.
@@ -75,16 +76,15 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
 
     # The model, optimizer, loss function and learning-rate schedule.
     set_seed(config.seed)
-    network = networks.build(config.model, config.hidden, config.channels).to(
-        accelerator.device, dtype
-    )
-    optimizer = adam(network, config)
+    network = networks.build(config.model, config.hidden, config.channels)
+    network = network.to(accelerator.device, dtype)
+    optimizer = make_optimizer(network, config)
     # An optimizer hook updates the moving average after every step.
-    averaged = average(network, optimizer, config.ema) if config.ema else None
-    trained = averaged.module if averaged else network
+    averaged = make_average(network, optimizer, config.ema) if config.ema else None
+    evaluated = averaged.module if averaged else network
     teachers = load_teachers(config, samples, accelerator.device)
     loss_function = make_loss(network, config, teachers)
-    scheduler = schedule(optimizer, config, updates=config.epochs * len(train_loader))
+    scheduler = make_scheduler(optimizer, config, updates=config.epochs * len(train_loader))
 
     model, optimizer, train_loader, test_loader, scheduler = accelerator.prepare(
         network, optimizer, train_loader, test_loader, scheduler
@@ -98,20 +98,19 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
     settings = as_json(config) | {
         "dataset": samples.name,
         "mixed_precision": accelerator.mixed_precision,
+        "data_digest": samples.digest,
+        "teachers_digest": teachers_digest(teachers),
+        "normalization": {"mean": samples.mean, "std": samples.std},
     }
-    digests = {"data_digest": samples.digest, "teachers_digest": teachers_digest(teachers)}
-    normalization = {"normalization": {"mean": samples.mean, "std": samples.std}}
-    tracker = Tracker(
-        accelerator, run, settings | digests | normalization | provenance.about(accelerator)
-    )
+    tracker = Tracker(accelerator, run, settings | provenance.about(accelerator))
     train_loss = MeanLoss(accelerator)
     stopwatch = Stopwatch()
     accelerator.register_for_checkpointing(tracker, train_loss, stopwatch)
     if averaged:
         accelerator.register_for_checkpointing(averaged)
-    fixed = {
-        "the data's digest": digests["data_digest"],
-        "the teachers' digest": digests["teachers_digest"],
+    fixed = {  # a run is resumed only if none of this has changed
+        "the data's digest": settings["data_digest"],
+        "the teachers' digest": settings["teachers_digest"],
         **config.fixed(settings),
         **accelerator.bits,
     }
@@ -121,17 +120,16 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
         f"{config.model} with {networks.parameter_count(network):,} parameters; writing to {run.folder}"
     )
     restore_run(run, checkpoints, train_loader, config.epochs)
-    results: dict[str, Evaluation] = {}
 
     with tracker:
-        if tracker.trained:  # the run was stopped in the evaluation of an epoch
-            results = end_epoch(accelerator, trained, loaders, tracker, checkpoints)
+        results: dict[str, Evaluation] = {}
+        if tracker.pending:  # the run was stopped during the evaluation of an epoch
+            results = end_epoch(accelerator, evaluated, loaders, tracker, checkpoints)
         for epoch in range(train_loader.next_epoch, config.epochs):
             stopwatch.start_epoch()
             model.train()
-            for images, labels in progress_bar(
-                accelerator, train_loader, f"epoch {epoch + 1}/{config.epochs}"
-            ):
+            title = f"epoch {epoch + 1}/{config.epochs}"
+            for images, labels in progress_bar(accelerator, train_loader, title):
                 # micro_batch.rand gives each sample the same numbers on any number of processes.
                 loss = loss_function(model, images, labels, accelerator.micro_batch.rand)
                 train_loss.update(loss)
@@ -148,10 +146,10 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
                         "train/loss": train_loss.compute_recent(),
                         "train/learning_rate": learning_rate,
                     }
-                    tracker.curve({"global_step": accelerator.updates} | point)
+                    tracker.log(point, step=accelerator.updates)
                 checkpoints.after_update()
 
-            tracker.trained = {
+            tracker.pending = {
                 "epoch": epoch + 1,
                 "global_step": accelerator.updates,
                 "train_loss": train_loss.compute(),
@@ -161,37 +159,20 @@ def main(config: TrainConfig | None = None, samples: DataSet | None = None) -> N
             train_loss.reset()
             # Save before the (perhaps long) evaluation, so that a stop during it loses no update.
             checkpoints.save(last=epoch + 1 == config.epochs)
-            results = end_epoch(accelerator, trained, loaders, tracker, checkpoints)
+            results = end_epoch(accelerator, evaluated, loaders, tracker, checkpoints)
 
-        # Finish: save the weights, the plots and, last, the summary. A run that has a summary.json
-        # has succeeded.
         if results:
             checkpoints.save(last=True)  # with the metrics of the last epoch
-        else:  # resumed after the last epoch: only the results are missing
-            results = {"test": evaluate(accelerator, trained, test_loader, checkpoints)}
-        test = results["test"]
-        save_weights(run.folder / WEIGHTS, trained)
-        with all_or_none():
-            if accelerator.is_main_process and config.plots:
-                title = f"{config.model} of {run.folder.resolve().name}"
-                curves = run.folder / PLOTS / "learning_curves.png"
-                plots.learning_curves(curves, tracker.lines, f"{samples.name}: {title}")
-                plots.evaluation(run.folder / PLOTS, test, samples, "test", title)
+            test = results["test"]
+        else:  # resumed after the last epoch: only the files are missing
+            test = evaluate(accelerator, evaluated, test_loader, checkpoints)
+        save_weights(run.folder / WEIGHTS, evaluated)
+        if config.plots:
+            save_plots(tracker, test, samples)
         if config.report:
             report.at_end(tracker, test, samples, stopwatch.total)
-        tracker.end(test, samples)
-    summary = tracker.lines[-1] | {
-        "samples_per_second": config.epochs * len(samples.train) / stopwatch.total,
-        "dataset": samples.name,
-        "model": config.model,
-        "parameters": networks.parameter_count(network),
-        "train_samples": len(samples.train),
-        "num_processes": accelerator.num_processes,
-        "train_seconds": stopwatch.total,
-    }
-    with all_or_none():
-        if accelerator.is_main_process:
-            write_json(run.folder / SUMMARY, summary)
+        tracker.log_evaluation(test, samples)
+    save_summary(tracker, samples, networks.parameter_count(network), stopwatch.total)
     announce(next_steps(run.folder))
     announce(f"Test Accuracy: {100 * test.accuracy:.2f}% ({test.correct}/{test.total})")
 
@@ -215,7 +196,7 @@ def end_epoch(
     for name, loader in loaders.items():
         results[name] = evaluate(accelerator, network, loader, checkpoints)
         figures |= results[name].metrics(name)
-    tracker.epoch(figures)
+    tracker.log_epoch(figures)
     announce_epoch(tracker.lines[-1], results, tracker.settings["epochs"])
     return results
 
@@ -229,9 +210,9 @@ def evaluate(
     """Classify every sample exactly once, split across the processes, and gather all logits everywhere."""
     gathered = []
     with as_stored(network):
-        for images, labels, numbers in loader:
+        for images, labels, indices in loader:
             logits = network(images)
-            gathered.append(accelerator.gather_for_metrics((logits, labels, numbers)))
+            gathered.append(accelerator.gather_for_metrics((logits, labels, indices)))
             checkpoints.stop_if_asked()
     return evaluation_of(gathered, samples=len(loader.dataset))
 
@@ -243,6 +224,36 @@ def announce_epoch(line: dict[str, float], results: dict[str, Evaluation], epoch
         f"epoch {line['epoch']}/{epochs}  loss {line['train_loss']:.4f}  test accuracy {accuracies}  "
         f"{line['samples_per_second']:,.0f} samples/s"
     )
+
+
+def save_plots(tracker: Tracker, test: Evaluation, samples: DataSplits) -> None:
+    """Draw the learning curves, the confusion matrix and the most confident mistakes, on the main process."""
+    folder = tracker.folder
+    title = f"{tracker.settings['model']} of {folder.resolve().name}"
+    with all_or_none():
+        if tracker.accelerator.is_main_process:
+            curves = folder / PLOTS / "learning_curves.png"
+            plots.learning_curves(curves, tracker.lines, f"{samples.name}: {title}")
+            plots.evaluation(folder / PLOTS, test, samples, "test", title)
+
+
+def save_summary(
+    tracker: Tracker, samples: DataSplits, parameters: int, train_seconds: float
+) -> None:
+    """Write the final metrics to summary.json; a run that has this file has succeeded."""
+    settings = tracker.settings
+    summary = tracker.lines[-1] | {
+        "samples_per_second": settings["epochs"] * len(samples.train) / train_seconds,
+        "dataset": samples.name,
+        "model": settings["model"],
+        "parameters": parameters,
+        "train_samples": len(samples.train),
+        "num_processes": settings["num_processes"],
+        "train_seconds": train_seconds,
+    }
+    with all_or_none():
+        if tracker.accelerator.is_main_process:
+            write_json(tracker.folder / SUMMARY, summary)
 
 
 if __name__ == "__main__":

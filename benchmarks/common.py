@@ -22,7 +22,7 @@ from mnist_dist.core import ExactAccelerator, MeanLoss
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run.provenance import cpu_name
 from mnist_dist.task import networks
-from mnist_dist.task.objective import adam, average, make_loss, schedule
+from mnist_dist.task.objective import make_average, make_loss, make_optimizer, make_scheduler
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -53,12 +53,12 @@ class Training:
         torch.manual_seed(0)  # the same first weights on all processes
         network = networks.build(config.model, config.hidden, config.channels)
         self.network = network.to(accelerator.device, dtype)
-        optimizer = adam(self.network, config)
+        optimizer = make_optimizer(self.network, config)
         if config.ema:
-            average(self.network, optimizer, config.ema)
+            make_average(self.network, optimizer, config.ema)
         self.loss_function = make_loss(self.network, config)
         loader = DataLoader(samples, batch_size=config.batch_size, shuffle=True)
-        scheduler = schedule(optimizer, config, updates=SCHEDULED)
+        scheduler = make_scheduler(optimizer, config, updates=SCHEDULED)
         self.model, self.optimizer, self.loader, self.scheduler = accelerator.prepare(
             self.network,
             optimizer,

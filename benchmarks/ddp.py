@@ -3,7 +3,7 @@
     python benchmarks/ddp.py
     python benchmarks/ddp.py --processes 2 --rounds 1 --least 0.05   (smallest)
 
-The MLP 784-128-64-10 on random images, fused Adam, batch 64 and 512, one thread a process. Three
+The MLP 784-128-64-10 on random images, fused Adam, batch 64 and 512, one thread per process. Three
 loops take turns in the same processes:
 
 hand-written: `DistributedDataParallel` and torch's own optimizer, over tensors in memory.

@@ -4,7 +4,7 @@
     python benchmarks/resnet.py --rounds 1 --updates 1   (smallest)
 
 torchvision's ResNet-18 with ten classes, on random pictures 3x32x32, SGD with momentum, 64 samples
-an update, one thread a process on CPUs. In each round all settings take their turn, each in processes
+an update, one thread per process on CPUs. In each round all settings take their turn, each in processes
 of its own, because `ExactAccelerator` changes how a process keeps freed memory:
 
 stock: Accelerate's `Accelerator`. On two processes DDP averages the gradients, and batch

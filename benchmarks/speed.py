@@ -166,7 +166,7 @@ class Comparisons:
         return lambda _: run_train(self.data_dir, words=words, **setting).speed
 
     def training(self, batch: int, processes: int, title: str) -> dict[str, Any]:
-        """Compare samples a second."""
+        """Compare samples per second."""
         setting: dict[str, Any] = {"batch_size": batch, "processes": processes}
         alone = processes == 1
         slow: dict[str, Measure] = {}

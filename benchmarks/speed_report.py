@@ -67,7 +67,7 @@ def draw_speeds(axes: Any, comparisons: dict[str, dict[str, Any]]) -> None:
             place -= 1
         place -= 0.7
     axes.set_yticks(places, names, fontsize=6)
-    axes.set(xlabel="thousand samples a second (best epoch, median)")
+    axes.set(xlabel="thousand samples per second (best epoch, median)")
 
 
 def draw_curves(

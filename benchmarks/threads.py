@@ -3,7 +3,7 @@
     python benchmarks/threads.py --rounds 3
     taskset -c 0 python benchmarks/threads.py --rounds 3      (on one core)
 
-Samples a second of the update, on random pixels: medians over rounds, each of which measures
+Samples per second of the update, on random pixels: medians over rounds, each of which measures
 everything in turn. GNU OpenMP reads how often a waiting thread looks before it sleeps
 (GOMP_SPINCOUNT) when it is loaded, so each number has a process of its own.
 """
@@ -40,7 +40,7 @@ Key = tuple[str, int, int, str, int]  # the model, batch size, busy loops, spins
 
 
 def speed(training: Training, threads: int, seconds: float) -> float:
-    """Samples a second of one training with so many threads, over so many seconds."""
+    """Samples per second of one training with so many threads, over so many seconds."""
     torch.set_num_threads(threads)
     training.make_updates(1)
     updates = 0

@@ -113,7 +113,7 @@ def text_of(path: Path | None) -> str:
         help_lines = "\n".join(topics.values()).splitlines()
         return "\n".join(help_lines[:HELP_LINES])
     if path.exists() and not path.is_file():
-        raise settings.UsageError(f"--text {path} is no file: give a text in UTF-8")
+        raise settings.UsageError(f"--text {path} is not a file: give a text in UTF-8")
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
@@ -292,7 +292,7 @@ def main() -> None:
             }
             train_loss.reset()
             line |= evaluate(accelerator, network, test_loader)
-            tracker.epoch(line)
+            tracker.log_epoch(line)
             announce(
                 f"epoch {epoch + 1}/{config.epochs}  loss {line['train_loss']:.4f}  "
                 f"held out: {line['test_loss']:.4f} nats a character, "

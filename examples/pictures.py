@@ -45,7 +45,7 @@ from mnist_dist.run.tracking import Tracker
 from mnist_dist.run.weights import save_weights
 from mnist_dist.tools.pictures.sets import PictureArray, PictureSet, open_pictures
 
-SIDES = {"small": 32, "resnet18": 64}  # pixels a side that pictures are resized to
+SIDES = {"small": 32, "resnet18": 64}  # pixels per side that pictures are resized to
 HELD_OUT = 6  # one of so many pictures is held out, to test on
 STRIPES = 600  # pictures that are drawn here
 
@@ -85,7 +85,7 @@ class Pictures(Dataset):
         numbers: indices of the pictures in this subset.
         transform: makes a tensor of a picture. What it draws at random depends on the seed, the
             epoch and the picture, whichever process or worker reads it.
-        side: pixels a side that the transform needs.
+        side: pixels per side that the transform needs.
     """
 
     def __init__(
@@ -284,7 +284,7 @@ def main() -> None:
             }
             train_loss.reset()
             line |= evaluate(accelerator, network, test_loader)
-            tracker.epoch(line)
+            tracker.log_epoch(line)
             announce(
                 f"epoch {epoch + 1}/{config.epochs}  loss {line['train_loss']:.4f}  "
                 f"right {line['test_correct']} of {line['test_total']}"

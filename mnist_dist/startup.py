@@ -1,4 +1,4 @@
-"""Programs import this first: it says in one sentence if the environment lets nothing be imported.
+"""Programs import this first: if an environment variable breaks imports, it prints a one-line error.
 
 It ends the interpreter then, so only programs may import it, never a module that others import.
 """

@@ -1,4 +1,4 @@
-"""How the settings of a program describe themselves, and how they refuse what cannot be.
+"""How the settings of a program describe and check their values.
 
 This module knows neither the task nor the run, so that the settings of both can use it.
 """
@@ -14,7 +14,7 @@ from mnist_dist.core.errors import UserError
 MAY_CHANGE = {"may_change": True}
 
 # A model of this size needs 1.6 GB for weights, gradients and Adam's state. A larger one is most
-# likely a slip of the keyboard.
+# likely a typing mistake.
 MAX_PARAMETERS = 100_000_000
 
 

@@ -27,12 +27,12 @@ export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
 
 ulimit -c 0 # a rank that NCCL aborts would leave all its memory in a file
 
-# A SIGTERM to this script waits until srun has ended, so that the log has the ranks' last words.
+# A SIGTERM to this script waits until srun has ended, so that the log gets everything the ranks print before they exit.
 trap : TERM
 
 # ranks PROGRAM [FLAG...]: one process per task. Each sees its node's GPUs and takes the one of its local rank.
-# The ranks leave by themselves where one of them has: srun must not hurry those that are still writing, and where a
-# node is lost it must not end before Slurm has noticed, who then requeues the job.
+# If one rank exits, the others exit by themselves. srun must not kill them, because they may still be writing. And if a
+# node is lost, srun must not end before Slurm has noticed the loss, because only then does Slurm requeue the job.
 ranks() {
     # shellcheck disable=SC2016  # the variables are the task's
     srun --cpus-per-task="$OMP_NUM_THREADS" --gpu-bind=none --wait=0 --kill-on-bad-exit=0 bash -c '

@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node W tests/driver.py '{"runs": [{"flags": [...], "fault": NAME}, ...]}'
 
-The flags are those of train.py. A run with `verify`, the name of a file, is no training:
+The flags are those of train.py. A run with `verify`, the name of a file, is not a training:
 `python -m mnist_dist verify` with these flags, its answer written to that file. Beside `runs`, the
 document may hold
     record: a folder for what each process saw: batches-<rank>.pt (the sample numbers of every

@@ -46,7 +46,7 @@ def each_in_turn(stages: list[tuple[int, Any]], go: Callable[[Any], None]) -> No
 def fork(processes: int) -> None:
     """Go on as so many processes, each with what a launcher would tell it; this one waits for them and ends as they do.
 
-    To be called before anything is computed: of a process that has threads a fork is no sound copy.
+    To be called before anything is computed: of a process that has threads a fork is not a sound copy.
     """
     port = free_port()
     running = set()

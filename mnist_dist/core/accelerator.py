@@ -490,7 +490,7 @@ class ExactAccelerator(Accelerator):
         Raises:
             UserError: the loss is no scalar, there is no loop over a prepared loader, or without
                 virtual processes the model or loss draws random numbers, changes buffers or, without
-                `terms`, is visibly no mean over the rows.
+                `terms`, is visibly not the mean over the rows.
         """
         micro_batch = self._micro_batch_of_backward(loss)
         self._guard.look_at_loss(loss, micro_batch, terms)
@@ -742,7 +742,12 @@ class ExactAccelerator(Accelerator):
             input_data, self._micro_batch, self.sharing, self.device, as_objects=use_gather_object
         )
 
-    def save_state(self, output_dir: str | os.PathLike[str] | None = None, **_: Any) -> str:
+    def save_state(
+        self,
+        output_dir: str | os.PathLike[str] | None = None,
+        safe_serialization: bool = True,
+        **save_model_func_kwargs: Any,
+    ) -> str:
         """Save the whole training state, to be resumed on any number of processes; call it on every process.
 
         The checkpoint is written atomically (to a temporary folder that is flushed and then
@@ -751,6 +756,8 @@ class ExactAccelerator(Accelerator):
         Args:
             output_dir: a new folder, or one with a checkpoint to be replaced; None with automatic
                 checkpoint naming.
+            safe_serialization: has no effect, because the format is always safe to load.
+            save_model_func_kwargs: must be empty, because no function of Accelerate's writes the models.
 
         Returns:
             The folder.
@@ -758,18 +765,27 @@ class ExactAccelerator(Accelerator):
         Raises:
             UserError: on every process, if it cannot be written.
         """
+        refusals.refuse_options("save_state", save_model_func_kwargs)
         return state.save(self, output_dir)
 
-    def load_state(self, input_dir: str | os.PathLike[str] | None = None, **_: Any) -> None:
+    def load_state(
+        self,
+        input_dir: str | os.PathLike[str] | None = None,
+        load_kwargs: dict[str, Any] | None = None,
+        **load_model_func_kwargs: Any,
+    ) -> None:
         """Restore a state saved by `save_state`, also on another number of processes; call it on every process.
 
         Args:
             input_dir: what was given to `save_state`; None for the newest with automatic checkpoint
                 naming.
+            load_kwargs, load_model_func_kwargs: must be empty, because no function of Accelerate's
+                reads the models.
 
         Raises:
             UserError: on every process, if it is missing, damaged or of another training.
         """
+        refusals.refuse_options("load_state", (load_kwargs or {}) | load_model_func_kwargs)
         state.load(self, input_dir)
 
     def free_memory(self, *objects: Any) -> list[Any]:

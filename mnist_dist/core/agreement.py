@@ -1,7 +1,8 @@
 """Agreement between processes: blocks that fail on all or none, and values that must be equal on all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import zip_longest
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -45,18 +46,24 @@ def check_same_across_processes(what: str, value: object) -> None:
 
     Args:
         what: the name of the value, a plural, for the message.
-        value: this process's.
+        value: this process's. If it is a mapping, the message names the first entry that differs.
 
     Raises:
         UserError: on every process, if two of them have different values.
     """
-    values = gather_object([repr(value)])
-    for rank, other in enumerate(values):
-        if other != values[0]:
-            raise UserError(
-                f"{what} differ between processes 0 and {rank} ({short(values[0])} against {short(other)}): "
-                "start all of them with the same command on the same files"
-            )
+    own = [repr(value)]
+    if isinstance(value, Mapping):
+        own = [f"{name} {entry}" for name, entry in value.items()]
+    first, *others = gather_object([own])
+    for rank, other in enumerate(others, start=1):
+        if other == first:
+            continue
+        pairs = zip_longest(first, other, fillvalue="nothing")
+        one, another = next(pair for pair in pairs if pair[0] != pair[1])
+        raise UserError(
+            f"{what} differ between processes 0 and {rank} ({short(one)} against {short(another)}): "
+            "start all of them with the same command on the same files"
+        )
 
 
 def short(value: str) -> str:

@@ -23,7 +23,7 @@ def make_deterministic(device: torch.device) -> dict[str, Any]:
     """
     torch.set_num_threads(1)  # the thread count decides how sums are split
     found: dict[str, Any] = {
-        "threads a process": 1,
+        "threads per process": 1,
         "torch": str(torch.__version__),
         "CPU": torch.backends.cpu.get_cpu_capability(),
     }

@@ -213,7 +213,7 @@ def shortened(value: Any) -> str:
 
 
 def place_of(run: Path, updates: int) -> Path:
-    """The folder of the checkpoint that was taken after so many updates."""
+    """The folder of the checkpoint taken after a given number of updates."""
     return run / FOLDER / f"step-{updates:010d}"
 
 

@@ -11,7 +11,7 @@ class UserError(Exception):
     Args:
         message: one sentence that names the value, the reason and the way out.
         status: the exit status of the process.
-        run: the run that it is about, for messages that say how to go on.
+        run: the run that it is about, for messages that say how to resume it.
     """
 
     def __init__(self, message: str, status: int = 1, run: Any = None) -> None:
@@ -25,7 +25,7 @@ class SingleProcessError(UserError):
 
 
 class Stopped(UserError):
-    """The run was asked to stop, has saved a checkpoint, and can go on from there."""
+    """The run was asked to stop, has saved a checkpoint, and can be resumed from it."""
 
 
 def explain(error: Exception) -> str:

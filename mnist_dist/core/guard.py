@@ -78,7 +78,7 @@ class ForwardGuard:
 
         Raises:
             UserError: on every process, if a layer, the model or the loss depends on which samples
-                its process holds, or the loss is no mean over them.
+                its process holds, or the loss is not their mean.
         """
         if self.before is None:
             return

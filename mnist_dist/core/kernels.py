@@ -279,7 +279,7 @@ def padding_of(layer: Convolution) -> tuple[int, ...]:
     if layer.padding == "same":
         sides = zip(layer.dilation, layer.kernel_size, strict=True)
         return tuple(dilation * (size - 1) // 2 for dilation, size in sides)
-    return tuple(layer.padding)  # type: ignore[arg-type]  # numbers, if it is no text
+    return tuple(layer.padding)  # type: ignore[arg-type]  # numbers, if it is not text
 
 
 def linear(

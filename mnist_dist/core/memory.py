@@ -1,4 +1,4 @@
-"""Keeps memory that tensors have freed in the process, where glibc would return much of it to the system.
+"""Tells glibc to keep the memory of freed tensors, much of which it would otherwise return to the system.
 
 Every backward pass allocates gradients and every update frees them. If glibc returns that memory,
 the kernel has to map and clear the same pages again in the next update.
@@ -24,8 +24,8 @@ def keep_freed_memory() -> bool:
     has used at one time.
 
     Returns:
-        Whether it has been told. It is not with another C library, or if one of the variables in
-        `OF_THE_USER` is set.
+        Whether glibc was told. It is not if the process uses another C library, or if one of the
+        variables in `OF_THE_USER` is set.
     """
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in OF_THE_USER):
         return False

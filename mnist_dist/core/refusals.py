@@ -176,6 +176,23 @@ def refuse_layers_that_reach_beyond_a_share(model: nn.Module) -> None:
             )
 
 
+def refuse_options(method: str, options: dict[str, Any]) -> None:
+    """Raise for options of Accelerate's checkpoint functions, which are not used here.
+
+    Args:
+        method: the name of the method that was given them.
+        options: the options by name.
+
+    Raises:
+        UserError: there are any; it names the first one.
+    """
+    for name in options:
+        raise UserError(
+            f"{method} was given {name}, but ExactAccelerator reads and writes checkpoints in a format of its "
+            "own, which has no such option: leave it out"
+        )
+
+
 def parameter_indices(
     models: list[nn.Module], optimizers: list[torch.optim.Optimizer]
 ) -> list[list[int]]:

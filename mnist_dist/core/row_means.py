@@ -1,9 +1,9 @@
-"""What can be seen of a loss that is no mean over the rows of a batch.
+"""Detects, from autograd's graph, a loss that is not the mean over the rows of a batch.
 
 Without virtual processes, each process's loss is weighted by its number of rows. That is right for a
-mean over rows, and wrong for a mean over anything of which rows have unequal numbers: the weights of
-their classes, targets that are not ignored, values that were selected. Autograd's graph shows the
-usual ones. Losses that compare rows with each other are looked for in `row_pairs.py`.
+mean over rows. It is wrong if rows contribute unequal numbers of terms to the mean, as they do with
+class weights, ignored targets and masks. Losses that compare rows with each other are detected in
+`row_pairs.py`.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ CROSS_ENTROPIES = ("NllLossBackward", "NllLoss2DBackward")
 
 
 def why_no_mean_over_rows(loss: Tensor, rows: int) -> str:
-    """Say why a loss is no mean over the rows of a micro-batch, and what to do; empty if nothing is seen.
+    """Say why a loss is not the mean over the rows of a micro-batch, and what to do; empty if it may be.
 
     Args:
         loss: a scalar, before its backward pass.
@@ -85,7 +85,7 @@ def name_of(operation: Any) -> str:
 
 
 def scalar_operand(operation: Any) -> float | None:
-    """The number by which an operation multiplies or divides; None if it is no single number."""
+    """The number by which an operation multiplies or divides; None if it is not a single number."""
     for name in ("_saved_other", "_saved_self"):
         operand = getattr(operation, name, None)
         if isinstance(operand, Tensor) and operand.numel() == 1 and not operand.requires_grad:
@@ -127,7 +127,7 @@ def of_cross_entropy(place: Place, values: int) -> str:
     operation = place.operation
     if operation._saved_weight is not None:
         return (
-            "the loss weights classes, so it is no mean over rows: pass accelerator.backward "
+            "the loss weights classes, so it is not the mean over rows: pass accelerator.backward "
             f"terms=weight[labels].sum(), {WAY_OUT}"
         )
     if values % place.rows:
@@ -140,8 +140,8 @@ def of_cross_entropy(place: Place, values: int) -> str:
     if not ignored.any() or (are_alike and has_several):
         return ""
     return (
-        f"the loss ignores {int(ignored.sum())} of {values} targets (ignore_index), so it is no mean over rows: pass "
-        f"accelerator.backward terms=, the number of those that count, {WAY_OUT}"
+        f"the loss ignores {int(ignored.sum())} of {values} targets (ignore_index), so it is not the mean over rows: "
+        f"pass accelerator.backward terms=, the number of those that count, {WAY_OUT}"
     )
 
 

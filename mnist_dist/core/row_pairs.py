@@ -67,7 +67,7 @@ def is_of_pairs(operation: Any, rows: int) -> bool:
 
 
 def has_activations(operation: Any) -> bool:
-    """Whether all tensors that an operation takes are computed from others, and are no parameters."""
+    """Whether all tensors that an operation takes are computed from others, and are not parameters."""
     taken = [earlier for earlier, _ in operation.next_functions]
     return all(each is not None and not is_parameter(each) for each in taken)
 

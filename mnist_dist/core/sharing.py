@@ -69,7 +69,7 @@ def positions_of_share(share: int | None, start: int, size: int, shares: int) ->
 
 
 def cut_in_pieces(positions: range, pieces: int) -> list[range]:
-    """Cut positions in so many pieces whose lengths differ by at most one, the longer ones first."""
+    """Cut positions into pieces whose lengths differ by at most one, the longer ones first."""
     length, longer = divmod(len(positions), pieces)
     cuts = [number * length + min(number, longer) for number in range(pieces + 1)]
     return [positions[cuts[number] : cuts[number + 1]] for number in range(pieces)]
@@ -157,5 +157,5 @@ class MicroBatch:
             draw = torch.randn if normal else torch.rand
             self.drawn[key] = draw(self.size, *shape, generator=generator, device=self.device)
         positions = self.positions
-        own_shares = self.drawn[key][positions.start : positions.stop : positions.step]
-        return own_shares.clone()  # a copy: the caller may modify it
+        own_rows = self.drawn[key][positions.start : positions.stop : positions.step]
+        return own_rows.clone()  # a copy: the caller may modify it

@@ -96,7 +96,7 @@ def restore(accelerator: "ExactAccelerator", found: dict[str, Any]) -> None:
 
 
 def refuse_another_training(accelerator: "ExactAccelerator", found: dict[str, Any]) -> None:
-    """Refuse a state that this training cannot go on from.
+    """Raise for a state that this training cannot resume from.
 
     Raises:
         UserError: names what differs.

@@ -1,4 +1,4 @@
-"""A check that a loop changes nothing within an update that it should change once for each update.
+"""Checks that a loop changes nothing once per micro-batch that it should change once per update.
 
 With virtual processes, or `micro_batches`, the body of a loop runs once for each share or piece of a
 batch, and the number of these on a process depends on the number of processes. So does the trained

@@ -13,7 +13,7 @@ from .connections import PATIENCE
 # first two.
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
-# Processes poll each other at least every so many seconds or updates, whichever comes first. A
+# Processes poll each other at least this often, in seconds or updates, whichever comes first. A
 # poll takes half a millisecond on gloo.
 MOST_SECONDS = 0.1
 MOST_UPDATES = 10

@@ -134,9 +134,9 @@ class Watch:
         )
 
     def word_of(self, rank: int) -> tuple[str, bool, list[Any] | None, float]:
-        """Return where another process is, whether it waits there, how far it is, and how long it has waited.
+        """Return where another process is, whether it waits there, its progress, and how long it has waited.
 
-        Of one that is not at work there is what can be said of it, and None for how far.
+        For a process that has ended or does not answer, the first is that it does so, and the progress is None.
         """
         store = self.reach()
         if store.check([f"left/{rank}"]):

@@ -11,14 +11,14 @@ from torch import nn
 from mnist_dist.core.agreement import all_or_none, check_same_across_processes
 from mnist_dist.core.errors import UserError
 from mnist_dist.core.output import warn
-from mnist_dist.digits.trained import Trained, locate
+from mnist_dist.digits.trained import TrainedModel, locate
 from mnist_dist.run.weights import fingerprint, load_weights
-from mnist_dist.task.data import DataSet
+from mnist_dist.task.data import DataSplits
 from mnist_dist.task.networks import MNISTNet, from_state_dict
 from mnist_dist.task.settings import Settings
 
 
-def load_teachers(settings: Settings, samples: DataSet, device: torch.device) -> list[MNISTNet]:
+def load_teachers(settings: Settings, samples: DataSplits, device: torch.device) -> list[MNISTNet]:
     """Load the models that a training is to learn from. Every process must call this.
 
     Args:
@@ -30,7 +30,7 @@ def load_teachers(settings: Settings, samples: DataSet, device: torch.device) ->
         The teachers, in eval mode and without gradients.
 
     Raises:
-        UserError: on every process, if a teacher is no model of ours, was trained on other data, or
+        UserError: on every process, if a teacher is not a model of ours, was trained on other data, or
             differs between the processes.
     """
     dtype = getattr(torch, settings.dtype)
@@ -50,7 +50,7 @@ def load_teachers(settings: Settings, samples: DataSet, device: torch.device) ->
     return teachers
 
 
-def refuse_other_data(path: Path, trained: Trained, samples: DataSet) -> None:
+def refuse_other_data(path: Path, trained: TrainedModel, samples: DataSplits) -> None:
     """Refuse a teacher that would not understand the images.
 
     Args:
@@ -72,7 +72,9 @@ def refuse_other_data(path: Path, trained: Trained, samples: DataSet) -> None:
         )
 
 
-def warn_of_seen(path: Path, trained: Trained, settings: Settings, samples: DataSet) -> None:
+def warn_of_seen(
+    path: Path, trained: TrainedModel, settings: Settings, samples: DataSplits
+) -> None:
     """Warn if a teacher may have been trained on samples that are held out here.
 
     Args:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mnist_dist.run import tracking
 from mnist_dist.run.folder import REPORT, WEIGHTS
-from mnist_dist.task.data import DataSet
+from mnist_dist.task.data import DataSplits
 from mnist_dist.task.evaluation import Evaluation
 
 MISTAKES = 50  # the most confident mistakes are in the table
@@ -21,7 +21,7 @@ class Tracker(tracking.Tracker):
     W&B) and `report` (whether to store the run's page).
     """
 
-    def end(self, test: Evaluation, samples: DataSet) -> None:
+    def log_evaluation(self, test: Evaluation, samples: DataSplits) -> None:
         """Add to W&B the confusion matrix, the mistakes and, if asked for, the trained model.
 
         Args:
@@ -30,7 +30,7 @@ class Tracker(tracking.Tracker):
         """
         self.show_at_end(partial(self.report, test, samples))
 
-    def report(self, test: Evaluation, samples: DataSet, run: Any, step: int) -> None:
+    def report(self, test: Evaluation, samples: DataSplits, run: Any, step: int) -> None:
         """Log what belongs to the end, in W&B's thread.
 
         Args:
@@ -67,7 +67,7 @@ class Tracker(tracking.Tracker):
         run.log_artifact(artifact)
 
 
-def confusion_matrix(test: Evaluation, samples: DataSet) -> Any:
+def confusion_matrix(test: Evaluation, samples: DataSplits) -> Any:
     """Draw the confusion matrix as W&B draws it.
 
     Args:
@@ -87,7 +87,7 @@ def confusion_matrix(test: Evaluation, samples: DataSet) -> Any:
     )
 
 
-def rows_of_mistakes(test: Evaluation, samples: DataSet) -> list[list[Any]]:
+def rows_of_mistakes(test: Evaluation, samples: DataSplits) -> list[list[Any]]:
     """List the most confident mistakes, with their images.
 
     Args:
@@ -116,7 +116,7 @@ def rows_of_mistakes(test: Evaluation, samples: DataSet) -> list[list[Any]]:
     return rows
 
 
-def grey_images(numbers: Tensor, samples: DataSet) -> Any:
+def grey_images(numbers: Tensor, samples: DataSplits) -> Any:
     """Take images out of the test samples.
 
     Args:

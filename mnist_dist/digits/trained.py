@@ -16,7 +16,7 @@ from mnist_dist.task import datasets
 LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file; the format allows no more
 METADATA = "mnist_dist"  # where an exported safetensors file says what data it was trained on
 
-# What the values of `Trained`'s fields can be. Those that are not listed can be anything of their
+# What the values of `TrainedModel`'s fields can be. Those that are not listed can be anything of their
 # type but empty or 0.
 POSSIBLE: dict[str, Callable[[Any], bool]] = {
     "dataset": lambda name: name in get_args(datasets.Name),
@@ -28,7 +28,7 @@ POSSIBLE: dict[str, Callable[[Any], bool]] = {
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A trained model, and what its run's config.json, or its file itself, says of its data.
 
     Attributes:
@@ -49,7 +49,7 @@ class Trained:
     std: float = 0.3081
 
 
-def locate(path: Path) -> Trained:
+def locate(path: Path) -> TrainedModel:
     """Find the model that a name stands for.
 
     Args:
@@ -73,10 +73,10 @@ def locate(path: Path) -> Trained:
             source = weights
             settings = settings_of_export(weights)
         else:
-            return Trained(weights)
-        return Trained(weights, **checked(settings))
+            return TrainedModel(weights)
+        return TrainedModel(weights, **checked(settings))
     except SafetensorError:
-        return Trained(weights)  # whoever loads it says what is wrong with it
+        return TrainedModel(weights)  # whoever loads it says what is wrong with it
     # The last of these is for values that are nested thousands deep.
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
@@ -109,14 +109,14 @@ def settings_of_export(weights: Path) -> dict[str, Any]:
         weights: the file.
 
     Returns:
-        The settings by name. Those that it does not say have the defaults of `Trained`.
+        The settings by name. Those that it does not say have the defaults of `TrainedModel`.
 
     Raises:
         SafetensorError: it is not a safetensors file.
         OSError, ValueError, TypeError, RecursionError: it cannot be read, or says something else.
     """
     said = json.loads(metadata_of(weights).get(METADATA, "{}"))
-    return asdict(Trained(weights)) | said
+    return asdict(TrainedModel(weights)) | said
 
 
 def metadata_of(weights: Path) -> dict[str, str]:
@@ -145,7 +145,7 @@ def metadata_of(weights: Path) -> dict[str, str]:
 
 
 def checked(settings: dict[str, Any]) -> dict[str, Any]:
-    """Take out of settings what `Trained` needs.
+    """Take out of settings what `TrainedModel` needs.
 
     Args:
         settings: the settings by name, as a file gave them.
@@ -157,10 +157,10 @@ def checked(settings: dict[str, Any]) -> dict[str, Any]:
         KeyError: a setting is missing.
         ValueError: a setting cannot have this value.
     """
-    names = [field.name for field in fields(Trained) if field.name != "weights"]
+    names = [field.name for field in fields(TrainedModel) if field.name != "weights"]
     known = {name: settings[name] for name in names}
     for name, value in known.items():
-        has_the_type = type(value) is type(getattr(Trained, name))
+        has_the_type = type(value) is type(getattr(TrainedModel, name))
         is_possible = POSSIBLE.get(name, bool)
         if not has_the_type or not is_possible(value):
             raise ValueError(f"{name} is {value!r}")

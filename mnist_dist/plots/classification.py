@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from mnist_dist.plots import figures
-from mnist_dist.task.data import DataSet
+from mnist_dist.task.data import DataSplits
 from mnist_dist.task.evaluation import Evaluation
 
 MISTAKES = 50  # the most confident mistakes are drawn
@@ -20,7 +20,7 @@ INCHES = 0.029  # for a pixel
 def evaluation(
     folder: Path,
     result: Evaluation,
-    samples: DataSet,
+    samples: DataSplits,
     split: str,
     model: str,
     suffix: str = ".png",
@@ -49,7 +49,7 @@ def evaluation(
 
 
 def draw_mistakes(
-    path: Path, result: Evaluation, samples: DataSet, split: str, heading: str
+    path: Path, result: Evaluation, samples: DataSplits, split: str, heading: str
 ) -> None:
     """Draw the most confident mistakes, if there are any.
 

@@ -10,7 +10,7 @@ from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run.command_line import as_flags, flag
 from mnist_dist.scripts import command
 from mnist_dist.shell import shell
-from mnist_dist.task.data import DataSet
+from mnist_dist.task.data import DataSplits
 from mnist_dist.tools.runs.columns import INCIDENTAL, Row, is_version, shown
 
 # What a data set's samples are called; those of all others are digits.
@@ -25,7 +25,7 @@ def noun_of(dataset: str) -> str:
     return NOUNS.get(dataset, "digit")
 
 
-def facts(row: Row, samples: DataSet, parameters: int, train_seconds: float | None) -> list[Any]:
+def facts(row: Row, samples: DataSplits, parameters: int, train_seconds: float | None) -> list[Any]:
     """Say in pairs of words what was trained, on what, where and when.
 
     Args:
@@ -164,7 +164,7 @@ def versions(row: Row) -> list[Any]:
 def command_again(settings: Mapping[str, Any], num_processes: int) -> str:
     """Say how a training is done again from its beginning, into a new folder.
 
-    What config.json calls `command` is how the run was called last, perhaps to go on, and without
+    What config.json calls `command` is how the run was called last, perhaps to resume the run, and without
     the launcher's own words.
 
     Args:

@@ -3,11 +3,11 @@
 from mnist_dist.core.output import warn
 from mnist_dist.run.folder import REPORT
 from mnist_dist.run.tracking import Tracker
-from mnist_dist.task.data import DataSet
+from mnist_dist.task.data import DataSplits
 from mnist_dist.task.evaluation import Evaluation
 
 
-def at_end(tracker: Tracker, test: Evaluation, samples: DataSet, train_seconds: float) -> None:
+def at_end(tracker: Tracker, test: Evaluation, samples: DataSplits, train_seconds: float) -> None:
     """Write the run's page, on the main process. If that fails it costs one warning, and no more.
 
     Args:

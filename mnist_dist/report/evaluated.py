@@ -3,16 +3,17 @@
 from pathlib import Path
 
 from mnist_dist.core import ExactAccelerator, UserError, all_or_none
-from mnist_dist.digits import weights
+from mnist_dist.digits.trained import locate
+from mnist_dist.run import weights
 from mnist_dist.run.folder import settings_of
 from mnist_dist.task import data, datasets, networks
-from mnist_dist.task.data import DataSet
+from mnist_dist.task.data import DataSplits
 from mnist_dist.task.evaluation import Evaluation, classify, evaluation_loader
 
 
 def evaluate(
     accelerator: ExactAccelerator, folder: Path, data_dir: Path | None
-) -> tuple[Evaluation, DataSet]:
+) -> tuple[Evaluation, DataSplits]:
     """Classify the test samples by the model of a run. Every process must call this.
 
     Args:
@@ -28,7 +29,7 @@ def evaluate(
             model's loss is not finite.
     """
     with all_or_none():
-        trained = weights.locate(folder)
+        trained = locate(folder)
         model = networks.from_state_dict(weights.load_weights(trained.weights))
         place = data_dir or datasets.folder_with(
             trained.dataset, Path(trained.data_dir), datasets.DATA_DIR

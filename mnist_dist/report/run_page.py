@@ -8,14 +8,14 @@ from typing import Any
 
 from mnist_dist import __version__
 from mnist_dist.core.errors import UserError
-from mnist_dist.digits.weights import load_weights
 from mnist_dist.report import about, network
 from mnist_dist.report.curves import curves
 from mnist_dist.report.document import LARGEST, as_text, document
 from mnist_dist.report.thumbnails import thumbnails
 from mnist_dist.run.files import write_file
 from mnist_dist.run.folder import WEIGHTS, settings_of
-from mnist_dist.task.data import DataSet
+from mnist_dist.run.weights import load_weights
+from mnist_dist.task.data import DataSplits
 from mnist_dist.task.evaluation import Evaluation
 from mnist_dist.tools.predict import SURE
 from mnist_dist.tools.runs.columns import Row
@@ -26,7 +26,7 @@ def write(
     path: Path,
     folder: Path,
     test: Evaluation,
-    samples: DataSet,
+    samples: DataSplits,
     history: Sequence[Mapping[str, Any]],
     train_seconds: float | None = None,
 ) -> None:
@@ -133,6 +133,6 @@ def refuse_unfinished(folder: Path, row: Row) -> None:
     if state != "done":
         reason = f" ({row['reason']})" if row["reason"] else ""
         raise UserError(
-            f"the run in {folder} is not finished, but {state}{reason}: go on with it by "
+            f"the run in {folder} is not finished, but {state}{reason}: resume it with "
             f"--output-dir {folder} --resume"
         )

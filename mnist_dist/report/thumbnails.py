@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mnist_dist.task.data import DataSet
+from mnist_dist.task.data import DataSplits
 from mnist_dist.task.evaluation import Evaluation
 
 MISTAKES = 48  # the most confident mistakes that are shown
@@ -21,7 +21,7 @@ COLUMNS = 32  # images in a row of that picture
 SIDE = 28  # pixels, the height and width of an image
 
 
-def thumbnails(result: Evaluation, samples: DataSet) -> dict[str, Any]:
+def thumbnails(result: Evaluation, samples: DataSplits) -> dict[str, Any]:
     """Choose test images, and put them into one picture.
 
     Args:
@@ -115,7 +115,7 @@ def known_of(numbers: Sequence[int], result: Evaluation) -> dict[str, list[Any]]
     }
 
 
-def picture(numbers: Sequence[int], samples: DataSet) -> bytes:
+def picture(numbers: Sequence[int], samples: DataSplits) -> bytes:
     """Put test images beside and below each other, as a grey PNG.
 
     Args:

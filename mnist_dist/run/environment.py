@@ -43,7 +43,7 @@ def check_environment(environ: Mapping[str, str]) -> int:
     rank = numbers["RANK"]
     world = numbers["WORLD_SIZE"]
     if not 1 <= port <= 65535:
-        raise UserError(f"MASTER_PORT={port} is no port: give a free one from 1 to 65535")
+        raise UserError(f"MASTER_PORT={port} is not a port: give a free one from 1 to 65535")
     if rank >= world:
         raise UserError(f"RANK={rank} is not below WORLD_SIZE={world}")
     if world == 1:

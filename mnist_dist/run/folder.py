@@ -40,7 +40,7 @@ class Run:
 
     Attributes:
         folder: where its files are.
-        resume: whether it goes on from its newest checkpoint.
+        resume: whether it is resumed from its newest checkpoint.
         wandb_id: its name within Weights & Biases, the same before and after a stop.
         job: what started its processes and may start them again, as `this_job` tells it.
     """
@@ -85,7 +85,7 @@ def open_run(folder: Path | None, name: str, resume: bool, weights: str = WEIGHT
         The run, the same on every process.
 
     Raises:
-        UserError: the folder holds a run already, or one without a checkpoint to go on from; or
+        UserError: the folder holds a run already, or one without a checkpoint to resume from; or
             it cannot be written to, or the first process does not see it.
     """
     run = None
@@ -99,7 +99,7 @@ def open_run(folder: Path | None, name: str, resume: bool, weights: str = WEIGHT
     with all_or_none():
         if state.is_main_process:
             if begun:
-                run = restore_gradients(begun, job, weights)
+                run = resume_run_of_job(begun, job, weights)
             elif seen:
                 raise UserError(
                     f"this job has started a run in {seen[0]}, a folder that {platform.node()} "
@@ -134,8 +134,8 @@ def begun_by(job: dict[str, Any], folder: Path | None) -> Path | None:
     return max(of_this_step or of_this_job, default=None)
 
 
-def restore_gradients(folder: Path, job: dict[str, Any], weights: str) -> Run:
-    """Go on with a run that an earlier attempt of this job has begun.
+def resume_run_of_job(folder: Path, job: dict[str, Any], weights: str) -> Run:
+    """Resume a run that an earlier attempt of this job began.
 
     Args:
         folder: the run's folder.
@@ -146,7 +146,7 @@ def restore_gradients(folder: Path, job: dict[str, Any], weights: str) -> Run:
         The run, which is locked.
 
     Raises:
-        UserError: the run has nothing to go on from, or another process is writing it.
+        UserError: the run has no checkpoint to resume from, or another process is writing it.
     """
     check_folder(folder, resume=True, weights=weights)
     locks.take_over(folder)
@@ -156,7 +156,7 @@ def restore_gradients(folder: Path, job: dict[str, Any], weights: str) -> Run:
 
 
 def begin(folder: Path | None, job: dict[str, Any], name: str, resume: bool, weights: str) -> Run:
-    """Make the folder of a new run, or go on with a run that another job has left.
+    """Make the folder of a new run, or resume a run that another job has left.
 
     Args:
         folder, name, resume, weights: as for `open_run`.
@@ -230,7 +230,7 @@ def check_folder(folder: Path, resume: bool, weights: str) -> bool:
     if taken and not resume:
         raise UserError(
             f"--output-dir {folder} already holds a run ({', '.join(taken)}): "
-            "choose another folder, or go on with --resume"
+            "choose another folder, or resume the run with --resume"
         )
     if weights in taken and not any(folder.glob(f"{CHECKPOINTS}/step-*")):
         problem = f"{folder} holds a run but no intact checkpoint"

@@ -180,7 +180,7 @@ def report_refusal(error: UserError | OSError, name: str, again: str) -> None:
         stopped_run = getattr(error, "run", None)
         if stopped_run:
             how_to_resume = again.format(run=shell(stopped_run))
-            message += f": {how_to_resume} to go on"
+            message += f": to resume, {how_to_resume}"
         print(message, file=sys.stderr)
     elif not dist.is_initialized():
         # A launcher that saw this process leave would end the first one before it has spoken.

@@ -12,7 +12,7 @@ from mnist_dist.run.streams import lasting_error
 def progress_bar(
     accelerator: ExactAccelerator, loader: ExactDataLoader, title: str
 ) -> Iterator[Any]:
-    """Give what a prepared loader gives, under a bar that counts updates.
+    """Iterate over a prepared loader, with a progress bar that counts updates.
 
     Args:
         accelerator: says when an update is complete, and which process shows the bar.

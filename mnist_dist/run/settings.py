@@ -44,7 +44,7 @@ class RunFlags:
         )
         if self.resume and self.output_dir is None:
             problem = "--resume needs --output-dir"
-            raise UsageError(f"{problem}: name the folder of the run to go on with")
+            raise UsageError(f"{problem}: name the folder of the run to resume")
         require(
             bool(re.fullmatch(r"[\w.-]{1,128}", self.wandb_project)),
             "--wandb-project",

@@ -19,7 +19,7 @@ class Stopwatch:
         self.started: float | None = None  # when this part of the epoch in progress began
 
     def start_epoch(self) -> None:
-        """Begin an epoch, or go on with one that was stopped."""
+        """Begin an epoch, or continue one that was stopped."""
         self.started = perf_counter()
 
     def end_epoch(self) -> float:
@@ -45,7 +45,7 @@ class Stopwatch:
         return {"total": self.total, "epoch": self.seconds_of_epoch()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the seconds of a checkpoint."""
+        """Continue with the seconds of a checkpoint."""
         self.total = state["total"]
         self.earlier = state["epoch"]
         self.started = None

@@ -29,7 +29,7 @@ class Tracker:
     Attributes:
         history: all figures so far, in order: points of the curves and epochs, each with its
             `global_step`.
-        trained: training metrics of an epoch that has not been evaluated yet.
+        pending: training metrics of an epoch that has not been evaluated yet.
     """
 
     def __init__(self, accelerator: Accelerator, run: Run, settings: dict[str, Any]) -> None:
@@ -37,17 +37,17 @@ class Tracker:
         self.folder = run.folder
         self.settings = settings | {"wandb_id": run.wandb_id, "job": run.job}
         self.history: list[dict[str, Any]] = []
-        self.trained: dict[str, Any] = {}
+        self.pending: dict[str, Any] = {}
         self.wandb: WandB | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The history, for a checkpoint."""
-        return {"history": self.history, "trained": self.trained}
+        return {"history": self.history, "pending": self.pending}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the history of a checkpoint."""
+        """Continue the history of a checkpoint."""
         self.history = state["history"]
-        self.trained = state["trained"]
+        self.pending = state["pending"]
 
     def __enter__(self) -> "Tracker":
         is_writer = self.accelerator.is_main_process
@@ -102,28 +102,30 @@ class Tracker:
         """The lines of metrics.jsonl: the epochs."""
         return [figures for figures in self.history if "epoch" in figures]
 
-    def curve(self, point: dict[str, Any]) -> None:
-        """Add a point to the curves over updates.
+    def log(self, values: dict[str, Any], step: int) -> None:
+        """Add a point to the curves over updates, as `Accelerator.log`.
 
         Args:
-            point: values by name, with the number of the update as `global_step`.
+            values: values by name.
+            step: number of updates made so far; recorded as `global_step`.
         """
+        point = {"global_step": step} | values
         self.history.append(point)
         if self.wandb:
             self.wandb.put(point)
 
-    def epoch(self, line: dict[str, Any]) -> None:
-        """Add an epoch's figures, with those that `trained` held of it.
+    def log_epoch(self, line: dict[str, Any]) -> None:
+        """Add the metrics of an epoch, together with those in `pending`.
 
         Args:
-            line: values by name; together with `trained` they must include `epoch` and
+            line: values by name; together with `pending` they must include `epoch` and
                 `global_step`.
 
         Raises:
             UserError: on every process, if metrics.jsonl could not be written.
         """
-        line = self.trained | line
-        self.trained = {}
+        line = self.pending | line
+        self.pending = {}
         self.history.append(line)
         with all_or_none():
             if self.accelerator.is_main_process:

@@ -40,10 +40,10 @@ class WandB:
     training. Every call is a job for that thread, in order. The first job that fails costs one
     warning, and those after it are dropped.
 
-    A stopped run stays one run with one history. Its id is in config.json. Online, W&B goes on with
-    that id, and is given what it lacks. Offline, W&B cannot go on (wandb #2423, #4624), so the new
-    part holds the history from the beginning. Earlier offline parts are removed once the run is
-    complete. `wandb sync` appends all rows of a part to those on the server, so use it only for a
+    A stopped run stays one run with one history. Its id is in config.json. Online, W&B resumes the
+    run with that id, and is given what it lacks. Offline, W&B cannot resume a run (wandb #2423,
+    #4624), so the new part holds the history from the beginning. Earlier offline parts are removed
+    once the run is complete. `wandb sync` appends all rows of a part to those on the server, so use it only for a
     run that exists in that part alone. To upload what an online run lacks, resume it, even if it
     has finished.
 

@@ -43,7 +43,7 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
-class DataSet:
+class DataSplits:
     """A data set, loaded, checked and split.
 
     Attributes:
@@ -76,8 +76,8 @@ def obtain(
     val_size: int,
     seed: int,
     dtype: torch.dtype,
-) -> DataSet:
-    """The data set on every process's device: one process a node fetches what is missing, all load and compare it.
+) -> DataSplits:
+    """Load the data set to every process's device, after one process per node has downloaded what is missing.
 
     Args: as for `load`; `name` may also be "auto".
 
@@ -113,7 +113,7 @@ def obtain(
     return replace(samples, train=samples.train.to(device), test=samples.test.to(device), val=val)
 
 
-def check_shares(samples: DataSet, batch_size: int, num_processes: int) -> None:
+def check_shares(samples: DataSplits, batch_size: int, num_processes: int) -> None:
     """Refuse a batch or a number of processes that the data cannot fill.
 
     Raises:
@@ -138,7 +138,7 @@ def load(
     val_size: int = 0,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
-) -> DataSet:
+) -> DataSplits:
     """Read a data set that is on the disk, check it, normalise it and split it.
 
     Args:
@@ -162,7 +162,7 @@ def load(
         train, test, digest = datasets.read(source, data_dir)
     mean, std = source.normalization or pixel_statistics(train[0])
     whole = normalized(*train, mean, std, dtype)
-    samples = DataSet(
+    samples = DataSplits(
         name, source.classes, mean, std, whole, normalized(*test, mean, std, dtype), digest
     )
     if val_size == 0:

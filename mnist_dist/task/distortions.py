@@ -12,7 +12,7 @@ from torch import Tensor
 # for each sample of a batch.
 Rand = Callable[..., Tensor]
 
-SIZE = 28  # pixels a side
+SIZE = 28  # pixels per side
 # Maxima at strength 1.
 ROTATION = 15.0  # degrees
 SCALE = 0.15  # of the logarithm of the size

@@ -15,6 +15,9 @@ from mnist_dist.task.data import Split
 
 BATCH = 1000  # samples in a global batch of an evaluation
 
+# Transforms images, given their micro-batch, for test-time augmentation.
+View = Callable[[Tensor, MicroBatch], Tensor]
+
 
 @dataclass(frozen=True)
 class Bin:
@@ -107,7 +110,7 @@ class Evaluation:
         )
 
     def mistakes(self) -> Tensor:
-        """(m,) int64, the numbers of the misclassified samples, the most confident mistake first."""
+        """(m,) int64, the indices of the misclassified samples, the most confident mistake first."""
         wrong = torch.nonzero(self.predictions != self.labels).flatten()
         confidence = self.probabilities[wrong].max(dim=1).values
         return wrong[confidence.argsort(descending=True, stable=True)]
@@ -142,16 +145,16 @@ def ensemble(results: Sequence[Evaluation]) -> Evaluation:
 
 
 def evaluation_loader(split: Split, batch_size: int = BATCH) -> DataLoader:
-    """A loader of images, labels and their samples' numbers, in the order of the data set, to be prepared."""
-    numbers = torch.arange(len(split), device=split.labels.device)
-    return DataLoader(TensorDataset(split.images, split.labels, numbers), batch_size=batch_size)
+    """A loader of images, labels and the samples' indices, in the order of the data set, to be prepared."""
+    indices = torch.arange(len(split), device=split.labels.device)
+    return DataLoader(TensorDataset(split.images, split.labels, indices), batch_size=batch_size)
 
 
 def classify(
     accelerator: ExactAccelerator,
     network: nn.Module,
     loader: ExactDataLoader,
-    view: Callable[[Tensor, MicroBatch], Tensor] | None = None,
+    view: View | None = None,
 ) -> Evaluation:
     """Classify every sample of a split once, each process its rows, and gather the logits on all processes.
 
@@ -159,14 +162,14 @@ def classify(
         accelerator: the processes.
         network: bare, which is evaluated in the precision of its weights.
         loader: a prepared `evaluation_loader`.
-        view: a transform of the images, given their micro-batch, for test-time augmentation.
+        view: how the images are transformed; None leaves them as they are.
     """
     loader.set_epoch(0)  # a view draws the same every time
     gathered = []
     with as_stored(network):
-        for images, labels, numbers in loader:
+        for images, labels, indices in loader:
             seen = view(images, accelerator.micro_batch) if view else images
-            gathered.append(accelerator.gather_for_metrics((network(seen), labels, numbers)))
+            gathered.append(accelerator.gather_for_metrics((network(seen), labels, indices)))
     return evaluation_of(gathered, samples=len(loader.dataset))
 
 
@@ -174,16 +177,16 @@ def evaluation_of(gathered: Sequence[tuple[Tensor, Tensor, Tensor]], samples: in
     """What a model says about every sample, from what was gathered batch by batch.
 
     Args:
-        gathered: for each batch logits (n, classes), labels (n,) and the samples' numbers (n,).
+        gathered: for each batch logits (n, classes), labels (n,) and the samples' indices (n,).
         samples: how many there are.
 
     Raises:
         RuntimeError: some sample was not counted exactly once.
     """
-    logits, labels, numbers = (torch.cat(parts).cpu() for parts in zip(*gathered, strict=True))
-    counts = torch.bincount(numbers, minlength=samples)
+    logits, labels, indices = (torch.cat(parts).cpu() for parts in zip(*gathered, strict=True))
+    counts = torch.bincount(indices, minlength=samples)
     wrong = int((counts != 1).sum())
     if wrong:
         raise RuntimeError(f"{wrong} of {samples} samples were not counted exactly once")
-    order = numbers.argsort()
+    order = indices.argsort()
     return Evaluation(logits[order].double(), labels[order])

@@ -16,15 +16,15 @@ from mnist_dist.task.settings import Settings
 Loss = Callable[[nn.Module, Tensor, Tensor, Rand], Tensor]
 
 
-def adam(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (AdamW, Loshchilov and Hutter 2019); without decay it is Adam, bit for bit."""
     return torch.optim.AdamW(
         model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
     )
 
 
-def schedule(optimizer: torch.optim.Optimizer, settings: Settings, updates: int) -> LambdaLR:
-    """The scheduler of the learning rate, to be stepped after every update of a run of so many."""
+def make_scheduler(optimizer: torch.optim.Optimizer, settings: Settings, updates: int) -> LambdaLR:
+    """The learning-rate scheduler of a run with a given number of updates; step it after each one."""
 
     def share_of_peak(update: int) -> float:
         # The scheduler asks once more, after the last update.
@@ -86,16 +86,16 @@ def divergence(
     )
 
 
-def average(model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) -> AveragedModel:
-    """A moving average of the weights that every update moves on (Polyak and Juditsky 1992).
+def make_average(model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) -> AveragedModel:
+    """Make a moving average of the weights, which every update moves on (Polyak and Juditsky 1992).
 
     Args:
-        model: the bare network, on its device.
+        model: the unwrapped network, on its device.
+        optimizer: the optimizer of its weights; a hook on its step updates the average.
         decay: share of the average that an update keeps, in [0, 1).
 
     Returns:
-        Has the network with the averaged weights in its attribute `module`; the same on all
-        processes, as the weights.
+        An `AveragedModel`, whose `module` is the network with the averaged weights.
     """
     averaged = AveragedModel(model)
     mine, theirs = (list[Tensor](each.parameters()) for each in (averaged.module, model))

@@ -14,7 +14,7 @@ from mnist_dist.task import datasets, networks
 from mnist_dist.usage import MAX_PARAMETERS, MAY_CHANGE, require, unset
 
 MAX_AFFINE, MAX_ELASTIC = 4, 8  # at these strengths, digits are illegible
-MAX_SHARES = 1024  # of a batch: more would be a slip of the keyboard
+MAX_SHARES = 1024  # of a batch: more would be a typing mistake
 GROUPS = {  # of the flags in --help, the usual ones first
     "data": "dataset data-dir val-size affine elastic",
     "network": "model hidden channels dropout ema",

@@ -10,7 +10,7 @@ from mnist_dist import plots
 from mnist_dist.core import generator_for
 from mnist_dist.run import launch
 from mnist_dist.task import data
-from mnist_dist.task.data import DataSet, Split
+from mnist_dist.task.data import DataSplits, Split
 from mnist_dist.task.distortions import distort
 from mnist_dist.task.settings import DataConfig, require_strengths
 from mnist_dist.tools.terminal import allow_any_name
@@ -73,7 +73,7 @@ def main(config: Config) -> None:
     draw_distorted(config, samples, images[::EVERY], titles[::EVERY], distorted(place))
 
 
-def describe(samples: DataSet, name: str, split: Split) -> None:
+def describe(samples: DataSplits, name: str, split: Split) -> None:
     """Print sizes, statistics and class balance of a split.
 
     Args:
@@ -98,7 +98,7 @@ def describe(samples: DataSet, name: str, split: Split) -> None:
 
 def draw_distorted(
     config: Config,
-    samples: DataSet,
+    samples: DataSplits,
     images: Tensor,
     titles: list[str],
     place: Path,

@@ -21,7 +21,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from mnist_dist.core.errors import UserError
-from mnist_dist.digits import weights
+from mnist_dist.digits.trained import METADATA, TrainedModel, locate
+from mnist_dist.run import weights
 from mnist_dist.run.files import write_file
 from mnist_dist.task import networks
 from mnist_dist.tools.terminal import allow_any_name
@@ -64,7 +65,7 @@ def main(config: Config) -> None:
     if config.output:
         is_named_so = config.output.suffix == suffix
         require(is_named_so, "--output", config.output, f"a {suffix} file")
-    trained = weights.locate(config.model)
+    trained = locate(config.model)
     target = config.output or trained.weights.with_suffix(suffix)
     require(not target.exists() or target.is_file(), "--output", target, "a file")
     difference = export(trained, config.format, target)
@@ -72,7 +73,7 @@ def main(config: Config) -> None:
     print(f"{target}: its logits, read back, {how}")
 
 
-def export(trained: weights.Trained, kind: str, target: Path) -> float:
+def export(trained: TrainedModel, kind: str, target: Path) -> float:
     """Write a model in another format.
 
     In all of them it takes normalised images (N, 1, 28, 28), any N, and gives logits.
@@ -122,7 +123,7 @@ def logits_of(forward: Forward, images: Tensor) -> Tensor:
     return torch.cat(logits)
 
 
-def to_safetensors(model: nn.Module, _: Tensor, path: Path, trained: weights.Trained) -> Forward:
+def to_safetensors(model: nn.Module, _: Tensor, path: Path, trained: TrainedModel) -> Forward:
     """Write the weights, with what the images were normalised by as metadata.
 
     Args:
@@ -134,12 +135,12 @@ def to_safetensors(model: nn.Module, _: Tensor, path: Path, trained: weights.Tra
         The forward pass, read back.
     """
     data = {"dataset": trained.dataset, "mean": trained.mean, "std": trained.std}
-    metadata = {"format": "pt", weights.METADATA: json.dumps(data)}
+    metadata = {"format": "pt", METADATA: json.dumps(data)}
     path.write_bytes(save(model.state_dict(), metadata))
     return networks.from_state_dict(load(path.read_bytes()))
 
 
-def to_torch_export(model: nn.Module, images: Tensor, path: Path, _: weights.Trained) -> Forward:
+def to_torch_export(model: nn.Module, images: Tensor, path: Path, _: TrainedModel) -> Forward:
     """Write weights and computation as `torch.export` does.
 
     Args:
@@ -159,7 +160,7 @@ def to_torch_export(model: nn.Module, images: Tensor, path: Path, _: weights.Tra
         return torch.export.load(file).module()
 
 
-def to_onnx(model: nn.Module, images: Tensor, path: Path, _: weights.Trained) -> Forward:
+def to_onnx(model: nn.Module, images: Tensor, path: Path, _: TrainedModel) -> Forward:
     """Write weights and computation as ONNX.
 
     Args:
@@ -200,7 +201,7 @@ def to_onnx(model: nn.Module, images: Tensor, path: Path, _: weights.Trained) ->
     return forward
 
 
-Writer = Callable[[nn.Module, Tensor, Path, weights.Trained], Forward]
+Writer = Callable[[nn.Module, Tensor, Path, TrainedModel], Forward]
 WRITERS: dict[str, Writer] = {
     "safetensors": to_safetensors,
     "onnx": to_onnx,

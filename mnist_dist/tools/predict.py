@@ -9,8 +9,9 @@ import tyro
 from torch import Tensor
 
 from mnist_dist.core import UserError
-from mnist_dist.digits import weights
 from mnist_dist.digits.finished import newest_run
+from mnist_dist.digits.trained import locate
+from mnist_dist.run import weights
 from mnist_dist.task import datasets, networks
 from mnist_dist.tools.pictures.digits import read_digit
 from mnist_dist.tools.pictures.ink import count_parts
@@ -56,7 +57,7 @@ def main(config: Config) -> None:
         UserError: there is no such model, or a picture could not be read, when the others are done.
     """
     allow_any_name()
-    trained = weights.locate(config.weights or newest_run())
+    trained = locate(config.weights or newest_run())
     model = networks.from_state_dict(weights.load_weights(trained.weights)).float()
     source = datasets.SOURCES.get(trained.dataset, datasets.SOURCES["mnist"])
     print(f"model: {trained.weights}")

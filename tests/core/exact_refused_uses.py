@@ -240,11 +240,11 @@ REFUSED_USES: dict[str, tuple[Ask, str]] = {
     ),
     "weights of classes": (
         lambda: first_update(mlp(6, 3), weight=CLASS_WEIGHTS),
-        "the loss weights classes, so it is no mean over rows",
+        "the loss weights classes, so it is not the mean over rows",
     ),
     "ignored targets": (
         lambda: first_update(mlp(6, 3), ignore_index=0),
-        "(ignore_index), so it is no mean over rows",
+        "(ignore_index), so it is not the mean over rows",
     ),
     "a sum": (
         lambda: first_update(mlp(6, 3), reduction="sum"),
@@ -275,6 +275,14 @@ REFUSED_USES: dict[str, tuple[Ask, str]] = {
     "a part of an update": (skipping_a_part_of_an_update, "gradient_accumulation_steps"),
     "no folder": (save_state_without_a_folder, "save_state was given no folder"),
     "no checkpoint": (load_state_from_nowhere, "there is no checkpoint /nonexistent"),
+    "an option of saving": (
+        lambda: accelerator().save_state("/nonexistent", max_shard_size="1GB"),
+        "save_state was given max_shard_size",
+    ),
+    "an option of loading": (
+        lambda: accelerator().load_state("/nonexistent", strict=False),
+        "load_state was given strict",
+    ),
     "a checkpoint of Accelerate": (
         load_state_of_accelerate,
         "written by Accelerate's own save_state",

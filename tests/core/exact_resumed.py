@@ -63,7 +63,7 @@ class Run:
         self.accelerator.register_for_checkpointing(self.average, self.mean_loss, self.notes)
         self.checkpoints = Checkpoints(self.accelerator, run, {"--seed": SEED}, self.EVERY)
 
-    def restore_run(self, signal_at: int = 0) -> None:
+    def train(self, signal_at: int = 0) -> None:
         """Train to the end, or until one process is sent a signal."""
         values = self.notes.values
         while values["epoch"] < self.EPOCHS:
@@ -104,12 +104,12 @@ class Run:
 def stop_and_resume(folder: Path) -> dict[str, Any]:
     """A run that is never stopped, and the same stopped by a signal to one process, killed, and resumed."""
     whole = Run(folder / "whole")
-    whole.restore_run()
+    whole.train()
     first = Run(folder / "stopped")
     stopped_at = 0
     try:
         with patch("mnist_dist.core.stopping.MOST_SECONDS", 0):  # ask after every update
-            first.restore_run(signal_at=5)
+            first.train(signal_at=5)
     except Stopped:
         stopped_at = first.accelerator.updates
     # As if it had been killed: back to the checkpoint before, within an epoch.
@@ -120,7 +120,7 @@ def stop_and_resume(folder: Path) -> dict[str, Any]:
     assert second.checkpoints.resume()
     resumed_at = second.accelerator.updates
     within = second.loader.state_dict()["batch"]
-    second.restore_run()
+    second.train()
     return {
         "whole": whole.state(),
         "resumed": second.state(),

@@ -1,4 +1,4 @@
-"""What the core sees in autograd's graph of a loss that is no mean over rows, or compares them."""
+"""What the core sees in autograd's graph of a loss that is not the mean over rows, or compares them."""
 
 from collections.abc import Callable
 

@@ -67,11 +67,11 @@ def test_who_only_takes_long_is_not_named(tmp_path):
 
 
 def test_a_place_is_the_users_line_and_what_it_calls():
-    begun, restore_run = threading.Event(), threading.Event()
+    begun, release = threading.Event(), threading.Event()
 
     def users_code() -> None:
         begun.set()
-        restore_run.wait()
+        release.wait()
 
     def in_a_block() -> None:
         with all_or_none():
@@ -83,7 +83,7 @@ def test_a_place_is_the_users_line_and_what_it_calls():
     time.sleep(0.01)
     assert thread.ident is not None
     one, two = place_of(thread.ident), place_of(thread.ident)
-    restore_run.set()
+    release.set()
     thread.join()
     line = users_code.__code__.co_firstlineno + 2
     assert (

@@ -12,7 +12,7 @@ from mnist_dist.core import generator_for
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run import launch
 from mnist_dist.task import networks
-from mnist_dist.task.objective import adam, average, make_loss
+from mnist_dist.task.objective import make_average, make_loss, make_optimizer
 
 TRAINING = "train.py --dataset mnist-5k --wandb disabled --epochs 1 --batch-size 100".split()
 OPTIONS = (
@@ -73,8 +73,8 @@ def test_no_update_waits_for_the_gpu(model):
     )
     accelerator = launch.start(micro_batches=2)
     network = networks.build(model).to(accelerator.device)
-    optimizer = adam(network, config)
-    average(network, optimizer, config.ema)
+    optimizer = make_optimizer(network, config)
+    make_average(network, optimizer, config.ema)
     images = torch.randn(1000, 1, 28, 28, generator=generator_for(1)).to(accelerator.device)
     labels = torch.arange(1000, device=accelerator.device) % 10
     loader = DataLoader(TensorDataset(images, labels), batch_size=100, shuffle=True)

@@ -338,23 +338,23 @@ def last_process_has_another_rate():
 def rate_times_processes():
     """As the linear scaling rule has it for a batch for each process."""
     train = load_script("train")
-    adam = train.adam
+    make_optimizer = train.make_optimizer
 
     def scaled(model, settings):
-        return adam(model, dataclasses.replace(settings, lr=settings.lr * world()))
+        return make_optimizer(model, dataclasses.replace(settings, lr=settings.lr * world()))
 
-    return patch.object(train, "adam", scaled)
+    return patch.object(train, "make_optimizer", scaled)
 
 
 @fault
 def schedule_ahead_of_the_optimizer():
     """It is stepped first."""
     train = load_script("train")
-    schedule = train.schedule
+    make_scheduler = train.make_scheduler
 
     def ahead(optimizer, *arguments, **options):
-        found = schedule(optimizer, *arguments, **options)
+        found = make_scheduler(optimizer, *arguments, **options)
         found.step()
         return found
 
-    return patch.object(train, "schedule", ahead)
+    return patch.object(train, "make_scheduler", ahead)

@@ -51,3 +51,11 @@ def test_every_path_that_a_page_names_exists():
         (page, path) for page, path in named if not any((base / path).exists() for base in bases)
     ]
     assert len(named) > 50 and not missing
+
+
+def test_the_map_of_the_core_has_every_module():
+    page = (REPOSITORY / "docs" / "design.md").read_text()
+    _, after = page.split("The modules of `core`")
+    table, *_ = after.split("\n## ")
+    modules = (REPOSITORY / "mnist_dist" / "core").glob("*.py")
+    assert set(re.findall(r"`(\w+)`", table)) == {path.stem for path in modules} - {"__init__"}

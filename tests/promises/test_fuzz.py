@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from mnist_dist.core import UserError, checkpointing, files
-from mnist_dist.digits import weights
+from mnist_dist.digits.trained import METADATA, locate
+from mnist_dist.run import weights
 from mnist_dist.task import datasets, networks
 
 Loaded = TypeVar("Loaded")
@@ -127,10 +128,10 @@ def test_swapped_and_missing_files_of_a_checkpoint(tmp_path):
 def test_headers_of_safetensors_nested_thousands_deep(tmp_path):
     """In the format's own header, and in what the header says of the run."""
     deep, path = 100_000 * "[", tmp_path / "model.safetensors"
-    for header in (f'{{"a": {deep}', json.dumps({"__metadata__": {weights.METADATA: deep}})):
+    for header in (f'{{"a": {deep}', json.dumps({"__metadata__": {METADATA: deep}})):
         path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
         with pytest.raises(UserError, match=r"damaged|not those of a run"):
-            weights.load_weights(weights.locate(path).weights)
+            weights.load_weights(locate(path).weights)
 
 
 def test_mutated_data_files(tmp_path):

@@ -147,7 +147,7 @@ def test_a_finished_run_that_goes_on_is_not_finished_and_has_one_writer(stopped,
     )
     running.send_signal(signal.SIGTERM)
     _, errors = running.communicate(timeout=60)
-    assert running.returncode == 75 and f"with --output-dir {run} --resume to go on" in errors
+    assert running.returncode == 75 and f"with --output-dir {run} --resume" in errors
     assert not (run / "summary.json").exists()
     epoch = checkpoint_of(run)["state"]["loaders"][0]["epoch"]
     less = train_py(*flags, "--epochs", str(epoch - 1))
@@ -321,7 +321,7 @@ def test_a_finished_run_keeps_its_summary_until_it_goes_on(tmp_path, accelerator
     tracker.load_state_dict(
         {
             "history": [{"epoch": 1, "global_step": 5}, {"epoch": 2, "global_step": 10}],
-            "trained": {},
+            "pending": {},
         }
     )
     with tracker:
@@ -354,13 +354,13 @@ def test_a_folder_that_is_deleted_in_mid_run_is_noticed_at_the_next_epoch(tmp_pa
     run = tmp_path / "run"
     run.mkdir()
     with Tracker(accelerator, Run(run, False, "", {}), {}) as tracker:
-        tracker.epoch({"epoch": 1, "global_step": 5})
+        tracker.log_epoch({"epoch": 1, "global_step": 5})
         shutil.rmtree(run)
         checkpointing.write_checkpoint(run, {"step": 7}, 7)
         with pytest.raises(
             UserError, match=r"the system refused '.*run.metrics\.jsonl': No such file or directory"
         ):
-            tracker.epoch({"epoch": 2, "global_step": 10})
+            tracker.log_epoch({"epoch": 2, "global_step": 10})
     assert checkpointing.newest_checkpoint(run)[0] == {"step": 7}
 
 

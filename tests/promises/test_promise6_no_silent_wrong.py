@@ -22,9 +22,9 @@ from torch.distributed import DistStoreError
 
 from mnist_dist.core import Stopped, UserError
 from mnist_dist.core.errors import STOPPED
-from mnist_dist.digits import weights
 from mnist_dist.digits.config import TrainConfig
-from mnist_dist.run import launch, rendezvous
+from mnist_dist.digits.trained import TrainedModel, locate
+from mnist_dist.run import launch, rendezvous, weights
 from mnist_dist.run.command_line import parse
 from mnist_dist.run.folder import settings_of
 from mnist_dist.task import datasets, networks
@@ -304,7 +304,8 @@ def test_processes_with_other_settings_are_refused(tmp_path):
     ]
     errors = [process.communicate(timeout=120)[1] for process in running]
     assert [process.returncode for process in running] == [1, 1]
-    assert "the settings differ between processes 0 and 1" in errors[0]
+    differ = "the settings differ between processes 0 and 1 (--lr 0.1 against --lr 0.2)"
+    assert differ in errors[0]
     assert "Traceback" not in errors[0] + errors[1] and "error" not in errors[1]
     assert not (tmp_path / "run").exists()
 
@@ -472,9 +473,7 @@ def test_bad_model_files_are_refused_and_run_nothing(make, sentence, tmp_path, m
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "model.pth")
     with pytest.raises(UserError) as refusal:
-        networks.from_state_dict(
-            weights.load_weights(weights.locate(tmp_path / "model.pth").weights)
-        )
+        networks.from_state_dict(weights.load_weights(locate(tmp_path / "model.pth").weights))
     assert sentence in str(refusal.value)
     assert not (tmp_path / "pwned").exists()
 
@@ -501,14 +500,14 @@ def test_settings_beside_a_model_that_are_none_are_refused(content, trained, tmp
         content.encode() if isinstance(content, str) else content
     )
     with pytest.raises(UserError, match=r"config\.json are not those of a run"):
-        weights.locate(tmp_path)
+        locate(tmp_path)
     assert settings_of(tmp_path).keys() <= {"normalization", "dataset"}
 
 
 def test_impossible_settings_are_refused_by_name(trained, tmp_path):
     shutil.copy(trained / "mnist_model.pth", tmp_path)
     settings = json.loads((trained / "config.json").read_text())
-    assert weights.locate(trained) == weights.Trained(trained / "mnist_model.pth", "mnist-5k")
+    assert locate(trained) == TrainedModel(trained / "mnist_model.pth", "mnist-5k")
     normalization = {"mean": 0.1307, "std": 0.0}
     for wrong, complaint in {
         "val_size is 'many'": {"val_size": "many"},
@@ -520,7 +519,7 @@ def test_impossible_settings_are_refused_by_name(trained, tmp_path):
     }.items():
         (tmp_path / "config.json").write_text(json.dumps(settings | complaint))
         with pytest.raises(UserError, match=wrong):
-            weights.locate(tmp_path)
+            locate(tmp_path)
 
 
 def test_the_evaluation_refuses_what_it_cannot_evaluate(trained, tmp_path):
@@ -593,7 +592,7 @@ def test_paths_in_commands_can_be_pasted(capsys):
     with pytest.raises(SystemExit):
         launch.run(stops, "own.py", again="run the same command")
     said = capsys.readouterr().err
-    assert "own.py: stopped: run the same command to go on" in said
+    assert "own.py: stopped: to resume, run the same command" in said
     assert "with --output-dir 'my runs/one' --resume" in said
     assert datasets.command_to_fetch("mnist", Path("my data")).endswith("--data-dir 'my data'")
 

@@ -16,7 +16,7 @@ from mnist_dist.core.microbatches import MicroBatchSampler
 from mnist_dist.core.orders import EqualBatches
 from mnist_dist.core.sampler import ExactSampler
 from mnist_dist.core.sharing import Sharing
-from mnist_dist.digits import weights
+from mnist_dist.run import weights
 from mnist_dist.run.command_line import parse
 from mnist_dist.task import networks
 from mnist_dist.task.data import load

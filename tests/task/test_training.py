@@ -14,7 +14,7 @@ from mnist_dist.digits.config import TrainConfig
 from mnist_dist.task import objective
 from mnist_dist.task.data import load
 from mnist_dist.task.networks import MNISTNet
-from mnist_dist.task.objective import adam, make_loss
+from mnist_dist.task.objective import make_loss, make_optimizer
 from mnist_dist.task.schedules import learning_rate
 from mnist_dist.tools.verify import reference
 
@@ -80,7 +80,7 @@ def test_every_update_distorts_and_drops_anew(monkeypatch):
     same = torch.rand(1, 1, 28, 28).repeat(20, 1, 1, 1), torch.zeros(20, dtype=torch.int64)
     accelerator = ExactAccelerator(cpu=True)
     loader = DataLoader(TensorDataset(*same), batch_size=10, shuffle=True)
-    model, optimizer, loader = accelerator.prepare(network, adam(network, config), loader)
+    model, optimizer, loader = accelerator.prepare(network, make_optimizer(network, config), loader)
     loss_function = make_loss(network, config)
     forward = MNISTNet.forward
 
@@ -102,8 +102,8 @@ def test_every_update_distorts_and_drops_anew(monkeypatch):
 
 def test_an_update_that_fp16_skips_does_not_move_the_average():
     model = MNISTNet((3,))
-    optimizer = adam(model, TrainConfig())
-    averaged, scaler = objective.average(model, optimizer, 0.5), torch.amp.GradScaler("cpu")
+    optimizer = make_optimizer(model, TrainConfig())
+    averaged, scaler = objective.make_average(model, optimizer, 0.5), torch.amp.GradScaler("cpu")
     expected: dict = {}
     for number in range(4):
         loss = F.cross_entropy(model(torch.randn(8, 1, 28, 28)), torch.arange(8))
@@ -123,7 +123,7 @@ def test_without_decay_the_optimizer_is_adam_bit_for_bit():
     ours, theirs = MNISTNet(), MNISTNet()
     theirs.load_state_dict(ours.state_dict())
     optimizers = (
-        adam(ours, TrainConfig()),
+        make_optimizer(ours, TrainConfig()),
         torch.optim.Adam(theirs.parameters(), lr=0.001, fused=True),
     )
     for _ in range(10):

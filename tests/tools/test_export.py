@@ -11,7 +11,8 @@ from conftest import PYTHON, call
 from safetensors.torch import save, save_file
 
 from mnist_dist.core import UserError
-from mnist_dist.digits import weights
+from mnist_dist.digits.trained import METADATA, TrainedModel, locate
+from mnist_dist.run import weights
 from mnist_dist.task import networks
 from mnist_dist.tools import export
 
@@ -29,7 +30,7 @@ def trained(request, tmp_path_factory):
     weights.save_weights(folder / "mnist_model.pth", model)
     images = torch.randn(5, 1, 28, 28)
     with torch.no_grad():
-        return weights.locate(folder / "mnist_model.pth"), images, model(images)
+        return locate(folder / "mnist_model.pth"), images, model(images)
 
 
 def test_safetensors(trained, tmp_path):
@@ -53,23 +54,23 @@ def test_safetensors(trained, tmp_path):
 def test_a_safetensors_file_says_what_data_it_was_trained_on(trained, tmp_path):
     fashion = replace(trained[0], dataset="fashion-mnist", mean=0.286, std=0.353)
     export.export(fashion, "safetensors", tmp_path / "m.safetensors")
-    assert weights.locate(tmp_path / "m.safetensors") == replace(
+    assert locate(tmp_path / "m.safetensors") == replace(
         fashion, weights=tmp_path / "m.safetensors"
     )
     tensors = weights.load_weights(fashion.weights)
     save_file(tensors, tmp_path / "foreign.safetensors")
-    assert weights.locate(tmp_path / "foreign.safetensors") == weights.Trained(
+    assert locate(tmp_path / "foreign.safetensors") == TrainedModel(
         tmp_path / "foreign.safetensors"
     )
     for content in ('{"mean": "small"}', "[]", "{"):
-        save_file(tensors, tmp_path / "odd.safetensors", metadata={weights.METADATA: content})
+        save_file(tensors, tmp_path / "odd.safetensors", metadata={METADATA: content})
         with pytest.raises(
             UserError, match=r"the settings in .*odd\.safetensors are not those of a run"
         ):
-            weights.locate(tmp_path / "odd.safetensors")
+            locate(tmp_path / "odd.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"no weights here")
     with pytest.raises(UserError, match="is damaged"):
-        weights.load_weights(weights.locate(tmp_path / "bad.safetensors").weights)
+        weights.load_weights(locate(tmp_path / "bad.safetensors").weights)
 
 
 def test_torch_export(trained, tmp_path):
@@ -170,16 +171,16 @@ def test_what_was_exported_to_a_folder_whose_name_is_not_utf_8_is_read(tmp_path)
     folder.mkdir()
     path = folder / "model.safetensors"
     model = networks.build("mlp", ())
-    said = {weights.METADATA: json.dumps({"dataset": "kmnist", "mean": 0.5, "std": 0.25})}
+    said = {METADATA: json.dumps({"dataset": "kmnist", "mean": 0.5, "std": 0.25})}
     path.write_bytes(save(model.state_dict(), said))
-    trained = weights.locate(path)
+    trained = locate(path)
     assert (trained.dataset, trained.mean, trained.std) == ("kmnist", 0.5, 0.25)
     read = weights.load_weights(path)
     assert all(torch.equal(read[name], each) for name, each in model.state_dict().items())
     path.write_bytes(save(model.state_dict()))
-    assert weights.locate(path).dataset == "auto"
+    assert locate(path).dataset == "auto"
     for damaged in (b"", b"\xff" * 20, (5).to_bytes(8, "little") + b"[[[[["):
         path.write_bytes(damaged)
-        weights.locate(path)
+        locate(path)
         with pytest.raises(UserError, match="is damaged: it is not what"):
             weights.load_weights(path)

@@ -202,7 +202,7 @@ def test_a_shadow_on_the_paper_does_no_harm(digits, tmp_path, light, shadow):
 
 
 def test_parts_are_counted(digits):
-    # A bar that hangs beside its 5 is no digit.
+    # A bar that hangs beside its 5 is not a digit.
     assert np.mean([parts(digit) > 1 for digit in digits[0]]) < 0.02
     two = torch.zeros(28, 28)
     two[6:20, 4:9] = two[6:20, 16:21] = 1.0
@@ -266,7 +266,7 @@ def test_pictures_with_more_bits_a_pixel_are_scaled_by_their_range(digits, tmp_p
     Image.fromarray((white * sheet).astype(dtype)).save(tmp_path / f"deep.{suffix}")
     deep, plain = (read_digit(tmp_path / name) for name in (f"deep.{suffix}", "plain.png"))
     assert (deep - plain).abs().max() < 0.02
-    # The noise of a sensor on blank paper is no drawing.
+    # The noise of a sensor on blank paper is not a drawing.
     noise = 0.6 + 0.005 * np.random.default_rng(0).standard_normal(sheet.shape)
     Image.fromarray((white * noise).astype(dtype)).save(tmp_path / f"blank.{suffix}")
     with pytest.raises(UserError, match="shows no digit"):

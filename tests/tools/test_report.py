@@ -26,7 +26,7 @@ from mnist_dist.report.curves import MOST, curves
 from mnist_dist.run.command_line import as_json
 from mnist_dist.run.weights import load_weights
 from mnist_dist.task import networks
-from mnist_dist.task.data import DataSet, load
+from mnist_dist.task.data import DataSplits, load
 from mnist_dist.task.datasets import SOURCES
 from mnist_dist.task.evaluation import Evaluation
 from mnist_dist.tools import report
@@ -37,19 +37,19 @@ HOSTILE_TEXT = '</script><script>window.harmed=1</script><img src=x onerror="win
 
 
 @pytest.fixture(scope="module")
-def samples() -> DataSet:
+def samples() -> DataSplits:
     """The embedded digits."""
     return load("mnist-5k", Path("data"))
 
 
-def evaluation(model: nn.Module, samples: DataSet) -> Evaluation:
+def evaluation(model: nn.Module, samples: DataSplits) -> Evaluation:
     """What a model says of the test samples, in plain PyTorch."""
     with torch.no_grad():
         return Evaluation(model(samples.test.images).double(), samples.test.labels)
 
 
 def made_up_run(
-    folder: Path, classifier: nn.Module, samples: DataSet, **settings: Any
+    folder: Path, classifier: nn.Module, samples: DataSplits, **settings: Any
 ) -> Evaluation:
     """Leave the files of a finished run with these weights; what the model says of the test samples."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -255,13 +255,13 @@ def spoil(folder: Path, harm: str) -> None:
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
-        ("no folder", "there is no folder .*run: name a run's folder"),
+        ("no folder", "there is not a folder .*run: name a run's folder"),
         (
             "config.json",
             "run cannot be read: its config.json is damaged; restore the file, or name",
         ),
         ("summary.json", "run cannot be read: its summary.json is damaged"),
-        ("stopped", r"run is not finished, but stopped \(SIGTERM\): go on with it by --output-dir"),
+        ("stopped", r"run is not finished, but stopped \(SIGTERM\): resume it with --output-dir"),
         ("killed", "run is not finished, but failed: go on with it"),
         ("no model", "there is no model at .*mnist_model.pth"),
         ("mnist_model.pth", "the model file .* is damaged"),

@@ -269,7 +269,7 @@ def test_odd_values_do_no_harm(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("nowhere", "there is no folder nowhere"),
+        ("nowhere", "there is not a folder nowhere"),
         ("empty", "there is no run in empty: train one with `python train.py`"),
         (
             "runs --where modle=cnn",

@@ -184,7 +184,7 @@ def test_asked_to_stop_it_says_how_to_go_on(tmp_path, number):
     stopped.send_signal(number)
     _, errors = stopped.communicate(timeout=30)
     assert stopped.returncode == 75
-    sentence = f"stopped on request: run the same command to go on with the study in {tmp_path}"
+    sentence = f"stopped on request: run the same command to resume the study in {tmp_path}"
     assert errors == f"mnist_dist: {sentence}\n"
 
 
@@ -445,7 +445,7 @@ def test_another_study_in_the_folder_is_refused_and_left_as_it_is(tmp_path):
         with pytest.raises(UserError, match=complaint):
             search(tmp_path, *words.split(), trials=3)
     assert trials_of(tmp_path) == before
-    # Where the data are is no setting.
+    # Where the data are is not a setting.
     assert len(search(tmp_path, "--data-dir", str(tmp_path), trials=2)) == 2
 
 

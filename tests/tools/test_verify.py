@@ -97,7 +97,7 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
     "loss_is_no_number": (
         "gradient",
         "UserError: the loss of update 1 is nan",
-        "it is no number at that update",
+        "it is not a number at that update",
     ),
     "dropout_in_a_function": (
         "gradient",
@@ -107,11 +107,11 @@ FAULTS = {  # the line that fails, what it finds, and what it says is to be done
     "gradient_is_no_number": (
         "gradient",
         "process 1 on ",
-        "process 1 on vm alone: it is no number at that update",
+        "process 1 on vm alone: it is not a number at that update",
     ),
     "weights_are_no_numbers_after_update_4": (
         "update",
-        "process 1 on vm differs from one process's and is no finite number, first at update 4",
+        "process 1 on vm differs from one process's and is not a finite number, first at update 4",
         "process 1 on vm alone: the weights are NaN or infinite after it",
     ),
     "last_process_has_another_rate": (

@@ -24,7 +24,7 @@ from mnist_dist.tools.doctor.rules_resume import judge_resume
 from mnist_dist.tools.doctor.running import Run
 from mnist_dist.usage import UsageError, require, unset
 
-NO_FLAGS = "none"  # the value of --resume-with for a program that goes on by itself
+NO_FLAGS = "none"  # the value of --resume-with for a program that resumes by itself
 SOUND = 0
 FOUND = 1
 COULD_NOT_RUN = 2

@@ -1,4 +1,4 @@
-"""Rules on a run that was stopped and started again: does it go on as if nothing had happened?"""
+"""Rules on a run that was stopped and started again: does it resume as if nothing had happened?"""
 
 import math
 from collections.abc import Callable, Sequence

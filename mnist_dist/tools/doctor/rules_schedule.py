@@ -4,7 +4,7 @@ from mnist_dist.tools.doctor.case import Case
 from mnist_dist.tools.doctor.findings import Finding
 from mnist_dist.tools.doctor.records import Record, Schedule
 
-TAIL = 3  # updates with a rate of 0, after which that is no end of a schedule
+TAIL = 3  # updates with a rate of 0, after which that is not the end of a schedule
 SHARE = 0.1  # of all updates, likewise
 
 

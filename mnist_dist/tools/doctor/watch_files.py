@@ -72,5 +72,5 @@ class FileWatch:
 
 
 def is_checkpoint(path: Any) -> bool:
-    """Return whether a file may be one of those from which a training goes on, by its name."""
+    """Return whether a file may be one of those from which a training is resumed, by its name."""
     return isinstance(path, str | os.PathLike) and os.fspath(path).endswith(CHECKPOINTS)

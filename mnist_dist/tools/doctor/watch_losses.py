@@ -57,7 +57,9 @@ class LossWatch:
             now.last_synced = False  # Lightning decides on it behind the forward pass
         now.in_eval += self.models.is_in_eval
         self.note_batch()
-        is_over_nothing = self.models.last_rows == 0  # such a mean is no number, and harms nothing
+        is_over_nothing = (
+            self.models.last_rows == 0
+        )  # such a mean is not a number, and harms nothing
         is_cheap = loss.device.type == "cpu" or self.recorder.examines
         if is_cheap and not is_over_nothing:
             is_finite = bool(torch.isfinite(loss.detach()).all())

@@ -116,7 +116,7 @@ class OptimizerWatch:
     def stop(self, optimizer: Optimizer, *_: Any) -> None:
         """Send this process SIGTERM after the update after which it is to be stopped.
 
-        The program's own handler may raise, so this is no hook that keeps errors to itself.
+        The program's own handler may raise, so this is not a hook that keeps errors to itself.
         """
         record = self.recorder.record
         if (

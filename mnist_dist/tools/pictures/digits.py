@@ -12,7 +12,7 @@ from mnist_dist.core import UserError
 from mnist_dist.tools.pictures.files import GUESSED, open_picture, refusing_unreadable, scaled
 from mnist_dist.tools.pictures.ink import centred, cut_out, difference_from_paper
 
-LARGE = 2000  # pixels a side beyond which a picture is shrunk first
+LARGE = 2000  # pixels per side beyond which a picture is shrunk first
 FAINTEST = 0.1  # least difference of ink and paper, of the grey range, that is a drawing
 ADVICE = "give a PNG or JPEG file of one digit"
 LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue in grey (ITU-R BT.601)
@@ -31,7 +31,7 @@ def read_digit(path: Path) -> Tensor:
         MNIST was made.
 
     Raises:
-        UserError: the file is no picture, or too large a one, or there is nothing on it.
+        UserError: the file is not a picture, or too large a one, or there is nothing on it.
     """
     grey = read_grey(path)
     ink = difference_from_paper(grey)
@@ -51,7 +51,7 @@ def read_grey(path: Path) -> np.ndarray:
         (height, width), at most `LARGE` each, float64 in [0, 1].
 
     Raises:
-        UserError: the file is no picture, or too large a one, or its values mean no shade of grey.
+        UserError: the file is not a picture, or too large a one, or its values mean no shade of grey.
     """
     with refusing_unreadable(path, ADVICE):
         picture = open_picture(path, LARGE)
@@ -61,7 +61,7 @@ def read_grey(path: Path) -> np.ndarray:
 
 
 def shrunk(picture: Image.Image) -> Image.Image:
-    """Return a picture with at most `LARGE` pixels a side, each the mean of a square of pixels."""
+    """Return a picture with at most `LARGE` pixels per side, each the mean of a square of pixels."""
     factor = math.ceil(max(picture.size) / LARGE)
     if factor == 1:
         return picture

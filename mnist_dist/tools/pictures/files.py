@@ -41,13 +41,13 @@ def read_rgb(path: Path, side: int) -> Image.Image:
 
     Args:
         path: the file.
-        side: pixels a side that are needed, so that a larger JPEG need not be decoded in full.
+        side: pixels per side that are needed, so that a larger JPEG need not be decoded in full.
 
     Returns:
         The picture in mode RGB, not yet resized.
 
     Raises:
-        UserError: the file is no picture, damaged or too large, or its values mean no known shade.
+        UserError: the file is not a picture, damaged or too large, or its values mean no known shade.
     """
     with refusing_unreadable(path, RGB_ADVICE):
         picture = open_picture(path, side)
@@ -65,7 +65,7 @@ def refusing_unreadable(path: Path, advice: str) -> Iterator[None]:
         advice: what to do instead.
 
     Raises:
-        UserError: the block has met something that is no picture.
+        UserError: the block has met something that is not a picture.
     """
     try:
         yield
@@ -88,13 +88,13 @@ def open_picture(path: Path, side: int) -> Image.Image:
 
     Args:
         path: the file.
-        side: pixels a side that are needed; JPEGs are shrunk to no less while they are decoded.
+        side: pixels per side that are needed; JPEGs are shrunk to no less while they are decoded.
 
     Returns:
         The picture, upright if the file says how it was taken.
 
     Raises:
-        one of `UNREADABLE`: the file is no picture, or damaged, or too large to be decoded.
+        one of `UNREADABLE`: the file is not a picture, or damaged, or too large to be decoded.
     """
     refuse_pipes(path)
     with warnings.catch_warnings():

@@ -9,10 +9,10 @@ from torch import Tensor
 BOX = 20  # pixels of the longer side that MNIST's digits are scaled to (LeCun et al. 1998)
 SIDE = 28  # pixels of the field in which they are centred by mass
 UNEVEN = 0.05  # difference of light and dark at the edge that is no noise, of the grey range
-SMALL = 64  # pixels a side at which the shade of the paper is looked for
+SMALL = 64  # pixels per side at which the shade of the paper is looked for
 DARKEST_PAPER = 0.1  # shade, of the grey range, below which a shadow is not evened out further
 PAPER = 0.2  # share of the strongest ink below which there are only paper and compression noise
-NEGLIGIBLE = 0.1  # share of the ink, or of the strongest, that is no part of a digit by itself
+NEGLIGIBLE = 0.1  # share of the ink, or of the strongest, that is not part of a digit by itself
 
 
 def difference_from_paper(grey: ndarray) -> ndarray:

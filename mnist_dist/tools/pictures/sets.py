@@ -66,7 +66,7 @@ class PictureFolder:
 
         Args:
             number: its number.
-            side: pixels a side that are needed.
+            side: pixels per side that are needed.
 
         Returns:
             The picture in mode RGB, of any size.
@@ -93,7 +93,7 @@ class PictureArray:
         digest: of images and labels.
 
     Raises:
-        UsageError: they are no pictures of known shades, or not one label for each.
+        UsageError: they are not pictures of known shades, or not one label for each.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, source: Path | str) -> None:
@@ -141,7 +141,7 @@ def open_pictures(path: Path) -> PictureSet:
             labels = file["labels"]
     except UsageError:
         raise
-    except Exception as error:  # whatever the parsers trip over, these are no pictures
+    except Exception as error:  # whatever the parsers trip over, these are not pictures
         raise UsageError(f"--data {path} cannot be read ({why(error)}): {ADVICE}") from error
     return PictureArray(images, labels, path)
 
@@ -166,7 +166,7 @@ def class_folders(root: Path) -> dict[str, Path]:
 
     Raises:
         UsageError: two of them are one folder, or have one name in two forms of Unicode.
-        OSError: `root` is no folder, or cannot be read.
+        OSError: `root` is not a folder, or cannot be read.
     """
     folders: dict[str, Path] = {}
     name_of_place: dict[str, str] = {}
@@ -234,7 +234,7 @@ def white_of(images: np.ndarray, source: Path | str) -> int:
         source: what they are from, for messages.
 
     Raises:
-        UsageError: nobody can know it, or these are no pictures.
+        UsageError: nobody can know it, or these are not pictures.
     """
     problem = f"--data {source} has images of"
     if images.ndim < 3 or images.shape[3:] not in CHANNELS or not images.size:

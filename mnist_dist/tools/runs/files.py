@@ -46,7 +46,7 @@ def why_not_there(folder: Path) -> str:
     """Return a sentence about a folder that was named and does not exist."""
     if is_broken_link(folder):
         return f"{broken_link(folder)}: restore it, or remove the link"
-    return f"there is no folder {printable(folder)}: name a run's folder, or a folder of runs"
+    return f"there is not a folder {printable(folder)}: name a run's folder, or a folder of runs"
 
 
 def runs_in(folder: Path) -> list[Path]:

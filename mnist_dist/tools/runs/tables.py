@@ -25,7 +25,7 @@ from mnist_dist.tools.terminal import printable
 DIGESTS = {"data_digest", "teachers_digest"}
 LEFT_ALIGNED = ("run", "state", "seeds")
 NARROWEST = 30  # columns of the terminal below which settings are folded under the other cells
-UNLIMITED = 10**6  # columns of what is no terminal
+UNLIMITED = 10**6  # columns of what is not a terminal
 
 
 def as_csv(rows: Sequence[Row]) -> str:

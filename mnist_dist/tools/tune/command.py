@@ -23,7 +23,7 @@ from mnist_dist.digits.teachers import load_teachers, teachers_digest
 from mnist_dist.run import launch
 from mnist_dist.run.command_line import as_json, flag
 from mnist_dist.task import data
-from mnist_dist.task.data import DataSet
+from mnist_dist.task.data import DataSplits
 from mnist_dist.task.settings import Settings
 from mnist_dist.tools.tune.locks import Locks
 from mnist_dist.tools.tune.report import in_words, report
@@ -51,7 +51,7 @@ class Config(Settings):
     """Trials of the whole study, by all processes and calls together."""
     output_dir: Path = Path("runs/tune")
     """The study's folder.
-    Start the same command again to go on with it, or beside it to share the work."""
+    Start the same command again to resume it, or at the same time to share the work."""
     flags_given: tyro.conf.Suppress[tyro.conf.Fixed[frozenset[str]]] = frozenset()
     """The flags on the command line, with their hyphens, as `parse` notes them."""
 
@@ -93,7 +93,7 @@ def main(config: Config) -> None:
     try:
         search(config)
     except KeyboardInterrupt:
-        again = f"run the same command to go on with the study in {config.output_dir}"
+        again = f"run the same command to resume the study in {config.output_dir}"
         raise Stopped(f"stopped on request: {again}", STOPPED) from None
 
 
@@ -145,7 +145,7 @@ def search(config: Config) -> None:
             report(study, config.output_dir, given, len(val))
 
 
-def settings_given(config: Config, samples: DataSet, mixed_precision: str) -> TrainConfig:
+def settings_given(config: Config, samples: DataSplits, mixed_precision: str) -> TrainConfig:
     """Return the settings that the search begins with.
 
     Args:

@@ -133,7 +133,7 @@ def trials_to_do(
     Returns:
         The trials that this process is to make. Each is to be told before the next is asked for.
     """
-    # Where standard error is no terminal there is no bar.
+    # Where standard error is not a terminal there is no bar.
     with tqdm(total=wanted, desc="trials", unit=" trials", disable=None) as progress:
         while True:
             begun = None

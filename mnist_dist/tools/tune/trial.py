@@ -16,7 +16,7 @@ from mnist_dist.run.stopwatch import Stopwatch
 from mnist_dist.task import networks
 from mnist_dist.task.data import Split
 from mnist_dist.task.evaluation import classify, evaluation_loader
-from mnist_dist.task.objective import adam, average, make_loss, schedule
+from mnist_dist.task.objective import make_average, make_loss, make_optimizer, make_scheduler
 from mnist_dist.tools.tune.study import FIRST, WHOLE
 
 
@@ -52,13 +52,13 @@ def train_trial(
     set_seed(config.seed)
     network = networks.build(config.model, config.hidden, config.channels)
     network = network.to(accelerator.device, dtype)
-    optimizer = adam(network, config)
+    optimizer = make_optimizer(network, config)
     trained: torch.nn.Module = network
     if config.ema:
-        trained = average(network, optimizer, config.ema).module
+        trained = make_average(network, optimizer, config.ema).module
     train_data = TensorDataset(train.images, train.labels)
     train_loader = DataLoader(train_data, batch_size=config.batch_size, shuffle=True)
-    scheduler = schedule(optimizer, config, updates=config.epochs * len(train_loader))
+    scheduler = make_scheduler(optimizer, config, updates=config.epochs * len(train_loader))
     model, optimizer, train_loader, val_loader, scheduler = accelerator.prepare(
         network, optimizer, train_loader, evaluation_loader(val), scheduler
     )

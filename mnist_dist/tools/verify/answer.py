@@ -74,7 +74,7 @@ class Answer:
     Attributes:
         checks: the lines of the table.
         processes: all of them; none if they could not be connected.
-        measurements: in seconds, samples a second and bytes a second; none if not everything was
+        measurements: in seconds, samples per second and bytes per second; none if not everything was
             compared.
         json: where to write it.
         printing: whether this process prints lines as they are made.

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mnist_dist.core import ExactAccelerator, UserError
-from mnist_dist.digits import weights
-from mnist_dist.run import launch
+from mnist_dist.run import launch, weights
 from mnist_dist.task import networks
 from mnist_dist.task.data import Split
-from mnist_dist.task.objective import adam
+from mnist_dist.task.objective import make_optimizer
 from mnist_dist.tools.verify import links
 from mnist_dist.tools.verify.answer import Check
 from mnist_dist.tools.verify.session import Session
@@ -203,7 +202,7 @@ def training_loop(
         PLAIN.batch_size,
         shuffle=True,
     )
-    model, optimizer, loader = accelerator.prepare(network, adam(network, PLAIN), loader)
+    model, optimizer, loader = accelerator.prepare(network, make_optimizer(network, PLAIN), loader)
 
     def train_epoch() -> None:
         for images, labels in loader:
@@ -268,12 +267,12 @@ def fastest(train_epoch: Callable[[], None], device: torch.device) -> float:
 
 
 def speed_alone(session: Session, train: Split) -> float:
-    """Return the samples a second of a plain training on the first process; 0 on others."""
+    """Return the samples per second of a plain training on the first process; 0 on others."""
     if not session.accelerator.is_main_process:
         return 0.0
     device = session.accelerator.device
     model = networks.build("mlp").to(device)
-    optimizer = adam(model, PLAIN)
+    optimizer = make_optimizer(model, PLAIN)
 
     def train_epoch() -> None:
         order = torch.randperm(len(train)).to(device)

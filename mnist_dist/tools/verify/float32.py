@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from mnist_dist.task.data import DataSet, Split
+from mnist_dist.task.data import DataSplits, Split
 from mnist_dist.tools.verify.answer import Check
 from mnist_dist.tools.verify.session import Session, Trial
 from mnist_dist.tools.verify.watched.differences import as_dtype
@@ -42,7 +42,7 @@ def check_float32(session: Session, trial: Trial) -> Check:
     return Check(LINE, not faults, "; ".join(faults[:2]) or right, ADVICE)
 
 
-def in_float32(samples: DataSet) -> DataSet:
+def in_float32(samples: DataSplits) -> DataSplits:
     """Return a data set whose images are float32."""
     return replace(
         samples,

@@ -14,7 +14,7 @@ from mnist_dist.core import UserError
 from mnist_dist.core.errors import explain
 from mnist_dist.run import launch, provenance, weights
 from mnist_dist.task import data, datasets
-from mnist_dist.task.data import DataSet, Split
+from mnist_dist.task.data import DataSplits, Split
 from mnist_dist.task.datasets import MNIST_NORMALIZATION
 from mnist_dist.task.settings import DataConfig
 from mnist_dist.tools.verify.answer import Check, Process
@@ -52,7 +52,7 @@ def introduce(accelerator: Accelerator) -> Process:
     )
 
 
-def digests(samples: DataSet) -> dict[str, str]:
+def digests(samples: DataSplits) -> dict[str, str]:
     """Return digests of the files, and of every tensor that a training and its tests are given."""
     found = {"files": samples.digest}
     splits = {"train": samples.train, "test": samples.test, "validation": samples.val}
@@ -63,7 +63,7 @@ def digests(samples: DataSet) -> dict[str, str]:
     return found
 
 
-def faults_in_data(samples: DataSet) -> list[str]:
+def faults_in_data(samples: DataSplits) -> list[str]:
     """Find what is not a normalised image of grey values from 0 to 255, or a label from 0 to 9.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 
 from mnist_dist.core import ExactAccelerator
 from mnist_dist.digits.config import TrainConfig
-from mnist_dist.task.data import DataSet
+from mnist_dist.task.data import DataSplits
 from mnist_dist.task.settings import DataConfig
 from mnist_dist.tools.verify.answer import Answer, Check
 from mnist_dist.tools.verify.config import Config
@@ -36,7 +36,7 @@ class Trial:
     """
 
     settings: TrainConfig
-    samples: DataSet
+    samples: DataSplits
 
     @property
     def updates_per_epoch(self) -> int:
@@ -69,7 +69,7 @@ class Session:
     answer: Answer
     supervisor: Supervisor
     choice: DataConfig
-    samples: DataSet = field(init=False)
+    samples: DataSplits = field(init=False)
     folder: Path = field(init=False)
     observations: dict[str, list[Observation]] = field(default_factory=dict)
 

@@ -88,7 +88,7 @@ def check_data(session: Session) -> Check:
     return Check("data", not faults, "; ".join(faults) or right, advice)
 
 
-def read_data(session: Session) -> data.DataSet:
+def read_data(session: Session) -> data.DataSplits:
     """Read the data, in float64.
 
     Raises:

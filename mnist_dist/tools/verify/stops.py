@@ -33,7 +33,7 @@ DIFFERS = {  # how what follows a checkpoint may differ
 
 
 def check_stops(session: Session, trial: Trial) -> None:
-    """Kill a training and go on with it, twice, and ask one to stop.
+    """Kill and resume a training, twice, and ask one to stop.
 
     It is killed within an epoch, and when the next one begins.
     """
@@ -208,7 +208,7 @@ def check_stop(session: Session, trial: Trial) -> Check:
 
 
 def check_one_going_on(session: Session, trial: Trial, watch: Watch, folder: Path) -> list[str]:
-    """Let one process go on from a checkpoint of several; the others wait.
+    """Let one process resume from a checkpoint of several; the others wait.
 
     Args:
         session: the processes.

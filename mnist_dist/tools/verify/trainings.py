@@ -98,7 +98,7 @@ def shorten(session: Session, settings: TrainConfig, updates: int, epochs: int =
 
 
 def affordable(session: Session, settings: TrainConfig) -> int:
-    """Return the updates an epoch that a training can have to be watched in reasonable time."""
+    """Return the updates per epoch that a training can have to be watched in reasonable time."""
     trial = shorten(session, settings, 2)
     train = trial.samples.train
     one = reference.Reference(trial.settings, train.images, train.labels)

@@ -1,4 +1,4 @@
-"""A training that goes on from a checkpoint on one process of its own, watched."""
+"""A training that is resumed from a checkpoint on one process of its own, watched."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run import launch
 from mnist_dist.run.command_line import as_flags, parse
 from mnist_dist.task import data
-from mnist_dist.task.data import DataSet
+from mnist_dist.task.data import DataSplits
 from mnist_dist.tools.verify.program.start import unlaunched
 from mnist_dist.tools.verify.reference import Reference
 from mnist_dist.tools.verify.watched.results import Observation
@@ -24,7 +24,7 @@ from mnist_dist.tools.verify.watched.training import Watch
 REFERENCE = "reference.pth"  # beside the run's folder
 
 
-def go_on_alone(settings: TrainConfig, samples: DataSet, one: Reference) -> Observation:
+def go_on_alone(settings: TrainConfig, samples: DataSplits, one: Reference) -> Observation:
     """Go on with a training in a process of its own.
 
     Args:
@@ -33,7 +33,7 @@ def go_on_alone(settings: TrainConfig, samples: DataSet, one: Reference) -> Obse
         one: the reference as far as the run is.
 
     Returns:
-        What the process saw; `end` says what went wrong if it could not go on.
+        What the process saw; `end` says what went wrong if it could not be resumed.
     """
     folder = settings.output_dir or Path()
     state = {
@@ -64,7 +64,7 @@ def go_on_alone(settings: TrainConfig, samples: DataSet, one: Reference) -> Obse
     if done.returncode:
         said = done.stderr.strip().splitlines()
         reason = said[-1] if said else f"status {done.returncode}"
-        return Observation(end=f"could not go on from there: {reason}")
+        return Observation(end=f"could not be resumed from there: {reason}")
     *_, last = done.stdout.strip().splitlines()
     return Observation(**json.loads(last))
 

@@ -129,7 +129,7 @@ def told_apart(one: Any, other: Any) -> tuple[str, str]:
 def in_words(size: float) -> str:
     """Return by how much something differs, in words."""
     if not math.isfinite(size):
-        return "and is no finite number"
+        return "and is not a finite number"
     return f"by {size:.1e} of its largest number"
 
 

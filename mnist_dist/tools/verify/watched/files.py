@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mnist_dist.core import UserError
 from mnist_dist.core.checkpointing import newest_checkpoint
-from mnist_dist.digits import weights
-from mnist_dist.run.folder import METRICS, SUMMARY
+from mnist_dist.run import weights
+from mnist_dist.run.folder import METRICS, SUMMARY, WEIGHTS
 from mnist_dist.tools.verify.reference import Reference
 from mnist_dist.tools.verify.watched.differences import TOLERANCE, apart, difference, told_apart
 
@@ -119,16 +119,16 @@ def wrong_weights(expected: Reference, folder: Path) -> list[Wrong]:
         folder: the run's.
     """
     try:
-        trained = weights.load_weights(folder / weights.WEIGHTS)
+        trained = weights.load_weights(folder / WEIGHTS)
     except UserError as error:
         return [(expected.updates, str(error), AVERAGE)]
     right = expected.averaged or expected.weights
     size = difference(right, trained)
     if size <= TOLERANCE:
         return []
-    text = f"{weights.WEIGHTS} differs by {size:.1e} from what was trained"
+    text = f"{WEIGHTS} differs by {size:.1e} from what was trained"
     if expected.averaged and difference(expected.weights, trained) <= TOLERANCE:
-        text = f"{weights.WEIGHTS} has the last weights, not their moving average"
+        text = f"{WEIGHTS} has the last weights, not their moving average"
     return [(expected.updates, text, AVERAGE)]
 
 

@@ -105,7 +105,7 @@ def explain(wrong: Wrong) -> str:
         return f"the optimizer is given no gradient of {', '.join(missing)}: look at its parameters"
     if any(not tensor.isfinite().all() for tensor in wrong.found.values()):
         return (
-            "it is no number at that update: look at the loss and its gradient there, "
+            "it is not a number at that update: look at the loss and its gradient there, "
             "and for an overflow"
         )
     for advice, gradient in mistakes(wrong):

@@ -7,7 +7,7 @@ from typing import Any
 
 from mnist_dist.core import ExactAccelerator
 from mnist_dist.digits.config import TrainConfig
-from mnist_dist.task.data import DataSet
+from mnist_dist.task.data import DataSplits
 from mnist_dist.tools.verify import reference
 from mnist_dist.tools.verify.reference import Reference
 from mnist_dist.tools.verify.watched.files import (
@@ -38,7 +38,7 @@ class Outcome:
     def __init__(
         self,
         settings: TrainConfig,
-        samples: DataSet,
+        samples: DataSplits,
         observation: Observation,
         *,
         reads: bool,

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from mnist_dist.task.data import DataSet, Split
+from mnist_dist.task.data import DataSplits, Split
 
 
-def cut(samples: DataSet, train: int, others: int) -> DataSet:
+def cut(samples: DataSplits, train: int, others: int) -> DataSplits:
     """Return the first samples of each split.
 
     Args:

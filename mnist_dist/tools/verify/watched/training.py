@@ -28,7 +28,7 @@ from mnist_dist.core.errors import explain
 from mnist_dist.core.stopping import SIGNALS
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.scripts import load_script
-from mnist_dist.task.data import DataSet
+from mnist_dist.task.data import DataSplits
 from mnist_dist.tools.verify import reference
 from mnist_dist.tools.verify.reference import Reference
 from mnist_dist.tools.verify.watched.differences import (
@@ -61,7 +61,7 @@ class Watch:
     Args:
         settings: of the training; with an output folder.
         samples: what it trains on and is tested with.
-        reference: as far as the training is that goes on; None for one from the beginning.
+        reference: at the point that the training is resumed from; None for one from the beginning.
         enough: updates after which it ends, as if killed.
         ask: the update, from 0, before which this process asks itself to stop.
         keep: the updates after which the reference is kept.
@@ -78,7 +78,7 @@ class Watch:
     def __init__(
         self,
         settings: TrainConfig,
-        samples: DataSet,
+        samples: DataSplits,
         *,
         reference: Reference | None = None,
         enough: int | None = None,
