@@ -11,10 +11,9 @@ from mnist_dist.run.command_line import as_flags, flag
 from mnist_dist.scripts import command
 from mnist_dist.shell import shell
 from mnist_dist.task.data import DataSplits
+from mnist_dist.task.datasets import SOURCES
 from mnist_dist.tools.runs.columns import INCIDENTAL, Row, is_version, shown
 
-# What a data set's samples are called; those of all others are digits.
-NOUNS = {"fashion-mnist": "garment", "kmnist": "character"}
 # Where a run is and how it was started: nobody who does it again needs the same.
 OWN = ("output_dir", "resume", "recipe")
 DIRTY = "-dirty"  # ends the name of a commit from which some file differs
@@ -22,7 +21,7 @@ DIRTY = "-dirty"  # ends the name of a commit from which some file differs
 
 def noun_of(dataset: str) -> str:
     """Return what a sample of a data set is called, in the singular."""
-    return NOUNS.get(dataset, "digit")
+    return SOURCES[dataset].noun if dataset in SOURCES else "digit"
 
 
 def facts(row: Row, samples: DataSplits, parameters: int, train_seconds: float | None) -> list[Any]:

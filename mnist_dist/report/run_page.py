@@ -17,6 +17,7 @@ from mnist_dist.run.folder import WEIGHTS, settings_of
 from mnist_dist.run.weights import load_weights
 from mnist_dist.task.data import DataSplits
 from mnist_dist.task.evaluation import Evaluation
+from mnist_dist.tools.pictures.digits import layout_of
 from mnist_dist.tools.predict import SURE
 from mnist_dist.tools.runs.columns import Row
 from mnist_dist.tools.runs.files import read
@@ -55,6 +56,7 @@ def write(
         "version": __version__,
         "noun": about.noun_of(samples.name),
         "dataset": samples.name,
+        "layout": layout_of(samples.name).name,
         "classes": list(samples.classes),
         "sure": SURE,
         "facts": about.facts(row, samples, parameters, seconds),

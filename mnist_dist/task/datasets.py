@@ -7,6 +7,7 @@ import math
 import socket
 import tempfile
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,7 @@ class Source:
     name: str
     torchvision_class: str  # also the name of its folder
     classes: tuple[str, ...]
+    noun: str = "digit"  # what a sample is called
     # Mean and std; None: computed from the training images.
     normalization: tuple[float, float] | None = None
     md5: tuple[tuple[str, str], ...] = ()  # of the uncompressed files, if published
@@ -42,8 +44,8 @@ SOURCES = {
             "mnist",
             "MNIST",
             DIGITS,
-            MNIST_NORMALIZATION,
-            (
+            normalization=MNIST_NORMALIZATION,
+            md5=(
                 ("train-images-idx3-ubyte", "6bbc9ace898e44ae57da46a324031adb"),
                 ("train-labels-idx1-ubyte", "a25bea736e30d166cdddb491f175f624"),
                 ("t10k-images-idx3-ubyte", "2646ac647ad5339dbf082846283269ea"),
@@ -65,6 +67,7 @@ SOURCES = {
                 "Bag",
                 "Boot",
             ),
+            "garment",
             md5=(
                 ("train-images-idx3-ubyte", "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
                 ("train-labels-idx1-ubyte", "9018921c3c673c538a1fc5bad174d6f9"),
@@ -72,7 +75,12 @@ SOURCES = {
                 ("t10k-labels-idx1-ubyte", "15d484375f8d13e6eb1aabb0c3f46965"),
             ),
         ),
-        Source("kmnist", "KMNIST", ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")),
+        Source(
+            "kmnist",
+            "KMNIST",
+            ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+            "character",
+        ),
     )
 }
 FILES = {  # file name: shape
@@ -181,8 +189,10 @@ def download(name: str, data_dir: Path) -> None:
             make_folder(place)
             for file in FILES:
                 (Path(aside) / source.torchvision_class / "raw" / file).replace(place / file)
-    except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1].removeprefix("Tried ")
+    # The last two are what a wrong proxy makes of the answer, or of the address.
+    except (RuntimeError, OSError, HTTPException, ValueError) as error:
+        message = str(error).strip() or type(error).__name__
+        reason = message.splitlines()[-1].removeprefix("Tried ")
         if new:
             with contextlib.suppress(OSError):  # another node may have had more luck
                 data_dir.rmdir()

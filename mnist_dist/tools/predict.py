@@ -1,4 +1,4 @@
-"""The command `predict`: classifying people's own pictures of digits."""
+"""The command `predict`: classifying people's own pictures."""
 
 import sys
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from mnist_dist.digits.finished import newest_run
 from mnist_dist.digits.trained import locate
 from mnist_dist.run import weights
 from mnist_dist.task import datasets, networks
-from mnist_dist.tools.pictures.digits import read_digit
-from mnist_dist.tools.pictures.ink import count_parts
+from mnist_dist.tools.pictures.digits import layout_of, read_picture
+from mnist_dist.tools.pictures.ink import DIGITS, count_parts
 from mnist_dist.tools.terminal import allow_any_name
 from mnist_dist.usage import UsageError
 
@@ -24,7 +24,7 @@ SHADES = " .:-=+*#%@"  # from background to ink, for a terminal
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Classify your own pictures of digits.
+    """Classify your own pictures of digits, or of what else the model was trained on.
 
     They may have any size, be in colour or grey, dark on light or light on dark.
     """
@@ -60,22 +60,28 @@ def main(config: Config) -> None:
     trained = locate(config.weights or newest_run())
     model = networks.from_state_dict(weights.load_weights(trained.weights)).float()
     source = datasets.SOURCES.get(trained.dataset, datasets.SOURCES["mnist"])
+    layout = layout_of(trained.dataset)
     print(f"model: {trained.weights}")
     errors = []
     for path in config.images:
         try:
-            digit = read_digit(path)
+            picture = read_picture(path, layout, source.noun)
         except UserError as error:
             errors.append(error)
             if len(config.images) > 1:
                 print(f"warning: {error}", file=sys.stderr)
             continue
-        images = (digit - trained.mean)[None, None] / trained.std
+        images = (picture - trained.mean)[None, None] / trained.std
         probabilities = model.probabilities(images)[0]
         if not probabilities.isfinite().all():
             fault = f"gives {path} no finite probabilities"
             raise UserError(f"the model {trained.weights} {fault}: train it again")
-        print_answer(path, digit, probabilities, source.classes, config.show)
+        print_answer(path, probabilities, source.classes)
+        if layout is DIGITS:
+            warn_of_parts(path, picture)
+        if config.show:
+            print(as_text(picture))
+        print_bars(probabilities, source.classes)
     if not errors:
         return
     if len(config.images) == 1:
@@ -84,31 +90,34 @@ def main(config: Config) -> None:
     raise UserError(f"{bad} could not be read: the warnings say why")
 
 
-def print_answer(
-    path: Path,
-    digit: Tensor,
-    probabilities: Tensor,
-    classes: Sequence[str],
-    show: bool,
-) -> None:
+def print_answer(path: Path, probabilities: Tensor, classes: Sequence[str]) -> None:
     """Print what a picture shows.
 
     Args:
         path: the picture's file.
-        digit: (28, 28), what the network has seen of it, in [0, 1].
         probabilities: (classes,), those of the classes.
         classes: their names.
-        show: whether to print the digit, too.
     """
     best, second = probabilities.argsort(descending=True)[:2].tolist()
     confidence = float(probabilities[best])
     doubt = "" if confidence >= SURE else f", in doubt: or {classes[second]}?"
     print(f"{path}: {classes[best]} ({100 * confidence:.2f}%){doubt}")
+
+
+def warn_of_parts(path: Path, digit: Tensor) -> None:
+    """Warn if there seem to be several digits in a picture.
+
+    Args:
+        path: the picture's file.
+        digit: (28, 28), what the network has seen of it, in [0, 1].
+    """
     parts = count_parts(digit)
     if parts > 1:
         print(f"warning: {path} shows {parts} separate parts: is it one digit?", file=sys.stderr)
-    if show:
-        print(as_text(digit))
+
+
+def print_bars(probabilities: Tensor, classes: Sequence[str]) -> None:
+    """Print the probabilities of all classes."""
     for name, probability in zip(classes, probabilities.tolist(), strict=True):
         bar = "#" * round(40 * probability)
         print(f"  {name:>8} {100 * probability:6.2f}% {bar}")

@@ -3,6 +3,7 @@
 import functools
 import gzip
 import hashlib
+import http.client
 import http.server
 import shutil
 import threading
@@ -201,6 +202,37 @@ def test_auto_falls_back_loudly_only_where_full_mnist_cannot_be_had(tmp_path, mo
     for file in FILES:  # files that are there are never passed over, whatever is in them
         write_idx(tmp_path / "MNIST" / "raw" / file, np.zeros(1, np.uint8))
     assert find("auto", tmp_path) == ("mnist", None)
+
+
+@pytest.mark.parametrize(
+    ("mirror", "reason"),
+    [
+        ("http://127.0.0.1:port/", "nonnumeric port: 'port"),
+        ("no address", "unknown url type: 'no address"),
+    ],
+)
+def test_an_address_that_is_none_is_no_traceback(mirror, reason, tmp_path, monkeypatch):
+    """As a wrong proxy in the environment makes it."""
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [mirror])
+    name, warning = find("auto", tmp_path / "data")
+    assert name == "mnist-5k" and reason in str(warning)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (http.client.BadStatusLine("garbage"), r"\(garbage\)"),
+        (RuntimeError(" "), r"\(RuntimeError\)"),
+    ],
+)
+def test_an_answer_that_is_none_is_no_traceback(error, reason, tmp_path, monkeypatch):
+    def fetch(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torchvision.datasets, "KMNIST", fetch)
+    with pytest.raises(UserError, match=f"could not be downloaded into .* {reason}: run "):
+        find("kmnist", tmp_path)
 
 
 def test_a_mistyped_folder_is_refused_and_not_made(tmp_path, monkeypatch):

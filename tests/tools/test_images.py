@@ -1,6 +1,8 @@
 """People's own pictures: any size, colour, shade and place give what MNIST would have made of them."""
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from mnist_dist.core import UserError
 from mnist_dist.task.data import load
 from mnist_dist.tools import predict
 from mnist_dist.tools.pictures import digits as pictures
-from mnist_dist.tools.pictures.digits import grey_values, read_digit
+from mnist_dist.tools.pictures.digits import grey_values, layout_of, read_picture
 from mnist_dist.tools.pictures.ink import count_parts as parts
 
 
@@ -41,7 +43,7 @@ def test_an_mnist_digit_stays_nearly_what_it_is(digits, tmp_path):
     differences = []
     for digit in digits[0]:
         Image.fromarray((255 * digit.numpy()).astype(np.uint8)).save(tmp_path / "digit.png")
-        again = read_digit(tmp_path / "digit.png")
+        again = read_picture(tmp_path / "digit.png")
         assert again.shape == (28, 28) and again.dtype == torch.float32
         assert again.min() >= 0 and again.max() <= 1
         differences.append((again - digit).abs().mean())
@@ -77,7 +79,7 @@ def test_size_colour_and_place_do_not_matter(
     def accuracy(pixels: torch.Tensor) -> float:
         return (model((pixels[:, None] - mean) / std).argmax(1) == labels).float().mean().item()
 
-    plain, ours = accuracy(images), accuracy(torch.stack([read_digit(path) for path in paths]))
+    plain, ours = accuracy(images), accuracy(torch.stack([read_picture(path) for path in paths]))
     assert plain > 0.88  # a short training on 4,000 digits
     assert ours >= plain - 0.06
 
@@ -91,7 +93,7 @@ def test_transparent_pictures(digits, tmp_path, ink, mode):
     opaque = picture_of(digit, (0, 0, 0), (255, 255, 255), 112, (50, 60))
     opaque.save(tmp_path / "opaque.png")
     assert (
-        read_digit(tmp_path / "digit.png") - read_digit(tmp_path / "opaque.png")
+        read_picture(tmp_path / "digit.png") - read_picture(tmp_path / "opaque.png")
     ).abs().mean() < 0.02
 
 
@@ -101,7 +103,7 @@ def test_other_kinds_of_pictures(digits, tmp_path, mode):
     deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
     picture = deep if mode == "I;16" else grey.convert(mode)
     picture.save(tmp_path / "digit.tiff")
-    assert (read_digit(tmp_path / "digit.tiff") - digits[0][7]).abs().mean() < 0.1
+    assert (read_picture(tmp_path / "digit.tiff") - digits[0][7]).abs().mean() < 0.1
 
 
 @pytest.mark.parametrize(
@@ -121,9 +123,51 @@ def test_large_pictures_are_shrunk_first(digits, tmp_path, monkeypatch, mode, fo
         return grey_values(shrunk)
 
     monkeypatch.setattr(pictures, "grey_values", noting)
-    large, small = (read_digit(tmp_path / name) for name in (f"large.{format}", "small.png"))
+    large, small = (read_picture(tmp_path / name) for name in (f"large.{format}", "small.png"))
     assert size == [(600, 619), (600, 618)]
     assert (large - small).abs().mean() < 0.01
+
+
+@pytest.fixture
+def garment() -> np.ndarray:
+    """(28, 28) uint8: something wider than it is high, of two shades, as Fashion-MNIST has it."""
+    picture = np.zeros((28, 28), np.uint8)
+    picture[7:21, :] = 100
+    picture[7:21, 4:10] = 180
+    return picture
+
+
+def test_a_garment_fills_its_picture_and_keeps_its_shades(garment, tmp_path):
+    sheet = np.pad(garment, 5).repeat(10, axis=0).repeat(10, axis=1)
+    for values in (sheet, 255 - sheet):
+        Image.fromarray(values).save(tmp_path / "bag.png")
+        found = read_picture(tmp_path / "bag.png", layout_of("fashion-mnist"), "garment")
+        assert np.abs(255 * found.numpy() - garment).max() < 1
+        as_a_digit = read_picture(tmp_path / "bag.png")
+        assert np.ptp(np.flatnonzero(as_a_digit.numpy().any(axis=0))) + 1 == 20
+    assert layout_of("kmnist") == layout_of("fashion-mnist")
+    assert layout_of("mnist-5k") == layout_of("mnist") == layout_of("auto") != layout_of("kmnist")
+    write_blank(tmp_path / "blank.png")
+    with pytest.raises(UserError, match="shows no garment"):
+        read_picture(tmp_path / "blank.png", layout_of("fashion-mnist"), "garment")
+
+
+def test_the_command_prepares_pictures_as_the_model_was_trained(garment, trained, tmp_path, capsys):
+    garment[:, 14:16] = 0  # the two parts of it are one garment all the same
+    Image.fromarray(np.pad(garment, 5)).save(tmp_path / "bag.png")
+    shutil.copytree(trained, tmp_path / "run")
+    settings = json.loads((trained / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(
+        json.dumps(settings | {"dataset": "fashion-mnist"})
+    )
+    predict.main(
+        predict.Config(images=(tmp_path / "bag.png",), weights=tmp_path / "run", show=True)
+    )
+    said = capsys.readouterr()
+    assert not said.err
+    rows = [line for line in said.out.splitlines() if len(line) == 56]
+    assert sum(line.strip(" ") != "" for line in rows) == 14
+    assert all(line[0] != " " and line[-1] != " " for line in rows if line.strip(" "))
 
 
 @pytest.mark.parametrize("stroke", [(1, 1), (1, 60), (60, 1), (200, 3)])
@@ -131,7 +175,7 @@ def test_thin_strokes_and_single_pixels_are_no_trouble(tmp_path, stroke):
     sheet = np.full((210, 210), 255, np.uint8)
     sheet[5 : 5 + stroke[0], 5 : 5 + stroke[1]] = 0
     Image.fromarray(sheet).save(tmp_path / "stroke.png")
-    digit = read_digit(tmp_path / "stroke.png")
+    digit = read_picture(tmp_path / "stroke.png")
     assert digit.max() == pytest.approx(1, abs=1e-6) and digit.isfinite().all()
 
 
@@ -158,7 +202,7 @@ def write_blank(path):
 def test_what_is_no_picture_of_a_digit_is_refused(tmp_path, make, reason):
     make(tmp_path / "digit.png")
     with pytest.raises(UserError, match=reason):
-        read_digit(tmp_path / "digit.png")
+        read_picture(tmp_path / "digit.png")
 
 
 def test_the_command_prints_class_and_probabilities(trained, digits, tmp_path):
@@ -196,7 +240,7 @@ def test_a_shadow_on_the_paper_does_no_harm(digits, tmp_path, light, shadow):
         for grey, found in ((sheet, plain), (sheet * SHADOWS[shadow], shaded)):
             grey = 1 - grey if light else grey
             Image.fromarray((255 * grey).round().astype(np.uint8)).save(tmp_path / "digit.png")
-            found.append(read_digit(tmp_path / "digit.png"))
+            found.append(read_picture(tmp_path / "digit.png"))
     # Without evening out the darker half of the paper is ink.
     assert (torch.stack(plain) - torch.stack(shaded)).abs().mean(dim=(1, 2)).quantile(0.9) < 0.05
 
@@ -264,13 +308,13 @@ def test_pictures_with_more_bits_a_pixel_are_scaled_by_their_range(digits, tmp_p
     sheet = sheet if light else 1 - sheet
     Image.fromarray((255 * sheet).round().astype(np.uint8)).save(tmp_path / "plain.png")
     Image.fromarray((white * sheet).astype(dtype)).save(tmp_path / f"deep.{suffix}")
-    deep, plain = (read_digit(tmp_path / name) for name in (f"deep.{suffix}", "plain.png"))
+    deep, plain = (read_picture(tmp_path / name) for name in (f"deep.{suffix}", "plain.png"))
     assert (deep - plain).abs().max() < 0.02
     # The noise of a sensor on blank paper is not a drawing.
     noise = 0.6 + 0.005 * np.random.default_rng(0).standard_normal(sheet.shape)
     Image.fromarray((white * noise).astype(dtype)).save(tmp_path / f"blank.{suffix}")
     with pytest.raises(UserError, match="shows no digit"):
-        read_digit(tmp_path / f"blank.{suffix}")
+        read_picture(tmp_path / f"blank.{suffix}")
 
 
 @pytest.mark.parametrize(
@@ -285,7 +329,7 @@ def test_pictures_with_more_bits_a_pixel_are_scaled_by_their_range(digits, tmp_p
 def test_values_of_an_unknown_range_are_refused(tmp_path, values, complaint):
     Image.fromarray(values.repeat(50, axis=0).repeat(25, axis=1)).save(tmp_path / "digit.tiff")
     with pytest.raises(UserError, match=complaint):
-        read_digit(tmp_path / "digit.tiff")
+        read_picture(tmp_path / "digit.tiff")
 
 
 def test_a_name_that_is_not_utf_8_does_no_harm(trained, digits, tmp_path):

@@ -30,6 +30,7 @@ from mnist_dist.task.data import DataSplits, load
 from mnist_dist.task.datasets import SOURCES
 from mnist_dist.task.evaluation import Evaluation
 from mnist_dist.tools import report
+from mnist_dist.tools.pictures.digits import layout_of, read_picture
 from mnist_dist.usage import UsageError
 
 HOSTILE = "<script>window.harmed=1<"
@@ -262,7 +263,7 @@ def spoil(folder: Path, harm: str) -> None:
         ),
         ("summary.json", "run cannot be read: its summary.json is damaged"),
         ("stopped", r"run is not finished, but stopped \(SIGTERM\): resume it with --output-dir"),
-        ("killed", "run is not finished, but failed: go on with it"),
+        ("killed", "run is not finished, but failed: resume it with --output-dir"),
         ("no model", "there is no model at .*mnist_model.pth"),
         ("mnist_model.pth", "the model file .* is damaged"),
         ("other data", "are not those that the run in .* was trained with"),
@@ -607,6 +608,13 @@ def test_garments_are_opened_and_not_drawn(pages, samples, tmp_path):
     opened.page.locator("#seen-caption", has_text="boot.png").wait_for()
     words = opened.text("#verdict").split()
     assert words[0] in SOURCES["fashion-mnist"].classes and words[1].endswith("%")
+    seen = opened.page.evaluate(
+        "[...byId('seen').getContext('2d').getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 == 0)"
+    )
+    # Page and command make the same of a picture.
+    command = read_picture(tmp_path / "boot.png", layout_of("fashion-mnist")).numpy()
+    assert np.abs(np.array(seen).reshape(28, 28) / 255 - command).mean() < 0.02
+    assert command.any(axis=0).all() or command.any(axis=1).all()  # it fills the picture
     opened.page.set_input_files("#file", tmp_path / "no.png")
     opened.page.locator("#verdict", has_text="cannot be read").wait_for()
     assert not opened.errors and not opened.requests

@@ -6,7 +6,7 @@ const EMPTY = "Draw, and it answers.";
 // Returns a function that shows a test image instead of a drawing.
 function makeAnswer(thumbnails) {
   const weights = decodedWeights(DATA.network);
-  const layout = DATA.dataset === "mnist" || DATA.dataset === "mnist-5k" ? LAYOUTS.digits : LAYOUTS.filling;
+  const layout = LAYOUTS[DATA.layout];
   const bars = makeBars(byId("bars"));
   const hasPad = DATA.dataset !== "fashion-mnist";
   let pad = null;

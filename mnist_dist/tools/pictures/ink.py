@@ -1,4 +1,6 @@
-"""What is drawn on a picture: told from the paper, counted, and laid out as MNIST's digits are."""
+"""What is drawn on a picture: told from the paper, counted, and laid out as a data set's pictures are."""
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray
@@ -6,13 +8,33 @@ from PIL.Image import Image, Resampling, fromarray
 from PIL.ImageFilter import BoxBlur, MaxFilter, MedianFilter, MinFilter
 from torch import Tensor
 
-BOX = 20  # pixels of the longer side that MNIST's digits are scaled to (LeCun et al. 1998)
-SIDE = 28  # pixels of the field in which they are centred by mass
+SIDE = 28  # pixels of the field in which a picture is centred
 UNEVEN = 0.05  # difference of light and dark at the edge that is no noise, of the grey range
 SMALL = 64  # pixels per side at which the shade of the paper is looked for
 DARKEST_PAPER = 0.1  # shade, of the grey range, below which a shadow is not evened out further
 PAPER = 0.2  # share of the strongest ink below which there are only paper and compression noise
 NEGLIGIBLE = 0.1  # share of the ink, or of the strongest, that is not part of a digit by itself
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the pictures of a data set were made.
+
+    Attributes:
+        name: what the page of a run calls it.
+        box: pixels of the longer side that what is drawn was scaled to.
+        by_mass: whether it was centred by mass, or else by its sides.
+        keeps_shades: whether it has shades, or else is ink on paper.
+    """
+
+    name: str
+    box: int
+    by_mass: bool
+    keeps_shades: bool
+
+
+DIGITS = Layout("digits", box=20, by_mass=True, keeps_shades=False)  # MNIST (LeCun et al. 1998)
+FILLING = Layout("filling", box=SIDE, by_mass=False, keeps_shades=True)  # Fashion-MNIST, KMNIST
 
 
 def difference_from_paper(grey: ndarray) -> ndarray:
@@ -29,6 +51,19 @@ def difference_from_paper(grey: ndarray) -> ndarray:
     if light_edge - dark_edge < UNEVEN:
         return np.abs(grey - np.median(edge))
     return difference_in_shadow(grey)
+
+
+def difference_from_edge(grey: ndarray) -> ndarray:
+    """Return by how much each pixel differs from the edge of the picture, of what is possible.
+
+    Args:
+        grey: (height, width), grey values in [0, 1].
+
+    Returns:
+        (height, width), values in [0, 1].
+    """
+    paper = np.median(edge_of(grey))
+    return np.abs(grey - paper) / max(paper, 1 - paper)
 
 
 def edge_of(pixels: ndarray) -> ndarray:
@@ -155,9 +190,9 @@ def cut_out(ink: ndarray) -> ndarray:
     """Return the smallest rectangle of a picture with all that is drawn on it.
 
     Args:
-        ink: (height, width), values in [0, 1], the largest 1.
+        ink: (height, width), values in [0, 1] with some above 0.
     """
-    drawn = ink > PAPER
+    drawn = ink > PAPER * ink.max()
     rows = extent(np.asarray(drawn.any(axis=1)))
     columns = extent(np.asarray(drawn.any(axis=0)))
     return ink[rows, columns]
@@ -169,38 +204,43 @@ def extent(is_drawn: ndarray) -> slice:
     return slice(numbers[0], numbers[-1] + 1)
 
 
-def centred(ink: ndarray) -> ndarray:
-    """Scale ink so that its longer side is 20, and put its centre of mass into the middle.
+def laid_out(ink: ndarray, layout: Layout) -> ndarray:
+    """Scale what is drawn to the size of the layout, and put it into the middle of the field.
 
     Args:
         ink: (height, width), at least 1x1, cut out, values in [0, 1] with some above 0.
+        layout: how the pictures were made that a network was trained on.
 
     Returns:
         (28, 28) float32 in [0, 1].
     """
-    scale = BOX / max(ink.shape)
+    scale = layout.box / max(ink.shape)
     sides = [round(side * scale) for side in ink.shape]
     height, width = np.maximum(sides, 1).tolist()
     method = Resampling.BOX if scale < 1 else Resampling.BICUBIC
     picture = fromarray(ink.astype(np.float32))
     values = np.asarray(picture.resize((width, height), method))
-    small = np.clip(values / values.max(), 0, 1)
-    # The centre of mass goes to pixel (14, 14), where MNIST's digits have theirs (mean over its
-    # training set 13.99 and 14.00), as far as the digit then stays inside the field.
-    top = first_pixel(small.sum(axis=1))
-    left = first_pixel(small.sum(axis=0))
+    strongest = 1.0 if layout.keeps_shades else values.max()
+    small = np.clip(values / strongest, 0, 1)
+    top = first_pixel(small.sum(axis=1), layout)
+    left = first_pixel(small.sum(axis=0), layout)
     field = np.zeros((SIDE, SIDE), np.float32)
     field[top : top + height, left : left + width] = small
     return field
 
 
-def first_pixel(masses: ndarray) -> int:
-    """Return where a digit begins in the field so that its mass is in the middle of one direction.
+def first_pixel(masses: ndarray, layout: Layout) -> int:
+    """Return where what is drawn begins in the field, in one direction.
 
     Args:
         masses: (size,), the ink of its rows, or of its columns.
+        layout: whether its mass is to be in the middle, or else its sides.
     """
     size = len(masses)
+    if not layout.by_mass:
+        return (SIDE - size + 1) // 2  # as the page rounds
+    # The centre of mass goes to pixel (14, 14), where MNIST's digits have theirs (mean over its
+    # training set 13.99 and 14.00), as far as the digit then stays inside the field.
     centre = (masses @ np.arange(size)) / masses.sum()
     begin = round(SIDE / 2 - centre)
     return min(max(begin, 0), SIDE - size)
