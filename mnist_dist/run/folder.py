@@ -19,7 +19,7 @@ from mnist_dist.core.checkpointing import FOLDER as CHECKPOINTS
 from mnist_dist.core.files import make_folder, refuse_lost_link
 from mnist_dist.run import locks
 from mnist_dist.run.files import write_json
-from mnist_dist.run.jobs import has_begun, this_job
+from mnist_dist.run.jobs import BegunRun, has_begun, own_run, this_job
 
 ROOT = Path("runs")  # where runs go that were given no folder
 
@@ -43,12 +43,15 @@ class Run:
         resume: whether it is resumed from its newest checkpoint.
         wandb_id: its name within Weights & Biases, the same before and after a stop.
         job: what started its processes and may start them again, as `this_job` tells it.
+        is_guessed: whether its job has begun it with another command line, so that it may be
+            another training's.
     """
 
     folder: Path
     resume: bool
     wandb_id: str
     job: dict[str, Any]
+    is_guessed: bool = False
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
@@ -92,14 +95,16 @@ def open_run(folder: Path | None, name: str, resume: bool, weights: str = WEIGHT
     begun = None
     job = this_job()
     state = PartialState()
-    if state.is_local_main_process:
-        begun = begun_by(job, folder)
+    with all_or_none():
+        if state.is_local_main_process:
+            begun = begun_by(job, folder, name)
     begun_on_nodes = gather_object([begun])
-    seen = [place for place in begun_on_nodes if place]
+    seen = [each.folder for each in begun_on_nodes if each]
     with all_or_none():
         if state.is_main_process:
             if begun:
-                run = resume_run_of_job(begun, job, weights)
+                is_guessed = folder is None and not begun.has_command_of(job)
+                run = resume_run_of_job(begun.folder, job, weights, is_guessed)
             elif seen:
                 raise UserError(
                     f"this job has started a run in {seen[0]}, a folder that {platform.node()} "
@@ -111,36 +116,43 @@ def open_run(folder: Path | None, name: str, resume: bool, weights: str = WEIGHT
     return run_of_first_process
 
 
-def begun_by(job: dict[str, Any], folder: Path | None) -> Path | None:
-    """Find the run that a job has begun.
+def begun_by(job: dict[str, Any], folder: Path | None, name: str) -> BegunRun | None:
+    """Find the run that these processes have begun in an earlier attempt of their job.
 
     Args:
         job: the job of these processes.
         folder: the folder asked for, or None to look at all in runs/.
+        name: what the names of folders end with that are made for such a run.
 
     Returns:
-        The run's folder. None if no such run can be seen from this node.
+        The run. None if no such run can be seen from this node.
+
+    Raises:
+        UserError: several runs may be the one.
     """
     places = [folder] if folder else sorted(ROOT.glob("*"))
-    of_this_job = []
-    of_this_step = []
+    runs = []
     for place in places:
         noted = settings_of(place).get("job")
         if not isinstance(noted, dict) or not has_begun(job, noted):
             continue
-        of_this_job.append(place)
-        if noted.get("slurm_step") == job["slurm_step"]:  # a batch script may begin several runs
-            of_this_step.append(place)
-    return max(of_this_step or of_this_job, default=None)
+        # As `make_new_folder` names it.
+        named = re.fullmatch(rf"\d{{8}}-\d{{6}}-{re.escape(name)}(-\d+)?", place.name)
+        is_alike = bool(named) and any(place.glob(f"{CHECKPOINTS}/step-*"))
+        runs.append(BegunRun(place, noted, (place / SUMMARY).exists(), is_alike))
+    if folder:
+        return runs[0] if runs else None
+    return own_run(job, runs)
 
 
-def resume_run_of_job(folder: Path, job: dict[str, Any], weights: str) -> Run:
+def resume_run_of_job(folder: Path, job: dict[str, Any], weights: str, is_guessed: bool) -> Run:
     """Resume a run that an earlier attempt of this job began.
 
     Args:
         folder: the run's folder.
         job: the job of these processes.
         weights: the name of the file of the trained model.
+        is_guessed: as in `Run`. Nothing is noted in such a run before its checkpoint has been read.
 
     Returns:
         The run, which is locked.
@@ -151,8 +163,9 @@ def resume_run_of_job(folder: Path, job: dict[str, Any], weights: str) -> Run:
     check_folder(folder, resume=True, weights=weights)
     locks.take_over(folder)
     wandb_id = wandb_id_of(folder)
-    note_job(folder, wandb_id, job)
-    return Run(folder, resume=True, wandb_id=wandb_id, job=job)
+    if not is_guessed:
+        note_job(folder, wandb_id, job)
+    return Run(folder, resume=True, wandb_id=wandb_id, job=job, is_guessed=is_guessed)
 
 
 def begin(folder: Path | None, job: dict[str, Any], name: str, resume: bool, weights: str) -> Run:
@@ -284,8 +297,18 @@ def restore_run(run: Run, checkpoints: Checkpoints, loader: ExactDataLoader, epo
     Raises:
         UserError: it has done more epochs than that, or its checkpoints cannot be restored.
     """
-    if not run.resume or not checkpoints.resume():
+    if not run.resume:
         return
+    try:
+        if not checkpoints.resume():
+            return
+    except UserError as error:
+        if not run.is_guessed:
+            raise
+        raise UserError(
+            f"{error}; this job has begun that run with another command line, so give every "
+            "training of the job a folder of its own with --output-dir"
+        ) from error
     epoch, batch = loader.next_epoch, loader.first_batch
     if (epoch, batch) > (epochs, 0):
         problem = f"--epochs {epochs} is too few: the run in {run.folder} is already in epoch"

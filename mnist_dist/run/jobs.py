@@ -6,15 +6,21 @@ A job is a dict of plain values, as config.json notes it:
     slurm_job: the cluster and the number of the Slurm job, or None.
     slurm_step: the number of the Slurm job's step, or None.
     slurm_restarts: how often Slurm has requeued the job.
+    command: the words of the training's command line, which tell the trainings of one script apart.
 """
 
 import os
 import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 from accelerate.utils import broadcast_object_list, gather_object
+
+from mnist_dist.core.errors import UserError
 
 # Environment variables set by torchrun and accelerate launch, and inherited by child processes.
 LAUNCHER_VARIABLES = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK")
@@ -113,6 +119,7 @@ def this_job() -> dict[str, Any]:
         "slurm_job": f"{cluster}:{number}" if number else None,
         "slurm_step": os.environ.get("SLURM_STEP_ID"),
         "slurm_restarts": int(restarts) if restarts.isdecimal() else 0,
+        "command": list(sys.argv),
     }
     (job_of_first_process,) = broadcast_object_list([job])
     return job_of_first_process
@@ -142,3 +149,63 @@ def has_begun(job: dict[str, Any], noted: dict[str, Any]) -> bool:
 def have_in_common(names: list[str], noted: Any) -> bool:
     """Tell whether one of the names is among those that were noted, which may be damaged."""
     return isinstance(noted, list) and any(name in noted for name in names)
+
+
+@dataclass(frozen=True)
+class BegunRun:
+    """A run that an earlier attempt of a job has begun.
+
+    Attributes:
+        folder: the run's folder.
+        job: what its config.json notes as its job.
+        is_finished: whether it has come to its end.
+        is_alike: whether its folder is named as one is that is made for the run looked for, and
+            holds a checkpoint.
+    """
+
+    folder: Path
+    job: dict[str, Any]
+    is_finished: bool
+    is_alike: bool
+
+    def has_command_of(self, job: dict[str, Any]) -> bool:
+        """Whether it was begun with the command line of this job's processes."""
+        return self.job.get("command") == job["command"]
+
+    def has_step_of(self, job: dict[str, Any]) -> bool:
+        """Whether it was begun by a step of Slurm with the number of this job's."""
+        return self.job.get("slurm_step") == job["slurm_step"]
+
+
+def own_run(job: dict[str, Any], runs: Sequence[BegunRun]) -> BegunRun | None:
+    """Tell which of the runs that a job has begun is the one that these processes are to resume.
+
+    Args:
+        job: the job of these processes, whose script may train several times.
+        runs: those of earlier attempts, the oldest first.
+
+    Returns:
+        The run, or None if it was not begun yet.
+
+    Raises:
+        UserError: several runs may be the one.
+    """
+    # A script that is started again repeats its command lines.
+    same_command = [run for run in runs if run.has_command_of(job)]
+    if same_command:
+        # Of several with the same settings, the newest of those that are not finished.
+        return max(
+            reversed(same_command), key=lambda run: (not run.is_finished, run.has_step_of(job))
+        )
+    # A command line may differ, by the number of nodes, for example. A run that is not finished is
+    # then taken, and if its settings differ, too, its checkpoint is refused in a sentence.
+    unfinished = [run for run in runs if run.is_alike and not run.is_finished]
+    of_this_step = [run for run in unfinished if run.has_step_of(job)]
+    candidates = of_this_step or unfinished
+    if len(candidates) > 1:
+        names = ", ".join(str(run.folder) for run in candidates)
+        raise UserError(
+            f"this job has begun several runs that are not finished ({names}), none of them with "
+            "this command line: name a folder for each training with --output-dir"
+        )
+    return candidates[0] if candidates else None

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from typing import Any
 
 import psutil
 import pytest
@@ -29,8 +30,10 @@ def begun(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
 
-    def note(job: object, name: str = "begun") -> None:
+    def note(job: object, name: str = "begun", command: object = None) -> None:
         (tmp_path / "runs" / name).mkdir(parents=True)
+        if isinstance(job, dict):
+            job = job | {"command": command or sys.argv}
         (tmp_path / "runs" / name / "config.json").write_text(
             json.dumps({"job": job, "wandb_id": "abc"})
         )
@@ -76,6 +79,89 @@ def test_of_the_runs_that_a_requeued_script_has_begun_each_step_finds_its_own(be
         begun({"launchers": []} | SLURM | {"slurm_step": step}, name=f"step-{step}")
     requeued(monkeypatch, 1, step="1")
     assert folder.open_run(None, "name", resume=False).folder == folder.ROOT / "step-1"
+
+
+@pytest.fixture
+def looped(begun, monkeypatch):
+    """A requeued script that trains with several seeds, stopped in the last; and a function that is one of its turns.
+
+    The function takes a command line, and returns the run that this training is.
+    """
+    for seed in range(3):
+        name = f"20261130-12000{seed}-name"
+        begun({"launchers": []} | SLURM, name=name, command=["train.py", "--seed", str(seed)])
+        (folder.ROOT / name / "checkpoints" / "step-0000000020").mkdir(parents=True)
+        if seed < 2:
+            (folder.ROOT / name / "summary.json").touch()
+    requeued(monkeypatch, 1)
+
+    def turn(*command: str) -> folder.Run:
+        monkeypatch.setattr(sys, "argv", list(command))
+        run = folder.open_run(None, "name", resume=False)
+        locks.let_go()  # as this training ends
+        return run
+
+    return turn
+
+
+def test_of_the_runs_of_a_requeued_script_each_command_line_finds_its_own(looped):
+    for seed in range(3):
+        run = looped("train.py", "--seed", str(seed))
+        assert (run.folder, run.resume) == (folder.ROOT / f"20261130-12000{seed}-name", True)
+    # They belong to this attempt now, in which the next training is a run of its own.
+    assert not looped("train.py", "--seed", "2").resume
+
+
+def test_with_another_command_line_only_a_run_that_is_not_finished_may_be_the_one(looped):
+    stopped = folder.ROOT / "20261130-120002-name"
+    before = (stopped / "config.json").read_bytes()
+    run = looped("train.py", "--seed", "2", "--batch-size", "128")
+    assert (run.folder, run.resume) == (stopped, True)
+    # It is another training's still, as long as its checkpoint has not been compared.
+    assert (stopped / "config.json").read_bytes() == before
+
+    class Unlike:
+        def resume(self):
+            raise UserError("--seed is 3, but the run was trained with 2")
+
+    checkpoints: Any = Unlike()
+    loader: Any = None
+    with pytest.raises(UserError, match=r"with 2; this job has .* of its own with --output-dir"):
+        folder.restore_run(run, checkpoints, loader, epochs=1)
+    (stopped / "summary.json").touch()
+    assert not looped("train.py", "--seed", "3").resume
+
+
+@pytest.mark.parametrize("unlike", ["another model", "a name that was chosen", "no checkpoint"])
+def test_what_cannot_be_the_run_is_not_resumed(looped, unlike):
+    stopped = folder.ROOT / "20261130-120002-name"
+    if unlike == "no checkpoint":
+        (stopped / "checkpoints" / "step-0000000020").rmdir()
+    else:
+        name = "20261130-120002-other-name" if unlike == "another model" else "name"
+        stopped.rename(folder.ROOT / name)
+    assert not looped("train.py", "--seed", "3").resume
+
+
+def test_where_several_runs_may_be_the_one_a_folder_for_each_is_asked_for(looped):
+    (folder.ROOT / "20261130-120001-name" / "summary.json").unlink()
+    complaint = r"\(runs/20261130-120001-name, runs/20261130-120002-name\), none of them with this"
+    with pytest.raises(UserError, match=complaint):
+        looped("train.py", "--seed", "3")
+    assert looped("train.py", "--seed", "1").folder == folder.ROOT / "20261130-120001-name"
+
+
+def test_of_the_same_training_done_again_and_again_none_is_done_twice(begun, monkeypatch):
+    for number in range(3):
+        begun({"launchers": []} | SLURM, name=f"20261130-12000{number}-name")
+        if number != 1:
+            (folder.ROOT / f"20261130-12000{number}-name" / "summary.json").touch()
+    requeued(monkeypatch, 1)
+    found = []
+    for _ in range(3):
+        found.append(folder.open_run(None, "name", resume=False).folder.name)
+        locks.let_go()
+    assert found == ["20261130-120001-name", "20261130-120002-name", "20261130-120000-name"]
 
 
 def launcher_here() -> str:
