@@ -1,5 +1,6 @@
 """`python -m mnist_dist runs` says what is there, passes over what is damaged, and can be read by others."""
 
+import contextlib
 import csv
 import io
 import json
@@ -7,6 +8,7 @@ import math
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 
@@ -403,6 +405,50 @@ def test_a_link_to_what_is_gone_is_named_with_its_target(several, capsys):
     found = call_runs(capsys, "runs")
     assert found.out.startswith("5 runs in runs")
     assert found.err == f"warning: runs/lost is passed over: runs/lost {sentence}\n"
+
+
+def test_relative_and_absolute_folders_are_shown_together(several, capsys):
+    write_run(several.parent / "elsewhere" / "far", [0.9])
+    found = call_runs(capsys, f"runs {several.parent / 'elsewhere'}").out
+    title, _, _, *lines = found.splitlines()
+    assert title.startswith(f"6 runs in {several.parent}: ")
+    assert {line.split()[0] for line in lines} >= {"runs/cnn", "runs/mlp-0", "elsewhere/far"}
+
+
+def test_runs_without_a_folder_in_common_keep_their_names():
+    rows = [{"run": "/one/run"}, {"run": "/two/run"}]
+    assert runs_tables.common_parent(rows) == Path()
+
+
+@contextlib.contextmanager
+def another_user():
+    """Without the rights of root, who may look everywhere."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("place", ["lost+found", "group/private"])
+def test_what_may_not_be_looked_into_is_named_and_passed_over(place, capsys):
+    with tempfile.TemporaryDirectory() as root:  # pytest's own folder is for this user alone
+        Path(root).chmod(0o755)
+        runs_folder = Path(root) / "runs"
+        write_run(runs_folder / "mine", [0.9])
+        write_run(runs_folder / "group" / "ours", [0.9])
+        (runs_folder / place).mkdir()
+        (runs_folder / place).chmod(0o000)
+        with another_user():
+            found = call_runs(capsys, f"{runs_folder} --json")
+            with pytest.raises(OSError, match="Permission denied"):  # named, it is an error
+                call_runs(capsys, f"{runs_folder / place}")
+    names = [row["run"] for row in json.loads(found.out)]
+    assert names == [str(runs_folder / "group" / "ours"), str(runs_folder / "mine")]
+    assert found.err == f"warning: {runs_folder / place} is passed over: Permission denied\n"
 
 
 def test_dollars_in_a_folder_s_name_are_no_formula(tmp_path, capsys):

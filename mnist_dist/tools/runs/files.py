@@ -35,7 +35,7 @@ def find(folders: Sequence[Path]) -> Iterator[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(why_not_there(folder))
-        if (folder / CONFIG).exists():
+        if is_run(folder):
             yield folder
             continue
         for inner in sorted(folder.iterdir()):
@@ -50,19 +50,49 @@ def why_not_there(folder: Path) -> str:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """Return the folders of runs at this place, which itself is in a folder of runs."""
-    if is_broken_link(folder):
-        pass_over(folder, broken_link(folder))
+    """Return the folders of runs at this place, which itself is in a folder of runs.
+
+    A warning says why there are none, also if this user may not look into it.
+    """
+    try:
+        if is_broken_link(folder):
+            pass_over(folder, broken_link(folder))
+            return []
+        if not folder.is_dir():
+            return []
+        if is_run(folder):
+            return [folder]
+        runs = [inner for inner in sorted(folder.iterdir()) if is_readable_run(inner)]
+        is_search = (folder / JOURNAL).exists()
+    except OSError as error:
+        pass_over(folder, why_unreadable(error))
         return []
-    if not folder.is_dir():
-        return []
-    if (folder / CONFIG).exists():
-        return [folder]
-    runs = sorted(file.parent for file in folder.glob(f"*/{CONFIG}"))
-    is_search = (folder / JOURNAL).exists()
     if not runs and not is_search:
         pass_over(folder, f"there is no {CONFIG} in it")
     return runs
+
+
+def is_readable_run(folder: Path) -> bool:
+    """Return whether a folder holds a run; a warning says so if this user may not look into it."""
+    try:
+        return folder.is_dir() and is_run(folder)
+    except OSError as error:
+        pass_over(folder, why_unreadable(error))
+        return False
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder holds a run.
+
+    Raises:
+        OSError: this user may not look into the folder. From Python 3.14 on, `Path.exists` does not
+            say so.
+    """
+    try:
+        (folder / CONFIG).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def is_broken_link(path: Path) -> bool:

@@ -94,8 +94,7 @@ def table(rows: Sequence[Row], width: int | None) -> str:
 
 def runs_table(rows: Sequence[Row], width: int | None) -> str:
     """Return the table of runs."""
-    parents = [Path(row["run"]).parent for row in rows]
-    parent = Path(os.path.commonpath(parents))
+    parent = common_parent(rows)
     splits = splits_of(rows)
     names = differing(rows)
     lines = [["run", "state", "epochs", *result_heading(splits)]]
@@ -109,6 +108,18 @@ def runs_table(rows: Sequence[Row], width: int | None) -> str:
     place = "" if parent == Path() else f" in {printable(parent)}"
     title = f"{counted(len(rows), 'run')}{place}{shared(rows)} (± standard error)"
     return f"{title}\n\n{aligned(lines, width)}"
+
+
+def common_parent(rows: Sequence[Row]) -> Path:
+    """Return the innermost folder that all runs are in; an empty path if their names share none."""
+    parents = [Path(row["run"]).parent for row in rows]
+    if any(parent.is_absolute() for parent in parents):
+        parents = [Path.cwd() / parent for parent in parents]
+    try:
+        common = Path(os.path.commonpath(parents))
+    except ValueError:  # on Windows they may be on several drives
+        return Path()
+    return Path() if common == Path(common.anchor) else common
 
 
 def groups_table(rows: Sequence[Row], width: int | None) -> str:
