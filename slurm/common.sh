@@ -47,10 +47,20 @@ newest_checkpoint() {
     basename "${checkpoints[-1]}"
 }
 
+# asking COMMAND...: a command of Slurm's, again if Slurm does not answer for a moment.
+asking() {
+    local try
+    for try in {1..5}; do
+        "$@" && return
+        ((try == 5)) || sleep 3
+    done
+    return 1
+}
+
 # train [FLAG...]: train, or go on, and exit: with 75 where asked to stop; then the job is back in the queue, unless it
 # was cancelled or the last two times made no new checkpoint.
 train() {
-    local folder=runs/slurm-$job flag previous='' status=0 before newest idle
+    local folder=runs/slurm-$job flag previous='' status=0 state before newest idle
     for flag in "$@"; do
         if [[ $previous == --output[-_]dir ]]; then
             folder=$flag
@@ -64,7 +74,8 @@ train() {
         exit 2
     fi
     mkdir -p "$folder"
-    if ((${SLURM_RESTART_COUNT:-0} == 0)); then
+    # A job may have been requeued before it came to this line.
+    if ((${SLURM_RESTART_COUNT:-0} == 0)) || [[ ! -s $folder/slurm_progress ]]; then
         echo "$(newest_checkpoint "$folder") 0" >"$folder/slurm_progress"
     fi
 
@@ -73,7 +84,12 @@ train() {
     if [[ $status != @(75|138|143) ]]; then
         exit "$status"
     fi
-    if [[ $(squeue --noheader --jobs="$job" --format=%T) != RUNNING ]]; then
+    local again="submit the same with --output-dir $folder to resume"
+    if ! state=$(asking squeue --noheader --jobs="$job" --format=%T); then
+        echo "job $job: stopped on request, but not requeued, because squeue failed: $again" >&2
+        exit 75
+    fi
+    if [[ $state != RUNNING ]]; then
         exit 75 # cancelled, or Slurm requeues it
     fi
     read -r before idle <"$folder/slurm_progress"
@@ -84,11 +100,11 @@ train() {
         idle=0
     fi
     echo "$newest $idle" >"$folder/slurm_progress"
-    if ((idle == 2)); then
+    if ((idle >= 2)); then
         echo "job $job: stopped twice in a row without a new checkpoint, so it is not requeued" >&2
         exit 75
     fi
     echo "job $job: stopped on request and requeued"
-    scontrol requeue "$job"
+    asking scontrol requeue "$job" || echo "job $job: could not be requeued: $again" >&2
     exit 75
 }
