@@ -10,7 +10,10 @@ from typing import Any, get_args
 from safetensors import SafetensorError
 
 from mnist_dist.core.errors import UserError
-from mnist_dist.run.folder import CONFIG, WEIGHTS
+from mnist_dist.core.output import warn
+from mnist_dist.run.folder import CHECKPOINTS, CONFIG, SUMMARY, WEIGHTS
+from mnist_dist.run.leaving import is_first
+from mnist_dist.shell import shell
 from mnist_dist.task import datasets
 
 LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file; the format allows no more
@@ -69,6 +72,7 @@ def locate(path: Path) -> TrainedModel:
     try:
         if source.exists():
             settings = settings_of_run(source)
+            warn_of_unfinished(weights)
         elif weights.suffix == ".safetensors":
             source = weights
             settings = settings_of_export(weights)
@@ -83,6 +87,23 @@ def locate(path: Path) -> TrainedModel:
             f"the settings in {source} are not those of a run ({type(error).__name__}: {error}): "
             "restore the file, or move the model out of the folder"
         ) from error
+
+
+def warn_of_unfinished(weights: Path) -> None:
+    """Warn if a run has trained weights but is not finished, as one that was given more epochs.
+
+    Args:
+        weights: a file beside the config.json of a run.
+    """
+    folder = weights.parent
+    is_of_run = weights.name == WEIGHTS and (folder / CHECKPOINTS).exists()  # and not a copy
+    if not is_of_run or (folder / SUMMARY).exists() or not is_first():
+        return
+    warn(
+        f"{weights} may be older than the newest checkpoint of its run, which is not finished "
+        f"(it has no {SUMMARY}): to finish it, run its command again with --output-dir "
+        f"{shell(folder)} --resume"
+    )
 
 
 def settings_of_run(config: Path) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def run(main: Callable[[], None], name: str, again: str = RESUME) -> None:
         main()
     except BrokenPipeError:
         status = 1
+        has_failed_alone = True  # only the first process prints; the others are at work
         report_broken_pipe(name)
     except (UserError, OSError) as error:
         status = getattr(error, "status", 1)

@@ -522,6 +522,25 @@ def test_impossible_settings_are_refused_by_name(trained, tmp_path):
             locate(tmp_path)
 
 
+def test_weights_from_before_a_run_went_on_are_named(trained, tmp_path, capsys):
+    run = tmp_path / "my run"
+    shutil.copytree(trained, run)
+    locate(run)
+    assert not capsys.readouterr().err
+    (run / "summary.json").unlink()  # as a run does that is given more epochs
+    locate(run)
+    assert capsys.readouterr().err == (
+        f"warning: {run}/mnist_model.pth may be older than the newest checkpoint of its run, which "
+        "is not finished (it has no summary.json): to finish it, run its command again with "
+        f"--output-dir '{run}' --resume\n"
+    )
+    shutil.rmtree(run / "checkpoints")  # a copy of the model and its settings is no run
+    locate(run)
+    shutil.copy(trained / "mnist_model.pth", run / "other.pth")
+    locate(run / "other.pth")
+    assert not capsys.readouterr().err
+
+
 def test_the_evaluation_refuses_what_it_cannot_evaluate(trained, tmp_path):
     done = call(PYTHON, "evaluate.py", trained, "--split", "val", "--cpu")
     assert_refused(done, "evaluate.py: error: --split val: the run of")
@@ -607,6 +626,27 @@ def test_where_the_reader_of_the_output_leaves_the_status_says_so(tmp_path):
         and done.stderr.count("\n") == 1
     )
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_where_the_reader_leaves_no_process_of_several_waits(tmp_path):
+    """With the watch that there is on GPUs, whose farewell a process that left alone would wait for."""
+    flags = [*QUICK, "--output-dir", str(tmp_path / "run")]
+    spec = {"runs": [{"flags": flags, "fault": "a_process_is_watched"}], "forked": 2}
+    read, write = os.pipe()
+    os.close(read)
+    begin = time.monotonic()
+    done = subprocess.run(
+        [PYTHON, REPOSITORY / "tests" / "driver.py", json.dumps(spec)],
+        env=clean_environment(PYTHONPATH=str(REPOSITORY)),
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=100,
+    )
+    os.close(write)
+    assert done.returncode == 1 and time.monotonic() - begin < 50, done.stderr
+    assert "its output is no longer read" in done.stderr
 
 
 def test_an_interrupted_run_claims_no_success(tmp_path):
