@@ -10,7 +10,7 @@ from mnist_dist.core.agreement import all_or_none
 from mnist_dist.core.errors import Stopped
 from mnist_dist.run.files import append_json, write_json, write_json_lines
 from mnist_dist.run.folder import CONFIG, ENDED, METRICS, REPORT, SUMMARY, Run
-from mnist_dist.run.wandb_run import AtEnd, WandB, first_line
+from mnist_dist.run.wandb_run import AtEnd, WandB, first_line, mode_of
 
 
 class Tracker:
@@ -54,7 +54,7 @@ class Tracker:
         with all_or_none():
             if is_writer:
                 self.begin_files()
-        if is_writer and self.settings.get("wandb", "disabled") != "disabled":
+        if is_writer and mode_of(self.settings) != "disabled":
             self.wandb = WandB(self.accelerator, self.folder, self.settings, self.history)
         return self
 

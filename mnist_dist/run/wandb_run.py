@@ -8,7 +8,7 @@ import queue
 import shutil
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -160,9 +160,7 @@ class WandB:
 
         # W&B's own log may not reach our standard error.
         logging.getLogger("wandb").setLevel(logging.CRITICAL + 1)
-        mode = self.settings["wandb"]
-        if mode == "auto":
-            mode = os.environ.get("WANDB_MODE", "auto")
+        mode = mode_of(self.settings)
         before = self.parts("run")
         try:
             drop_bad_variables()
@@ -311,6 +309,19 @@ class WandB:
         if "wandb" in sys.modules:
             with contextlib.suppress(BaseException):
                 sys.modules["wandb"].teardown()
+
+
+def mode_of(settings: Mapping[str, Any]) -> str:
+    """Find the mode that was asked for, by the flag or else by W&B's own environment variable.
+
+    Args:
+        settings: those of the run, with the flag's value as `wandb`, or without it.
+
+    Returns:
+        "online", "offline", "disabled", "auto", or whatever the variable says.
+    """
+    mode = settings.get("wandb", "disabled")
+    return os.environ.get("WANDB_MODE", "auto") if mode == "auto" else mode
 
 
 def set_default_variables(folder: Path) -> None:

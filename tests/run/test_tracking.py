@@ -14,7 +14,9 @@ import psutil
 import pytest
 from conftest import PYTHON, REPOSITORY, call, clean_environment, read_lines, torchrun, train_py
 
-from mnist_dist.run import wandb_run
+from mnist_dist.run import launch, wandb_run
+from mnist_dist.run.folder import Run
+from mnist_dist.run.tracking import Tracker
 
 FLAGS = "--dataset mnist-5k --cpu --epochs 3 --output-dir".split()
 NOWHERE = "http://127.0.0.1:9"  # nothing listens there
@@ -264,6 +266,34 @@ def test_what_its_own_log_says_of_what_it_could_not_send(lines, found, tmp_path)
     if lines is not None:
         (tmp_path / "logs" / "debug-internal.log").write_text(lines)
     assert wandb_run.upload_error(tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "expected"),
+    [
+        ("auto", None, "auto"),
+        ("auto", "disabled", "disabled"),
+        ("auto", "offline", "offline"),
+        ("offline", "disabled", "offline"),
+        ("disabled", "online", "disabled"),
+        (None, "online", "disabled"),
+    ],
+)
+def test_the_variable_decides_where_the_flag_does_not(flag, variable, expected, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    if variable:
+        monkeypatch.setenv("WANDB_MODE", variable)
+    assert wandb_run.mode_of({"wandb": flag} if flag else {}) == expected
+
+
+def test_disabled_by_the_environment_it_leaves_the_offline_history(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    part = tmp_path / "wandb" / "offline-run-20261130_120000-abc"
+    part.mkdir(parents=True)
+    run = Run(tmp_path, True, "abc", {})
+    with Tracker(launch.start(cpu=True), run, {"wandb": "auto", "wandb_project": "p"}) as tracker:
+        assert tracker.wandb is None
+    assert part.exists()
 
 
 @pytest.mark.slow
