@@ -31,6 +31,7 @@ from mnist_dist.core import Stopped, UserError
 from mnist_dist.core.stopping import SIGNALS
 from mnist_dist.digits.config import TrainConfig
 from mnist_dist.run.command_line import as_flags, parse
+from mnist_dist.run.weights import fingerprint, load_weights
 from mnist_dist.task import datasets, networks
 from mnist_dist.tools.tune import command as tune
 from mnist_dist.tools.tune import locks as study_locks
@@ -271,6 +272,31 @@ def test_the_command_printed_trains_with_the_settings_of_the_best_trial(
     runpy.run_path(str(REPOSITORY / script))["main"]()
     accuracies = [line["val_accuracy"] for line in read_lines(run / "metrics.jsonl")]
     assert accuracies == list(best.intermediate_values.values()) and accuracies[-1] == best.value
+
+
+@pytest.mark.slow
+def test_a_trial_has_the_bits_of_train_py_with_virtual_processes(tmp_path, monkeypatch):
+    flags = [*QUICK, "--virtual-processes", "4"]
+    networks_of_trials = []
+    classify = search_trial.classify
+
+    def noting(accelerator, network, loader):
+        networks_of_trials.append(network)
+        return classify(accelerator, network, loader)
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(search_trial, "classify", noting)
+    search(tmp_path / "study", *flags, trials=1)
+    run = tmp_path / "run"
+    place = flags.index("--search")
+    del flags[place : place + 3]
+    more = ["--no-plots", "--no-report", "--wandb", "disabled", "--output-dir", str(run)]
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags, *more])
+    runpy.run_path(str(REPOSITORY / "train.py"))["main"]()
+    torch.set_num_threads(threads)
+    (network,) = networks_of_trials
+    trained = load_weights(run / "mnist_model.pth")
+    assert fingerprint(trained) == fingerprint(network.state_dict())
 
 
 def test_trials_never_see_the_test_samples(tmp_path, monkeypatch):

@@ -47,7 +47,12 @@ def train_trial(
     dtype = getattr(torch, config.dtype)
     # Anew for each trial, for the scaler of mixed precision has a state.
     accelerator = launch.start(
-        config.cpu, config.mixed_precision, dtype, tf32=config.tf32, seed=config.seed
+        config.cpu,
+        config.mixed_precision,
+        dtype,
+        tf32=config.tf32,
+        virtual_processes=config.virtual_processes,
+        seed=config.seed,
     )
     set_seed(config.seed)
     network = networks.build(config.model, config.hidden, config.channels)
