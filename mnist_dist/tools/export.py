@@ -68,6 +68,8 @@ def main(config: Config) -> None:
     trained = locate(config.model)
     target = config.output or trained.weights.with_suffix(suffix)
     require(not target.exists() or target.is_file(), "--output", target, "a file")
+    if target.exists() and target.samefile(trained.weights):
+        raise UserError(f"{target} is the model itself: name another file with --output")
     difference = export(trained, config.format, target)
     how = f"differ from the original's by {difference:.2g} at most"
     print(f"{target}: its logits, read back, {how}")
@@ -76,7 +78,8 @@ def main(config: Config) -> None:
 def export(trained: TrainedModel, kind: str, target: Path) -> float:
     """Write a model in another format.
 
-    In all of them it takes normalised images (N, 1, 28, 28), any N, and gives logits.
+    In all of them it takes normalised images (N, 1, 28, 28), any N, and gives logits. A safetensors
+    file has the weights' own precision, the others have float32.
 
     Args:
         trained: the model.
@@ -92,10 +95,13 @@ def export(trained: TrainedModel, kind: str, target: Path) -> float:
         UserError: a package is missing, or the file read back does not give the original's logits.
         OSError: the file cannot be written.
     """
-    model = networks.from_state_dict(weights.load_weights(trained.weights)).float()
+    model: nn.Module = networks.from_state_dict(weights.load_weights(trained.weights))
+    if kind != "safetensors":
+        model = model.float()
     generator = torch.Generator().manual_seed(0)
     grey = torch.rand(COMPARED, *networks.IMAGE, generator=generator)
     images = (grey - trained.mean) / trained.std
+    images = images.to(next(model.parameters()).dtype)
     # Not beside the target, whose name may not be UTF-8: some of the libraries could not open it.
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / "model"
@@ -124,7 +130,7 @@ def logits_of(forward: Forward, images: Tensor) -> Tensor:
 
 
 def to_safetensors(model: nn.Module, _: Tensor, path: Path, trained: TrainedModel) -> Forward:
-    """Write the weights, with what the images were normalised by as metadata.
+    """Write the weights, with what is known of their training data as metadata.
 
     Args:
         model: the network.
@@ -134,7 +140,8 @@ def to_safetensors(model: nn.Module, _: Tensor, path: Path, trained: TrainedMode
     Returns:
         The forward pass, read back.
     """
-    data = {"dataset": trained.dataset, "mean": trained.mean, "std": trained.std}
+    names = ("dataset", "val_size", "seed", "mean", "std")  # the folder is this machine's
+    data = {name: getattr(trained, name) for name in names}
     metadata = {"format": "pt", METADATA: json.dumps(data)}
     path.write_bytes(save(model.state_dict(), metadata))
     return networks.from_state_dict(load(path.read_bytes()))

@@ -42,6 +42,8 @@ def test_safetensors(trained, tmp_path):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         assert json.loads(file.metadata()["mnist_dist"]) == {
             "dataset": "auto",
+            "val_size": 0,
+            "seed": 0,
             "mean": 0.1307,
             "std": 0.3081,
         }
@@ -52,7 +54,9 @@ def test_safetensors(trained, tmp_path):
 
 
 def test_a_safetensors_file_says_what_data_it_was_trained_on(trained, tmp_path):
-    fashion = replace(trained[0], dataset="fashion-mnist", mean=0.286, std=0.353)
+    fashion = replace(
+        trained[0], dataset="fashion-mnist", val_size=500, seed=3, mean=0.286, std=0.353
+    )
     export.export(fashion, "safetensors", tmp_path / "m.safetensors")
     assert locate(tmp_path / "m.safetensors") == replace(
         fashion, weights=tmp_path / "m.safetensors"
@@ -71,6 +75,33 @@ def test_a_safetensors_file_says_what_data_it_was_trained_on(trained, tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"no weights here")
     with pytest.raises(UserError, match="is damaged"):
         weights.load_weights(locate(tmp_path / "bad.safetensors").weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_safetensors_file_has_the_precision_of_the_model(dtype, tmp_path):
+    model = networks.build("cnn", (8,), (2,)).to(dtype)
+    weights.save_weights(tmp_path / "mnist_model.pth", model)
+    assert export.export(locate(tmp_path / "mnist_model.pth"), "safetensors", tmp_path / "m") < 1e-6
+    (tmp_path / "m").rename(tmp_path / "m.safetensors")
+    read = weights.load_weights(tmp_path / "m.safetensors")
+    assert weights.fingerprint(read) == weights.fingerprint(model.state_dict())
+    assert {tensor.dtype for tensor in read.values()} == {dtype}
+    export.export(locate(tmp_path / "m.safetensors"), "torch-export", tmp_path / "m.pt2")
+    torch.export.load(tmp_path / "m.pt2").module()(torch.zeros(1, 1, 28, 28))  # float32
+
+
+@pytest.mark.parametrize("output", [None, "elsewhere/../m.safetensors"])
+def test_a_model_is_not_written_over_itself(output, tmp_path):
+    path = tmp_path / "m.safetensors"
+    (tmp_path / "elsewhere").mkdir()
+    save_file(networks.build("mlp", ()).state_dict(), path)
+    before = path.read_bytes()
+    config = export.Config(
+        model=path, format="safetensors", output=tmp_path / output if output else None
+    )
+    with pytest.raises(UserError, match="is the model itself: name another file with --output"):
+        export.main(config)
+    assert path.read_bytes() == before
 
 
 def test_torch_export(trained, tmp_path):
