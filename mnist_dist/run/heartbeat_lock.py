@@ -27,6 +27,8 @@ NAME = ".holder.json"
 BEAT = 5.0  # seconds between two heartbeats
 FRESH = 30.0  # seconds for which a heartbeat counts as recent
 WATCH = 12.0  # seconds to watch an old heartbeat, in case it only looks old by another node's clock
+READS = 3  # of a file that another process may just be writing, which for a moment is no JSON
+REREAD = 0.1  # seconds between them
 MOMENT = 0.5  # seconds to wait for another process that took the folder at the same time
 
 # File systems of several nodes, as the list of what is mounted calls them. A lock there may hold on
@@ -192,18 +194,22 @@ def is_fresh(found: dict[str, Any]) -> bool:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """Read a holder's file.
+    """Read a holder's file, again if it is just being written.
 
     Returns:
-        What it holds, empty if that is nothing yet or cannot be understood. None without a file.
+        What it holds, empty if that cannot be understood. None without a file.
     """
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError:
-        return None
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    for attempt in range(READS):
+        if attempt:
+            time.sleep(REREAD)
+        try:
+            found = json.loads(path.read_bytes())
+        except OSError:
+            return None
+        except ValueError:
+            continue
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def described(found: dict[str, Any]) -> str:

@@ -29,7 +29,8 @@ KINDS = {"no locks": no_locks, "locks that always succeed": lambda *_, **__: Tru
 def quick(monkeypatch):
     """Short times, and no lock is left behind."""
     monkeypatch.setattr(files, "WARNED", set())
-    for name, seconds in {"BEAT": 0.1, "FRESH": 1.0, "WATCH": 0.5, "MOMENT": 0.01}.items():
+    times = {"BEAT": 0.1, "FRESH": 1.0, "WATCH": 0.5, "MOMENT": 0.01, "REREAD": 0.01}
+    for name, seconds in times.items():
         monkeypatch.setattr(heartbeat_lock, name, seconds)
     yield
     locks.let_go()
@@ -83,6 +84,25 @@ def test_a_job_on_another_node_is_not_disturbed_while_its_heartbeat_is_fresh(tmp
     ):
         locks.lock(tmp_path)
     assert json.loads((tmp_path / NAME).read_text()) == before
+
+
+@pytest.mark.usefixtures("lockless")
+@pytest.mark.parametrize(
+    "half", [lambda _: b"", lambda whole: whole[:9], lambda whole: whole + b'0"}']
+)
+def test_a_holder_that_is_just_writing_its_file_is_not_taken_for_dead(half, tmp_path, monkeypatch):
+    written(tmp_path)
+    whole = (tmp_path / NAME).read_bytes()
+    (tmp_path / NAME).write_bytes(half(whole))  # as between its write and its truncation
+
+    def go_on_writing(_):
+        if (tmp_path / NAME).read_bytes() == half(whole):
+            (tmp_path / NAME).write_bytes(whole)
+
+    monkeypatch.setattr(heartbeat_lock.time, "sleep", go_on_writing)
+    with pytest.raises(UserError, match="process 1 on elsewhere"):
+        locks.lock(tmp_path)
+    assert (tmp_path / NAME).read_bytes() == whole
 
 
 @pytest.mark.usefixtures("lockless")
