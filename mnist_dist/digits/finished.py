@@ -40,10 +40,11 @@ def next_steps(folder: Path) -> str:
     predict = ["python", "-m", "mnist_dist", "predict"]
     if folder.parent != ROOT:  # without --weights, predict takes the newest run in there
         predict += ["--weights", str(folder)]
-    text = (
-        f"evaluate: {shell(*command('evaluate'), folder)}\n"
-        f"predict:  {shell(*predict)} IMAGE...\n"
-        f"plots:    {shell(folder / PLOTS)}"
-    )
-    page = folder / REPORT
-    return f"{text}\nreport:   {shell(page)}" if page.exists() else text
+    lines = [
+        f"evaluate: {shell(*command('evaluate'), folder)}",
+        f"predict:  {shell(*predict)} IMAGE...",
+    ]
+    for name, path in (("plots", folder / PLOTS), ("report", folder / REPORT)):
+        if path.exists():  # the run may have been told to make none
+            lines.append(f"{f'{name}:':<9} {shell(path)}")
+    return "\n".join(lines)

@@ -12,6 +12,7 @@ import termios
 import pytest
 from conftest import PYTHON, REPOSITORY, clean_environment
 
+from mnist_dist.digits.finished import next_steps
 from mnist_dist.shell import shell
 
 
@@ -43,6 +44,18 @@ def test_a_command_is_quoted_for_the_shell_of_the_system(monkeypatch):
     ):
         monkeypatch.setattr(sys, "platform", platform)
         assert shell(*words) == expected
+
+
+def test_at_the_end_only_what_there_is_is_named(tmp_path):
+    bare = next_steps(tmp_path).splitlines()
+    assert [line.split(":")[0] for line in bare] == ["evaluate", "predict"]
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "report.html").touch()
+    assert next_steps(tmp_path).splitlines() == [
+        *bare,
+        f"plots:    {tmp_path}/plots",
+        f"report:   {tmp_path}/report.html",
+    ]
 
 
 @pytest.mark.slow
