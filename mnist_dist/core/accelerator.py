@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import extract_model_from_parallel, gather_object
+from accelerate.utils import extract_model_from_parallel, gather_object, recursively_apply
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
@@ -165,6 +165,8 @@ class ExactAccelerator(Accelerator):
         # Whether the update in progress has micro-batches without `backward`.
         self._left_out = False
         self._unused = False  # whether no optimizer has made its step of the last complete update
+        # The loader and epoch in which the parameters' gradient hooks were looked at.
+        self._hooks_of: tuple[int, int] | None = None
 
     # -------------------------------------------------------------------------------------- prepare
 
@@ -178,6 +180,9 @@ class ExactAccelerator(Accelerator):
         """
         with all_or_none():
             prepared = super().prepare(*args, device_placement=device_placement)
+        for each in args:
+            if isinstance(each, ExactDataLoader):  # Accelerate passes it on unseen
+                self.prepare_data_loader(each)
         self._check_parameters()
         if self.sharing.virtual and self._models and self._dataloaders:
             self.kernels.compare()
@@ -185,7 +190,7 @@ class ExactAccelerator(Accelerator):
 
     def prepare_data_loader(
         self,
-        data_loader: DataLoader,
+        data_loader: "DataLoader | ExactDataLoader",
         device_placement: bool | None = None,
         slice_fn_for_dispatch: Any = None,
     ) -> ExactDataLoader:
@@ -345,7 +350,7 @@ class ExactAccelerator(Accelerator):
         GlobalBatchNorm.rows_are_shared = outer.micro_batch is not None
         self._loader = outer.loader
         self.sync_gradients = outer.sync_gradients
-        self._guard.before = None  # draws in this loop are not part of the outer forward pass
+        self._guard.forget()  # draws in this loop are not part of the outer forward pass
         in_progress = outer.micro_batch
         self._stand_ins.begin_micro_batch(
             self.unwrapped_models, empty=in_progress is not None and len(in_progress) == 0
@@ -358,6 +363,8 @@ class ExactAccelerator(Accelerator):
         was_left = sys.exc_info()[0] is GeneratorExit  # and did not end, or fail
         if was_left and self.update_is_in_progress and self.several_micro_batches:
             warn_of_discarded_micro_batches()
+        if sys.exc_info()[0] is None:
+            self._gradients.refuse_lost_buffers()
         self._gradients.abandon()
         if self.sharing.virtual:  # processes ended on different shares: reseed all alike
             seed_generators(seed_of("epoch", self.seed, loader.batches.number, epoch), self.device)
@@ -495,6 +502,11 @@ class ExactAccelerator(Accelerator):
         micro_batch = self._micro_batch_of_backward(loss)
         self._guard.look_at_loss(loss, micro_batch, terms)
         parameters = self._trained_parameters()
+        if self._hooks_of != (micro_batch.loader, micro_batch.epoch):
+            self._hooks_of = micro_batch.loader, micro_batch.epoch
+            refusals.refuse_gradient_hooks(self.unwrapped_models)
+            if self.sharing.shares * self.micro_batches > 1:
+                refusals.warn_of_gradient_hooks(self.unwrapped_models)
         self._gradients.set_aside(parameters)
         if loss.dtype in (torch.float16, torch.bfloat16):
             loss = loss.float()  # half precision would round its weight
@@ -613,6 +625,20 @@ class ExactAccelerator(Accelerator):
         if self.sync_gradients:
             super().clip_grad_value_(parameters, clip_value)
 
+    def refuse_missing_backward(self) -> None:
+        """Raise if the current batch has gradients that did not come by `backward`; optimizers call this.
+
+        Raises:
+            UserError: they were neither weighted nor summed over the processes.
+        """
+        if self._micro_batch is None or self._backward_done is self._micro_batch:
+            return
+        if any(parameter.grad is not None for parameter in self._trained_parameters()):
+            raise UserError(
+                "optimizer.step found gradients, but accelerator.backward was not called for this batch: call "
+                "accelerator.backward(loss) instead of loss.backward()"
+            )
+
     def count_update(self) -> None:
         """Note that an update is done; optimizers call this after their step."""
         micro_batch = self._micro_batch
@@ -648,7 +674,7 @@ class ExactAccelerator(Accelerator):
             mean_loss.collect()
         # In the weights' dtype, for there are devices without float64.
         norm = self.weight_norm().reshape(1)
-        self.check_weight_norms(self.gather(norm).cpu().tolist())
+        self.check_weight_norms(super().gather(norm).cpu().tolist())
         if self.sharing.virtual:
             self.check_buffers()
 
@@ -658,12 +684,21 @@ class ExactAccelerator(Accelerator):
         Raises:
             UserError: on every process, if they have not.
         """
-        own = digest(buffer for model in self.unwrapped_models for buffer in model.buffers())
+        buffers = []
+        for model in self.unwrapped_models:
+            before = self.buffers_before_update(model)
+            buffers += [before.get(name, buffer) for name, buffer in model.named_buffers()]
+        own = digest(buffers)
         if len(set(gather_object([own]))) > 1:
             raise self.training_error(
                 f"processes no longer have the same buffers after update {self.updates}",
                 "call the model in training mode only between a batch and its accelerator.backward",
             )
+
+    def buffers_before_update(self, model: nn.Module) -> dict[str, Tensor]:
+        """A model's buffers, by name, as they were before the update in progress; empty if there is none."""
+        buffers = self._gradients.buffers
+        return {} if buffers is None else buffers.state_before_update(model)
 
     def check_weight_norms(self, norms: list[float]) -> None:
         """Compare norms of the weights of several processes.
@@ -695,6 +730,8 @@ class ExactAccelerator(Accelerator):
     def gather(self, tensor: Any) -> Any:
         """Concatenate the tensors of all processes, in rank order; their lengths may differ.
 
+        In a loop over a prepared loader, the result is detached from autograd's graph.
+
         Args:
             tensor: a tensor, or a nested structure of them; only their lengths may differ between
                 processes.
@@ -705,9 +742,12 @@ class ExactAccelerator(Accelerator):
         Raises:
             UserError: on every process, if they differ in more than their lengths.
         """
-        if self._micro_batch is None or self.num_processes == 1:
+        if self.num_processes > 1:
+            return gather_by_rank(tensor, self.device)
+        if self._micro_batch is None:
             return super().gather(tensor)
-        return gather_by_rank(tensor, self.device)
+        # What comes from several processes has no graph, either.
+        return recursively_apply(torch.Tensor.detach, tensor)
 
     def check_trigger(self) -> bool:
         """Whether any process has called `set_trigger`; False before an update's last micro-batch.
@@ -788,6 +828,22 @@ class ExactAccelerator(Accelerator):
         refusals.refuse_options("load_state", (load_kwargs or {}) | load_model_func_kwargs)
         state.load(self, input_dir)
 
+    def register_save_state_pre_hook(self, hook: Any) -> NoReturn:
+        """Not supported: the state is written in a format of its own, of which such hooks know nothing.
+
+        Raises:
+            UserError: always.
+        """
+        refusals.refuse_state_hooks("register_save_state_pre_hook")
+
+    def register_load_state_pre_hook(self, hook: Any) -> NoReturn:
+        """Not supported: the state is read in a format of its own, of which such hooks know nothing.
+
+        Raises:
+            UserError: always.
+        """
+        refusals.refuse_state_hooks("register_load_state_pre_hook")
+
     def free_memory(self, *objects: Any) -> list[Any]:
         """Forget all that was prepared, as `Accelerator.free_memory`."""
         self._gradients = UpdateGradients(self.sharing, self.device, ddp=self.ddp)
@@ -799,6 +855,7 @@ class ExactAccelerator(Accelerator):
         self._counted = None
         self._left_out = False
         self._unused = False
+        self._hooks_of = None
         self._loader = None
         self._custom_objects: list[Any] = []
         self.mean_losses = []

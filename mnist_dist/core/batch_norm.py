@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .connections import gather_from_processes
@@ -168,8 +169,9 @@ class NormalizeOverProcesses(torch.autograd.Function):
         return output, mean, variance, count
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient, *_):  # type: ignore[no-untyped-def]
-        """Returns the gradients by the input, weight and bias."""
+        """Returns the gradients by the input, weight and bias; these cannot be differentiated again."""
         input, weight, mean, variance, count = ctx.saved_tensors
         shape = per_channel(input)
         inverse_deviation = torch.rsqrt(variance + ctx.eps)

@@ -1,6 +1,6 @@
 """Gathers the rows of a global batch from all processes, in order and each exactly once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,12 @@ def gather_rows(
     recursively_apply(tensors.append, data)
     as_objects = as_objects or not tensors
     problem = wrong_rows(data, tensors, len(micro_batch.positions), as_objects)
+    others = [] if as_objects else others_than_tensors(data)
+    if others and not problem:
+        problem = (
+            f"gather_for_metrics was given tensors together with {others[0]}, which it would not gather: gather what "
+            "is not a tensor by a call of its own, with use_gather_object=True"
+        )
     if sharing.world == 1:
         if problem:
             raise UserError(problem)
@@ -63,6 +69,17 @@ def gather_rows(
     if as_objects:
         return in_order(gather_object([list(data)]), positions)
     return recursively_apply(lambda tensor: gather_tensor(tensor, positions, device), data)
+
+
+def others_than_tensors(data: Any) -> list[str]:
+    """The kinds of what a structure holds besides tensors, lists, tuples, mappings and None."""
+    if data is None or isinstance(data, Tensor):
+        return []
+    if isinstance(data, Mapping):
+        data = list(data.values())
+    if isinstance(data, list | tuple):
+        return [kind for each in data for kind in others_than_tensors(each)]
+    return [type(data).__name__]
 
 
 def wrong_rows(data: Any, tensors: list[Tensor], rows: int, as_objects: bool) -> str:
@@ -124,6 +141,7 @@ def gather_by_rank(data: Any, device: torch.device) -> Any:
     Raises:
         UserError: on every process, if they differ in more than their lengths.
     """
+    data = recursively_apply(at_least_one_dimension, data)
     tensors: list[Tensor] = []
     recursively_apply(tensors.append, data)
     shapes = [tuple(tensor.shape) for tensor in tensors]
@@ -145,6 +163,11 @@ def gather_by_rank(data: Any, device: torch.device) -> Any:
     lengths = [[shape[0] for shape in its_shapes] for its_shapes in of_all]
     each = iter(zip(*lengths, strict=True))
     return recursively_apply(lambda tensor: cat_of_processes(tensor, next(each), device), data)
+
+
+def at_least_one_dimension(tensor: Tensor) -> Tensor:
+    """A tensor, or a scalar as a tensor of shape (1,)."""
+    return tensor.reshape(1) if tensor.ndim == 0 else tensor
 
 
 def cat_of_processes(tensor: Tensor, lengths: Sequence[int], device: torch.device) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .agreement import all_or_none
 from .batch_norm import global_buffers, refuse_pieces
-from .digests import digest
+from .digests import same_bits
 from .errors import UserError
 from .randomness import GeneratorStates
 from .refusals import refuse_layers_that_depend_on_sharing
@@ -26,6 +26,7 @@ class ForwardGuard:
         # The loader and epoch that have been looked at.
         self.looked_at: tuple[int, int] | None = None
         self.before: tuple[GeneratorStates, list[Tensor]] | None = None
+        self.in_eval = False  # whether no layer is in training mode, so that there is no `before`
         self.about_loss = ""
         self.nested = False
 
@@ -43,11 +44,12 @@ class ForwardGuard:
             UserError: on every process, if a layer depends on which samples its process holds. Such
                 a layer may fail on a process with a single sample, and leave the others waiting.
         """
-        self.before = None
+        self.forget()
         self.nested = nested
         if self.looked_at == (micro_batch.loader, micro_batch.epoch):
             return
-        if not any(model.training for model in models):
+        if not any(layer.training for model in models for layer in model.modules()):
+            self.in_eval = True
             return
         for model in models:
             refuse_layers_that_depend_on_sharing(model)
@@ -55,6 +57,17 @@ class ForwardGuard:
                 refuse_pieces(model)
         buffers = [buffer.clone() for model in models for buffer in model.buffers()]
         self.before = GeneratorStates(self.device), buffers
+
+    def forget(self) -> None:
+        """Leave out the current micro-batch, because something else has run between its forward and backward pass."""
+        self.before = None
+        self.in_eval = False
+
+    def is_due(self, micro_batch: MicroBatch) -> bool:
+        """Whether the backward pass of this micro-batch is to be checked."""
+        if self.looked_at == (micro_batch.loader, micro_batch.epoch):
+            return False
+        return self.before is not None or self.in_eval
 
     def look_at_loss(
         self, loss: Tensor, micro_batch: MicroBatch, terms: int | float | Tensor | None
@@ -68,7 +81,7 @@ class ForwardGuard:
         """
         self.about_loss = ""
         is_unclear = self.nested or terms is not None
-        if self.before is not None and not is_unclear and len(micro_batch):
+        if self.is_due(micro_batch) and not is_unclear and len(micro_batch):
             self.about_loss = why_no_mean_over_rows(loss, len(micro_batch))
             if not self.about_loss and compares_rows(loss.grad_fn, len(micro_batch)):
                 self.about_loss = COMPARES_ROWS
@@ -80,18 +93,20 @@ class ForwardGuard:
             UserError: on every process, if a layer, the model or the loss depends on which samples
                 its process holds, or the loss is not their mean.
         """
-        if self.before is None:
+        if not self.is_due(micro_batch):
             return
-        generators, buffers = self.before
-        self.before = None
+        before = self.before
+        self.forget()
         self.looked_at = micro_batch.loader, micro_batch.epoch
         with all_or_none():
             for model in models:
                 refuse_layers_that_depend_on_sharing(model)
             if self.about_loss:
                 raise UserError(self.about_loss)
-            refuse_draws(generators)
-            refuse_changes(models, buffers)
+            if before is not None:
+                generators, buffers = before
+                refuse_draws(generators)
+                refuse_changes(models, buffers)
 
 
 def refuse_draws(generators: GeneratorStates) -> None:
@@ -128,8 +143,3 @@ def refuse_changes(models: list[nn.Module], before: list[Tensor]) -> None:
                 "trained model would depend on the number of processes: do not change buffers in "
                 "the forward pass, or pass virtual_processes to ExactAccelerator"
             )
-
-
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal, NaN to NaN."""
-    return bool(torch.equal(one, other)) or digest([one]) == digest([other])

@@ -37,7 +37,9 @@ class ExactDataLoader:
     Iterating over it gives this process's micro-batches of one epoch: one of every global batch,
     unless there are virtual processes or `micro_batches`. Each iteration is another epoch, in
     another order if the loader shuffles; after `load_state` the first one begins where the saved
-    training was. Other attributes (`dataset`, `collate_fn`, ...) are those of the original loader.
+    training was. An iteration that is left at its first batch without an update, such as
+    `next(iter(loader))`, does not count. Other attributes (`dataset`, `collate_fn`, ...) are those
+    of the original loader.
 
     Args:
         accelerator: the processes.
@@ -166,13 +168,16 @@ class ExactDataLoader:
         self.compare_between_processes()
         outer = accelerator.begin_loop()
         nested = outer.micro_batch is not None
-        epoch, first = self.next_epoch, self.first_batch
-        self.next_epoch, self.first_batch = epoch + 1, 0
-        self.restored = False
+        begin = self.next_epoch, self.first_batch, self.restored
+        epoch, first, _ = begin
+        self.next_epoch, self.first_batch, self.restored = epoch + 1, 0, False
         self.position = epoch, first
-        if self.sampler is not None and hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(epoch)
+        knows_epoch: Any
+        for knows_epoch in (self.sampler, self.loader.dataset):
+            if hasattr(knows_epoch, "set_epoch"):
+                knows_epoch.set_epoch(epoch)
         self.end_of_dataloader = False
+        ended = False
         accelerator.gradient_state._add_dataloader(self)
         try:
             steps = accelerator.gradient_accumulation_steps
@@ -183,8 +188,12 @@ class ExactDataLoader:
                 yield rows
                 if micro_batch.closes_update:
                     self.position = behind(micro_batch)
+            ended = True
             accelerator.end_epoch()
         finally:
+            if not ended and self.position == (epoch, first) and self.next_epoch == epoch + 1:
+                # Nothing was done but to look at a batch: the next iteration begins here again.
+                self.next_epoch, self.first_batch, self.restored = begin
             self.position = None
             accelerator.gradient_state._remove_dataloader(self)
             accelerator.end_loop(outer, self, epoch)

@@ -44,7 +44,8 @@ class ExactOptimizer(AcceleratedOptimizer):
 
         Raises:
             UserError: a closure was given, which would compute the loss several times from one
-                batch; or somebody else has set `sync_gradients`.
+                batch; or the gradients are not from `accelerator.backward`; or somebody else has
+                set `sync_gradients`.
         """
         if closure is not None:
             raise UserError(
@@ -58,6 +59,7 @@ class ExactOptimizer(AcceleratedOptimizer):
                 "sync_gradients was set to True before an update's last micro-batch, as transformers' Trainer does: "
                 "leave it to the loader, or start as many processes as there are virtual ones"
             )
+        self.accelerator.refuse_missing_backward()
         if self.scaler is None:
             self.optimizer.step()
         else:

@@ -1,8 +1,9 @@
 """The sample order and batch boundaries of each epoch, for any sampler, equal on every process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import index
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +22,8 @@ from .errors import UserError
 from .randomness import GeneratorStates, seed_generators, seed_of
 from .sampler import ExactSampler
 from .sharing import Sharing
+
+LONGEST_EPOCH = 10_000_000  # samples, or 100 times those of the data set, of any sampler
 
 
 @dataclass(frozen=True)
@@ -81,24 +84,27 @@ class DrawnBatches:
     """Global batches drawn by the user's sampler or batch sampler, seeded identically on every process.
 
     Args:
-        draw: returns the batches of an epoch, drawn anew at each call.
+        draw: begins to give the batches of an epoch, drawn anew at each call.
         sampler: the sampler that draws them; its generator, if it has one, is seeded.
         length: returns the number of batches in an epoch.
+        most: samples in an epoch, after which the sampler is taken for an endless one.
         seed, loader: what the draws depend on, beside the epoch.
     """
 
     def __init__(
         self,
-        draw: Callable[[], list[list[int]]],
+        draw: Callable[[], Iterable[Any]],
         sampler: Any,
         length: Callable[[], int],
         *,
+        most: int,
         seed: int,
         loader: int,
     ) -> None:
         self.draw = draw
         self.sampler = sampler
         self.length = length
+        self.most = most
         self.seed = seed
         self.loader = loader
 
@@ -117,7 +123,7 @@ class DrawnBatches:
                 generator.manual_seed(seed)
             if sampler is not None and hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
-        batches = [list(batch) for batch in self.draw()]
+        batches = self.draw_all()
         kept.restore()
         numbers = torch.tensor([number for batch in batches for number in batch], dtype=torch.long)
         bounds = [0, *accumulate(len(batch) for batch in batches)]
@@ -127,6 +133,31 @@ class DrawnBatches:
         )
         check_same_across_processes(what, digest([numbers, torch.tensor(bounds)])[:12])
         return EpochOrder(numbers, bounds)
+
+    def draw_all(self) -> list[list[int]]:
+        """The batches of an epoch, as lists of indices.
+
+        Raises:
+            UserError: they do not end, or have keys that are not integers.
+        """
+        batches = []
+        samples = 0
+        for batch in self.draw():
+            try:
+                indices = [index(each) for each in batch]
+            except TypeError:
+                raise UserError(
+                    f"{type(self.sampler).__name__} gives {batch!r}, but ExactAccelerator takes integers only: let it "
+                    "give indices, and look up the keys in the data set's __getitem__"
+                ) from None
+            batches.append(indices)
+            samples += len(indices)
+            if samples > self.most:
+                raise UserError(
+                    f"{type(self.sampler).__name__} has given over {self.most:,} samples for one epoch, and may never "
+                    "end: let it end, for instance after as many samples as the data set has"
+                )
+        return batches
 
     def __len__(self) -> int:
         return self.length()
@@ -153,8 +184,14 @@ def orders_of(loader: DataLoader, sharing: Sharing, *, seed: int, number: int) -
         return EqualBatches(sampler, loader.batch_size, drop_last=loader.drop_last)
     batch_sampler: Any = loader.batch_sampler
     drawing = loader.sampler if usual else batch_sampler
+    samples = len(loader.dataset)  # type: ignore[arg-type]
     return DrawnBatches(
-        lambda: list(batch_sampler), drawing, lambda: len(batch_sampler), seed=seed, loader=number
+        lambda: batch_sampler,
+        drawing,
+        lambda: len(batch_sampler),
+        most=max(LONGEST_EPOCH, 100 * samples),
+        seed=seed,
+        loader=number,
     )
 
 

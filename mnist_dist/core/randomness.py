@@ -84,6 +84,32 @@ class GeneratorStates:
         elif self.device.type == "mps":
             torch.mps.set_rng_state(self.states["torch.mps"])
 
+    def state_dict(self) -> dict[str, Any]:
+        """The snapshot as plain data, for a checkpoint."""
+        version, words, next_gauss = self.states["Python's random"]
+        kind, key, position, has_gauss, gauss = self.states["NumPy"]
+        states: dict[str, Any] = {
+            "Python's random": [version, list(words), next_gauss],
+            "NumPy": [kind, torch.from_numpy(key.astype(np.int64)), position, has_gauss, gauss],
+        }
+        for name in ("torch", "torch.cuda", "torch.mps"):
+            if name in self.states:
+                states[name] = self.states[name]
+        return states
+
+    def load_state_dict(self, states: dict[str, Any]) -> None:
+        """Take over the states of another snapshot; generators of another device stay as they are here."""
+        version, words, next_gauss = states["Python's random"]
+        kind, key, position, has_gauss, gauss = states["NumPy"]
+        found = {
+            "Python's random": (version, tuple(words), next_gauss),
+            "NumPy": (kind, key.numpy().astype(np.uint32), position, has_gauss, gauss),
+        }
+        for name in ("torch", "torch.cuda", "torch.mps"):
+            if name in states and name in self.states:
+                found[name] = states[name]
+        self.states |= found
+
     def changed(self) -> list[str]:
         """The names of the generators that have been drawn from since the snapshot."""
         now = self.read()

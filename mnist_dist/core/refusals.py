@@ -1,19 +1,23 @@
 """Checks against anything that would make results silently depend on the number of processes."""
 
 import os
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
 from torch import nn
 
 from .batch_norm import GlobalBatchNorm
 from .errors import UserError
+from .output import warn
 
 BACKWARD_LEFT_OUT = (
     "accelerator.backward was not called for a micro-batch before the loader moved on to the next: "
     "call it for every micro-batch of an update, even for one without rows"
 )
+WARNED_OF: set[str] = set()  # parameters whose gradient hooks the user knows of
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 DIVIDED = {
     "deepspeed": ("deepspeed_plugin", "deepspeed_plugins"),
@@ -191,6 +195,64 @@ def refuse_options(method: str, options: dict[str, Any]) -> None:
             f"{method} was given {name}, but ExactAccelerator reads and writes checkpoints in a format of its "
             "own, which has no such option: leave it out"
         )
+
+
+def refuse_state_hooks(method: str) -> NoReturn:
+    """Raise for hooks that would change what Accelerate saves or loads.
+
+    Args:
+        method: that was given the hook.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(
+        f"{method} was given a hook, but ExactAccelerator saves models and everything else in a format of its own, "
+        "without calling hooks: give what has a state_dict, such as an average of the weights, to "
+        "accelerator.register_for_checkpointing, and write other files next to the checkpoint yourself"
+    )
+
+
+def refuse_gradient_hooks(models: list[nn.Module]) -> None:
+    """Raise for hooks that are called within a backward pass when a gradient is complete, as for optimizer steps.
+
+    Args:
+        models: unwrapped.
+
+    Raises:
+        UserError: names the parameter.
+    """
+    for name, parameter in named_parameters(models):
+        if getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise UserError(
+                f"the parameter {name} has a hook (register_post_accumulate_grad_hook), which is called before the "
+                "gradient is summed over the processes: do its work after accelerator.backward, under "
+                "`if accelerator.sync_gradients:`"
+            )
+
+
+def warn_of_gradient_hooks(models: list[nn.Module]) -> None:
+    """Warn once of hooks that are called with the gradient of a part of the batch.
+
+    Hooks that only read gradients, such as those of `wandb.watch`, do no harm.
+
+    Args:
+        models: unwrapped.
+    """
+    names = [name for name, parameter in named_parameters(models) if parameter._backward_hooks]
+    if names and names[0] not in WARNED_OF and PartialState().is_main_process:
+        WARNED_OF.add(names[0])
+        warn(
+            f"the parameter {names[0]} has a gradient hook, which is called with the gradient of a part of the batch: "
+            "if it clips or adds noise, do that after accelerator.backward, under `if accelerator.sync_gradients:`, "
+            "because the trained model would depend on the number of processes"
+        )
+
+
+def named_parameters(models: list[nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of all models with their names."""
+    for model in models:
+        yield from model.named_parameters()
 
 
 def parameter_indices(

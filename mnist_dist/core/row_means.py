@@ -18,7 +18,10 @@ DEPTH = 12  # operations, from the end of the graph, that are looked at
 WAY_OUT = "or pass virtual_processes to ExactAccelerator"
 # Operations that leave a scalar as it is.
 TRANSPARENT = ("ToCopyBackward", "ViewBackward", "CloneBackward", "SqueezeBackward")
-ADDITIONS = ("AddBackward", "SubBackward")
+ADDITIONS = ("AddBackward", "SubBackward", "RsubBackward")
+# Operations whose results do not have a value, or several, for each row.
+NOT_OF_ROWS = ("StackBackward", "CatBackward", "UnsafeViewBackward", "MmBackward")
+REDUCTIONS = ("MeanBackward", "SumBackward")
 CROSS_ENTROPIES = ("NllLossBackward", "NllLoss2DBackward")
 
 
@@ -39,14 +42,14 @@ class Place:
     Attributes:
         operation: a node of the graph; None where the graph ends.
         rows: n, of the micro-batch.
-        factor: by which its result is multiplied on the way to the loss.
+        divisors: what its result is divided by on the way to the loss, one after the other.
         is_term: whether it is added to others, some of which may have nothing to do with rows.
         depth: operations that are still to be looked at.
     """
 
     operation: Any
     rows: int
-    factor: float = 1.0
+    divisors: tuple[float, ...] = ()
     is_term: bool = False
     depth: int = DEPTH
 
@@ -63,18 +66,22 @@ def of_operation(place: Place) -> str:
         return of_mean(place)
     if name == "SumBackward":
         return of_divided_sum(place)
-    factor = place.factor
     before = [earlier for earlier, _ in operation.next_functions if earlier is not None]
+    divisors = place.divisors
+    is_term = place.is_term
+    if name == "DivBackward" and len(before) == 2:
+        return of_quotient(place, *before)
     if name in ("MulBackward", "DivBackward") and len(before) == 1:
         number = scalar_operand(operation)
         if not number:
             return ""
-        factor = factor * number if name == "MulBackward" else factor / number
-    elif name not in (*TRANSPARENT, *ADDITIONS):
+        divisors = (*divisors, number if name == "DivBackward" else 1 / number)
+    elif name in ADDITIONS:
+        is_term = is_term or len(before) > 1
+    elif name not in TRANSPARENT:
         return ""
-    is_term = place.is_term or name in ADDITIONS
     found = [
-        of_operation(Place(each, place.rows, factor, is_term, place.depth - 1)) for each in before
+        of_operation(Place(each, place.rows, divisors, is_term, place.depth - 1)) for each in before
     ]
     return next((why for why in found if why), "")
 
@@ -110,15 +117,27 @@ def of_loss_function(place: Place) -> str:
 
 
 def of_sum(place: Place, values: int) -> str:
-    """Look at a sum over values."""
-    is_over_rows = values % place.rows == 0
-    # Divided by the rows, or by their equal numbers of values, it is a mean.
-    is_mean = any(abs(place.factor * count - 1) < CLOSE for count in (place.rows, values))
-    if is_mean or not is_over_rows:
+    """Look at a sum over the rows' values of a loss function."""
+    if values % place.rows:
         return ""
+    return of_divisors(place, [place.rows, values])
+
+
+def of_divisors(place: Place, counts: list[int]) -> str:
+    """Look at what a sum over rows is divided by.
+
+    Args:
+        place: of the sum.
+        counts: the divisors that make it a mean over the rows.
+    """
+    for divisor in place.divisors:
+        if any(abs(divisor / count - 1) < CLOSE for count in counts):
+            return ""
+    others = [divisor for divisor in place.divisors if divisor > 1 + CLOSE]
+    what = f"a sum divided by {max(others):g}" if others else "a sum"
     return (
-        "the loss is a sum, and should be a mean over the rows that the loader has just given: divide it by their "
-        "number, or by what you pass accelerator.backward as terms"
+        f"the loss is {what}, and should be a mean over the {place.rows} rows that the loader has just given: divide "
+        "it by their number, or pass accelerator.backward terms=, the number by which it is to be weighted"
     )
 
 
@@ -154,14 +173,63 @@ def of_mean(place: Place) -> str:
 
 
 def of_divided_sum(place: Place) -> str:
-    """Look at a sum of all values of a tensor that is divided by a count, such as that of a mask."""
-    sizes = getattr(place.operation, "_saved_self_sym_sizes", None)
-    if sizes is None or place.is_term or torch.Size(sizes).numel() % place.rows:
+    """Look at a sum of all values of a tensor, which may be divided by a count, such as that of a mask."""
+    sizes = sizes_over_rows(place.operation, place.rows)
+    if not sizes or place.is_term:
         return ""
-    divisor = 1 / place.factor
-    count = round(divisor)
-    is_count = count > 1 and abs(divisor - count) < CLOSE
-    return of_values(place.rows, count) if is_count else ""
+    counts = [place.rows * each for each in counts_in_a_row(sizes, place.rows)]
+    why = of_divisors(place, counts)
+    largest = max(place.divisors, default=1.0)
+    count = round(largest)
+    is_of_a_mask = count > 2 and count % place.rows and abs(largest - count) < CLOSE
+    return of_values(place.rows, count) if why and is_of_a_mask else why
+
+
+def of_quotient(place: Place, above: Any, below: Any) -> str:
+    """Look at a quotient of two results of the model, as in a Dice loss of the whole batch."""
+    if place.is_term or not all(leads_to_sum(each, place.rows) for each in (above, below)):
+        return ""
+    return (
+        "the loss is one sum over rows divided by another, so it is not the mean over rows: divide them for each row, "
+        f"and take the mean, {WAY_OUT}"
+    )
+
+
+def leads_to_sum(operation: Any, rows: int, depth: int = DEPTH) -> bool:
+    """Whether an operation's result is, up to factors and terms, a sum over rows."""
+    if operation is None or depth == 0:
+        return False
+    name = name_of(operation)
+    if name == "SumBackward":
+        return bool(sizes_over_rows(operation, rows))
+    if name not in (*TRANSPARENT, *ADDITIONS, "MulBackward", "DivBackward"):
+        return False
+    return any(leads_to_sum(each, rows, depth - 1) for each, _ in operation.next_functions)
+
+
+def sizes_over_rows(operation: Any, rows: int) -> list[int]:
+    """The sizes of the tensor that a sum is over; empty if it does not have a value, or several, for each row.
+
+    Args:
+        operation: the sum over all values of a tensor.
+        rows: n, of the micro-batch; with one row, any sum is over its values.
+    """
+    sizes = list(getattr(operation, "_saved_self_sym_sizes", None) or [])
+    earlier = operation.next_functions[0][0]
+    if not sizes or sizes[0] % rows or rows == 1 or earlier is None:
+        return []
+    name = name_of(earlier)
+    dimensions = getattr(earlier, "_saved_dim", None)
+    has_lost_rows = name in REDUCTIONS and dimensions is not None and 0 in dimensions
+    return [] if has_lost_rows or name in NOT_OF_ROWS else sizes
+
+
+def counts_in_a_row(sizes: list[int], rows: int) -> set[int]:
+    """The numbers of values in a row that a mean may be over: products of some of the other sizes."""
+    counts = {1}
+    for size in (sizes[0] // rows, *sizes[1:]):
+        counts |= {count * size for count in counts}
+    return counts
 
 
 def of_values(rows: int, values: int) -> str:

@@ -14,9 +14,15 @@ OF_PARAMETERS = (
     "PermuteBackward",
     "ToCopyBackward",
     "ViewBackward",
+    "UnsafeViewBackward",
+    "UnsqueezeBackward",
+    "ReshapeAliasBackward",
+    "ExpandBackward",
     "WeightNormInterfaceBackward",
 )
 PARAMETER = "AccumulateGrad"
+NORMALIZING = 3  # operations that may follow an expansion, as in cosine_similarity
+ELEMENTWISE = ("MulBackward", "SubBackward", "DivBackward", "AddBackward")
 SPREADS = ("StdBackward", "VarBackward", "StdMeanBackward", "VarMeanBackward")
 COMPARES_ROWS = (
     "the loss compares the rows of a batch with each other, and each process has only its own rows, so the trained "
@@ -54,6 +60,17 @@ def is_of_pairs(operation: Any, rows: int) -> bool:
         _, width = operation._saved_mat2_sym_sizes
         is_of_rows = inner == rows or (height == width and height % rows == 0)
         return is_of_rows and has_activations(operation)
+    if name.startswith("BmmBackward"):  # of einsum, too
+        if not has_activations(operation):
+            return False
+        batch, height, inner = operation._saved_self.shape
+        width = operation._saved_mat2.shape[2]
+        is_of_rows = inner == rows or (height == width and height % rows == 0)
+        return batch == 1 and is_of_rows
+    if name.startswith("PdistBackward"):
+        return len(operation._saved_self) % rows == 0 and has_activations(operation)
+    if name.startswith(ELEMENTWISE):
+        return is_of_two_views(operation, rows)
     if name.startswith("CdistBackward"):
         height, width = (len(tensor) for tensor in (operation._saved_x1, operation._saved_x2))
         return height == width and height % rows == 0 and has_activations(operation)
@@ -64,6 +81,40 @@ def is_of_pairs(operation: Any, rows: int) -> bool:
         # Looked at last: within torch.utils.checkpoint, it is computed again when it is asked for.
         return has_activations(operation) and len(operation._saved_self) % rows == 0
     return False
+
+
+def is_of_two_views(operation: Any, rows: int) -> bool:
+    """Whether an operation broadcasts (n, 1, ...) and (1, n, ...), so that every row meets every other one."""
+    sizes = [
+        sizes_before_broadcast(earlier, number) for earlier, number in operation.next_functions
+    ]
+    if len(sizes) != 2 or any(len(each) < 2 for each in sizes):
+        return False
+    leading = {each[:2] for each in sizes}
+    count = max(sizes[0][:2])
+    return leading == {(count, 1), (1, count)} and count % rows == 0 and has_activations(operation)
+
+
+def sizes_before_broadcast(operation: Any, number: int) -> tuple[int, ...]:
+    """The sizes of an operation's result, before it was expanded to those of another tensor; () if not known.
+
+    Args:
+        operation: of autograd's graph; None if no gradient is needed.
+        number: of its result.
+    """
+    if operation is None:
+        return ()
+    results = getattr(operation, "_input_metadata", ())
+    sizes = tuple(results[number].shape) if number < len(results) else ()
+    for _ in range(NORMALIZING):
+        if operation.name().startswith("ExpandBackward"):
+            return tuple(operation._saved_self_sym_sizes)
+        if not operation.name().startswith(("DivBackward", "CloneBackward")):
+            break
+        operation = operation.next_functions[0][0]
+        if operation is None:
+            break
+    return sizes
 
 
 def has_activations(operation: Any) -> bool:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
 
 from . import files
 from .agreement import all_or_none
 from .errors import UserError
 from .hooks import call_hooks
 from .kernels import dtype_of, refuse_other_kernels
+from .randomness import GeneratorStates
 
 if TYPE_CHECKING:
     from .accelerator import ExactAccelerator
@@ -31,13 +33,22 @@ def collect(accelerator: "ExactAccelerator") -> dict[str, Any]:
     return {
         **resume_invariants(accelerator),
         "updates": accelerator.updates,
-        "models": [model.state_dict() for model in accelerator.unwrapped_models],
+        "models": [state_of_model(accelerator, model) for model in accelerator.unwrapped_models],
         "optimizers": [optimizer.state_dict() for optimizer in accelerator._optimizers],
         "schedulers": [plain_scheduler_state(scheduler) for scheduler in accelerator._schedulers],
         "scaler": scaler.state_dict() if scaler else {},
         "loaders": [loader.state_dict() for loader in accelerator._dataloaders],
         "custom": [custom.state_dict() for custom in accelerator._custom_objects],
+        # Those of the main process, which writes. In training they are alike on all processes.
+        "generators": GeneratorStates(accelerator.device).state_dict(),
     }
+
+
+def state_of_model(accelerator: "ExactAccelerator", model: nn.Module) -> dict[str, Tensor]:
+    """A model's state, without what the shares of an update in progress have done to its buffers."""
+    state = model.state_dict()
+    buffers = accelerator.buffers_before_update(model)
+    return state | {name: value for name, value in buffers.items() if name in state}
 
 
 def resume_invariants(accelerator: "ExactAccelerator") -> dict[str, Any]:
@@ -93,6 +104,10 @@ def restore(accelerator: "ExactAccelerator", found: dict[str, Any]) -> None:
     if accelerator.scaler:
         accelerator.scaler.load_state_dict(found["scaler"])
     accelerator.updates = found["updates"]
+    if "generators" in found:  # checkpoints of before 30 November 2026 have none
+        generators = GeneratorStates(accelerator.device)
+        generators.load_state_dict(found["generators"])
+        generators.restore()
 
 
 def refuse_another_training(accelerator: "ExactAccelerator", found: dict[str, Any]) -> None:

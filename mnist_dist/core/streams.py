@@ -159,6 +159,9 @@ class StreamReader:
         """The samples of each global batch, read with random-generator states separate from the training's."""
         seed = seed_of("stream", self.batches.seed, self.batches.number, epoch)
         self.generator.manual_seed(seed)
+        own = getattr(self.loader.dataset, "generator", None)
+        if isinstance(own, torch.Generator):
+            own.manual_seed(seed)
         outside = GeneratorStates()
         seed_generators(seed)
         batches = iter(self.loader)

@@ -5,6 +5,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .agreement import all_or_none
 from .buffers import BufferMean
 from .errors import UserError
 from .exchange import GradientSum
@@ -40,6 +41,8 @@ class UpdateGradients:
         self.wrappers: list[DistributedDataParallel] = []
         self.summed_by_ddp: set[int] = set()  # the identities of parameters
         self.nothing: EmptyMicroBatchGuard | None = None  # during a backward pass beside DDP
+        # Under DDP, of the update in progress, hidden from the loop between its micro-batches.
+        self.so_far: list[Tensor | None] = []
 
     def watch(self, wrapper: DistributedDataParallel) -> None:
         """Make a DDP wrapper sum gradients over processes instead of averaging them."""
@@ -104,9 +107,31 @@ class UpdateGradients:
         self.nothing = None
         if not self.ddp:
             return
+        for parameter, gradient in zip(parameters, self.so_far, strict=False):
+            parameter.grad = gradient
+        self.so_far = []
         counts = is_of_something(micro_batch, terms)
         if counts is not True:
             self.nothing = EmptyMicroBatchGuard(parameters, counts)
+
+    def refuse_lost_buffers(self) -> None:
+        """Raise if buffers were changed by forward passes that no `accelerator.backward` followed.
+
+        Every process must call this at the end of a loop.
+
+        Raises:
+            UserError: on every process; the changes of its shares are not those of the others.
+        """
+        if self.buffers is None or not self.buffers.before_update or self.kept is not None:
+            return
+        with all_or_none():
+            name = self.buffers.changed_without_backward()
+            if name:
+                raise UserError(
+                    f"the buffer {name} was changed in a loop without accelerator.backward, as in update_bn, and each "
+                    "process has seen its own shares only: use a loader that accelerator.prepare was not given, or "
+                    "call model.eval() first"
+                )
 
     def abandon(self) -> None:
         """Discard an incomplete update, as if it had never begun."""
@@ -117,6 +142,7 @@ class UpdateGradients:
         for parameter, kept in zip(self.kept_of, self.kept, strict=True):
             parameter.grad = kept
         self.kept = None
+        self.so_far = []
         self.terms = None
         self.counts_terms = None
         for gradient_sum in self.sums.values():
@@ -179,6 +205,9 @@ class UpdateGradients:
         if not micro_batch.closes_update:
             if nothing is not None:
                 nothing.restore_gradients(parameters)
+            self.so_far = [parameter.grad for parameter in parameters]
+            for parameter in parameters:
+                parameter.grad = None
             return
         for parameter in parameters:
             if id(parameter) not in self.summed_by_ddp:  # it was frozen when its model was prepared

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -155,6 +156,19 @@ def load_state_of_accelerate() -> None:
         accelerator().load_state(folder)
 
 
+def without_end() -> None:
+    """A sampler that goes on for ever, as for trainings that count steps."""
+    endless: Any = cycle(range(SAMPLES))
+    with patch("mnist_dist.core.orders.LONGEST_EPOCH", 1000):
+        loader = prepare_loader(batch_size=4, sampler=endless)
+    next(iter(loader))
+
+
+def keys_for_indices() -> None:
+    """A sampler of names."""
+    next(iter(prepare_loader(batch_size=1, sampler=["one", "other"])))
+
+
 def some_rows_only() -> None:
     """A loss over the rows of which the model is sure, as in semi-supervised training."""
     exact = accelerator()
@@ -248,7 +262,7 @@ REFUSED_USES: dict[str, tuple[Ask, str]] = {
     ),
     "a sum": (
         lambda: first_update(mlp(6, 3), reduction="sum"),
-        "the loss is a sum, and should be a mean over the rows",
+        "the loss is a sum, and should be a mean over the ",
     ),
     "some rows only": (some_rows_only, "so rows have unequal numbers of them"),
     "rows with each other": (
@@ -275,6 +289,16 @@ REFUSED_USES: dict[str, tuple[Ask, str]] = {
     "a part of an update": (skipping_a_part_of_an_update, "gradient_accumulation_steps"),
     "no folder": (save_state_without_a_folder, "save_state was given no folder"),
     "no checkpoint": (load_state_from_nowhere, "there is no checkpoint /nonexistent"),
+    "a sampler without end": (without_end, "has given over "),
+    "keys for indices": (keys_for_indices, "but ExactAccelerator takes integers only"),
+    "a hook on saving": (
+        lambda: accelerator().register_save_state_pre_hook(print),
+        "register_save_state_pre_hook was given a hook",
+    ),
+    "a hook on loading": (
+        lambda: accelerator().register_load_state_pre_hook(print),
+        "register_load_state_pre_hook was given a hook",
+    ),
     "an option of saving": (
         lambda: accelerator().save_state("/nonexistent", max_shard_size="1GB"),
         "save_state was given max_shard_size",

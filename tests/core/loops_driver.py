@@ -19,7 +19,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from mnist_dist.core import ExactAccelerator, MeanLoss
 
 SAMPLES = 21  # with batches of 10 the last one has one sample, so other processes have none
-LOOPS = ("plain", "zero_grad first", "evaluation in the body", "left early", "loss read in a share")
+LOOPS = (
+    "plain",
+    "zero_grad first",
+    "evaluation in the body",
+    "left early",
+    "loss read in a share",
+    "gradients cleared and clipped by torch each time",
+)
 OPTIONS: dict[str, dict[str, Any]] = {
     "alone": {},
     "ddp": {"ddp": True},
@@ -79,6 +86,11 @@ def train(loop: str, options: dict[str, Any]) -> dict[str, Tensor]:
             loss = F.cross_entropy(model(inputs), labels)
             mean_loss.update(loss)
             accelerator.backward(loss)
+            if loop == "gradients cleared and clipped by torch each time":
+                # Not those of an update in progress, of which the loop sees nothing.
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1e6)
+                if not accelerator.sync_gradients:
+                    model.zero_grad()
             optimizer.step()
             if loop != "zero_grad first":
                 optimizer.zero_grad()

@@ -17,6 +17,7 @@ from forked import each_in_turn
 from layer_cases import train_all
 from script_cases import SCRIPTS
 from script_refusals import QUESTIONABLE
+from script_surprises import QUESTIONABLE_SURPRISES, SURPRISES
 from small_training import Script
 
 from mnist_dist.core import ExactAccelerator, UserError
@@ -41,9 +42,9 @@ def run_all(what: str, folder: Path, processes: int) -> None:
         if what == "layers":
             results |= {f"{kind}: {name}": found for name, found in train_all(options).items()}
             continue
-        for name, script in SCRIPTS.items():
+        for name, script in (SCRIPTS | SURPRISES).items():
             results[f"{kind}: {name}"] = script(options, folder)
-        for name, script in QUESTIONABLE.items():
+        for name, script in (QUESTIONABLE | QUESTIONABLE_SURPRISES).items():
             results[f"{kind}: {name}"] = answer(script, options, folder)
     if ExactAccelerator(cpu=True).is_main_process:
         torch.save(results, folder / f"{processes}.pt")

@@ -20,6 +20,7 @@ some_ignored = labels.clone()
 some_ignored[:2] = IGNORED
 zeros = torch.zeros(ROWS, 3)
 parameter = torch.ones(5, requires_grad=True)
+projection = nn.Linear(3, 4)
 mask = torch.tensor([1.0, 1, 1, 1, 1, 0, 0, 0])
 
 Loss = Callable[[], Tensor]
@@ -53,6 +54,15 @@ MEANS: dict[str, Loss] = {
         scores, zeros, pos_weight=torch.full((3,), 2.0)
     ),
     "a mask that leaves nothing out": lambda: each_row().sum() / torch.ones(ROWS).sum(),
+    "half of it": lambda: 0.5 * (scores - zeros).square().sum() / ROWS,
+    "a sum over features, and a mean over rows": lambda: scores.square().sum(dim=1).sum() / ROWS,
+    "a sum over rows of a mean over features": lambda: scores.square().mean(1).sum() * (1 / ROWS),
+    "a sum over features of a mean over rows": lambda: projection(scores).mean(0).square().sum(),
+    "a mean over pixels": lambda: (
+        torch.ones(ROWS, 2, 5, 5, requires_grad=True).square().sum() / (ROWS * 25)
+    ),
+    "quotients of rows": lambda: (1 - scores.exp()[:, 0] / scores.exp().sum(1)).mean(),
+    "as many losses as rows": lambda: torch.stack([scores.square().mean()] * ROWS).sum(),
     "a sum of three losses": lambda: torch.stack([scores.square().mean()] * 3).sum() / 3,
     "divergence": lambda: F.kl_div(scores.log_softmax(1), zeros + 1 / 3, reduction="batchmean"),
     "in half precision": lambda: F.cross_entropy(scores, labels).half(),
@@ -89,6 +99,24 @@ OTHERS: dict[str, tuple[Loss, str]] = {
         lambda: F.mse_loss(scores, zeros, reduction="sum") - 0.5 * scores.exp().sum(),
         "is a sum",
     ),
+    "a sum by hand": (lambda: (scores - zeros).square().sum(), "is a sum,"),
+    "a sum of the rows' losses": (lambda: each_row().sum(), "is a sum,"),
+    "a sum by hand divided by the global batch": (
+        lambda: (scores - zeros).square().sum(1).sum() / (2 * ROWS),
+        "is a sum divided by 16, and should be a mean over the 8 rows",
+    ),
+    "a sum times a factor": (
+        lambda: (scores - zeros).square().sum() * (1 / 128),
+        "is a sum divided by 128",
+    ),
+    "weights of rows": (
+        lambda: (each_row() * (mask + 0.03)).sum() / (mask + 0.03).sum(),
+        "is a sum divided by 5.24",
+    ),
+    "overlap of the whole batch": (
+        lambda: 1 - 2 * (scores.sigmoid() * zeros).sum() / (scores.sigmoid().sum() + zeros.sum()),
+        "is one sum over rows divided by another",
+    ),
     "some rows": (
         lambda: F.cross_entropy(scores, labels, reduction="none")[:5].mean(),
         "a mean over 5 values for 8 rows",
@@ -115,7 +143,6 @@ def test_another_loss_is_named(name):
     assert words in why_no_mean_over_rows(loss(), ROWS)
 
 
-projection = nn.Linear(3, 4)
 square = nn.Linear(3, ROWS, bias=False)  # by accident as many units as there are rows
 bilinear = nn.Bilinear(3, 3, ROWS)
 
@@ -135,6 +162,12 @@ COMPARING: dict[str, Loss] = {
     "both views as one": lambda: (
         (torch.cat(views()) @ torch.cat(views()).T).logsumexp(dim=1).mean()
     ),
+    "einsum": lambda: torch.einsum("nc,mc->nm", *views()).logsumexp(1).mean(),
+    "cosine similarities": lambda: F.cosine_similarity(
+        views()[0][:, None], views()[1][None], dim=-1
+    ).mean(),
+    "differences": lambda: (views()[0][:, None] - views()[1][None]).abs().mean(),
+    "distances of one view": lambda: torch.pdist(views()[0]).mean(),
     "distances": lambda: torch.cdist(*views()).mean(),
     "correlations of features": lambda: torch.matmul(views()[0].T, views()[1]).square().mean(),
     "a spread over rows": lambda: F.relu(1 - projection(scores).std(dim=0)).mean(),

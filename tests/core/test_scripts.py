@@ -10,6 +10,7 @@ from conftest import PYTHON, REPOSITORY, call
 from layer_cases import TABLE, cases, train
 from script_cases import SCRIPTS, STOPPED_AT
 from script_refusals import QUESTIONABLE
+from script_surprises import QUESTIONABLE_SURPRISES, SURPRISES
 from scripts_driver import OPTIONS
 from small_training import SAMPLES
 
@@ -35,6 +36,36 @@ SENTENCES = {  # by the number of processes and the kind; the others are not ref
     "local SGD": {
         "3 alone": "model.no_sync (which LocalSGD also uses)",
         "3 virtual": "model.no_sync (which LocalSGD also uses)",
+    },
+    "statistics anew": {
+        "1 virtual": "was changed in a loop without accelerator.backward, as in update_bn",
+        "3 virtual": "was changed in a loop without accelerator.backward, as in update_bn",
+    },
+    "a head in training mode": {
+        "1 alone": "Dropout 1 draws random numbers for each process's own samples",
+        "3 alone": "Dropout 1 draws random numbers for each process's own samples",
+    },
+    "weights of classes in eval mode": {
+        "1 alone": "the loss weights classes",
+        "3 alone": "the loss weights classes",
+    },
+    "names beside tensors": {
+        "1 alone": "was given tensors together with str",
+        "3 alone": "was given tensors together with str",
+        "1 virtual": "was given tensors together with str",
+        "3 virtual": "was given tensors together with str",
+    },
+    "one's own backward": {
+        "1 alone": "accelerator.backward was not called for this batch",
+        "3 alone": "accelerator.backward was not called for this batch",
+        "1 virtual": "accelerator.backward was not called for this batch",
+        "3 virtual": "accelerator.backward was not called for this batch",
+    },
+    "steps within the backward pass": {
+        "1 alone": "has a hook (register_post_accumulate_grad_hook)",
+        "3 alone": "has a hook (register_post_accumulate_grad_hook)",
+        "1 virtual": "has a hook (register_post_accumulate_grad_hook)",
+        "3 virtual": "has a hook (register_post_accumulate_grad_hook)",
     },
     "shapes that differ": {
         "3 alone": "gather was given tensors of shapes [(2, 1)] on process 0 and [(2, 2)]",
@@ -65,7 +96,7 @@ def layers(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", SCRIPTS | SURPRISES)
 def test_it_is_the_same_training_on_three_processes(results, name, kind):
     one, three = (results[processes][f"{kind}: {name}"] for processes in (1, 3))
     assert one.keys() == three.keys()
@@ -89,7 +120,7 @@ def test_gather_gives_every_row_once_where_processes_have_different_numbers(resu
 
 @pytest.mark.parametrize("processes", [1, 3])
 @pytest.mark.parametrize("kind", OPTIONS)
-@pytest.mark.parametrize("name", QUESTIONABLE)
+@pytest.mark.parametrize("name", QUESTIONABLE | QUESTIONABLE_SURPRISES)
 def test_what_would_be_another_training_is_refused_in_a_sentence(results, name, kind, processes):
     said = results[processes][f"{kind}: {name}"]
     wanted = SENTENCES[name].get(f"{processes} {kind}", "")
