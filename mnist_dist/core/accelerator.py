@@ -37,6 +37,7 @@ from .losses import MeanLoss
 from .memory import keep_freed_memory
 from .no_rows import StandIns
 from .optimizer import ExactOptimizer, ExactScheduler
+from .protocol import LoopProtocol
 from .randomness import GeneratorStates, seed_generators, seed_of
 from .sharing import MicroBatch, Sharing
 from .steady import SteadyUpdate, warn_of_discarded_micro_batches
@@ -145,26 +146,25 @@ class ExactAccelerator(Accelerator):
         wanted = on_gpus if ddp is None else ddp
         self.ddp = wanted and world > 1 and not virtual_processes
         self.bits = make_deterministic(self.device) if virtual_processes else {}
+        self.last_checkpoint: str | os.PathLike[str] | None = None
+        self._forget_training()
+        watch(self)
+
+    def _forget_training(self) -> None:
+        """Begin with no models, no updates and no loop in progress."""
+        self.updates = 0
+        self.mean_losses: list[MeanLoss] = []
         self.kernels = Kernels(self)
         self._micro_batch: MicroBatch | None = None
-        self.updates = 0
-        watch(self)
-        self.last_checkpoint: str | os.PathLike[str] | None = None
-        self.mean_losses: list[MeanLoss] = []
         self._loader: ExactDataLoader | None = None
         self._gradients = UpdateGradients(self.sharing, self.device, ddp=self.ddp)
+        self._protocol = LoopProtocol(self.sharing, self.micro_batches)
         self._guard = ForwardGuard(self.device)
         self._steady = SteadyUpdate()
         self._stand_ins = StandIns()
         self._unwrapped_models: list[nn.Module] = []
         # Of all models and optimizers, by their identities.
         self._parameters: dict[int, nn.Parameter] = {}
-        self._backward_done: MicroBatch | None = None  # the last one that `backward` was called for
-        # The last one after which an optimizer made its step.
-        self._counted: MicroBatch | None = None
-        # Whether the update in progress has micro-batches without `backward`.
-        self._left_out = False
-        self._unused = False  # whether no optimizer has made its step of the last complete update
         # The loader and epoch in which the parameters' gradient hooks were looked at.
         self._hooks_of: tuple[int, int] | None = None
 
@@ -380,12 +380,15 @@ class ExactAccelerator(Accelerator):
             nested: whether its loop runs inside another one, as an evaluation may.
         """
         if not nested:
-            self._look_for_a_missing_backward(micro_batch)
+            in_progress = self.update_is_in_progress
+            self._protocol.begin_micro_batch(
+                self._micro_batch, micro_batch, in_progress=in_progress
+            )
             if self.several_micro_batches:
                 self._steady.begin_micro_batch(
                     self._trained_parameters(),
                     self._optimizers,
-                    in_progress=self.update_is_in_progress,
+                    in_progress=in_progress,
                 )
         self._micro_batch = micro_batch
         GlobalBatchNorm.rows_are_shared = True
@@ -398,22 +401,6 @@ class ExactAccelerator(Accelerator):
         else:
             self._guard.begin_micro_batch(micro_batch, self.unwrapped_models, nested=nested)
         call_hooks("micro_batch", self)
-
-    def _look_for_a_missing_backward(self, micro_batch: MicroBatch) -> None:
-        """Record whether `backward` was skipped for a micro-batch of the update in progress.
-
-        Raises:
-            UserError: `backward` was called for an earlier micro-batch of the update, but not for
-                the previous one.
-        """
-        previous = self._micro_batch
-        if previous is None or previous.loader != micro_batch.loader:
-            self._left_out = False
-            return
-        left_out = self._backward_done is not previous
-        if left_out and self.update_is_in_progress:
-            raise UserError(refusals.BACKWARD_LEFT_OUT)
-        self._left_out = not previous.closes_update and (left_out or self._left_out)
 
     def _begin_share(self, micro_batch: MicroBatch, *, nested: bool) -> None:
         """With virtual processes: reset the buffers to before the update, and seed this share's generators."""
@@ -439,7 +426,7 @@ class ExactAccelerator(Accelerator):
         Raises:
             UserError: on every process, if they no longer have the same weights.
         """
-        if self._counted is not None and self._counted is self._micro_batch:
+        if self._protocol.has_stepped(self._micro_batch):
             self.check_weights()
 
     @contextmanager
@@ -519,9 +506,8 @@ class ExactAccelerator(Accelerator):
             scaled.backward(scalar(weight, scaled.dtype, scaled.device), **kwargs)
         self._gradients.add(micro_batch, parameters, terms)
         self._guard.check(micro_batch, self.unwrapped_models)
-        self._backward_done = micro_batch
+        self._protocol.note_backward(micro_batch)
         if micro_batch.closes_update:
-            self._unused = True
             call_hooks("gradients", self)
 
     def _micro_batch_of_backward(self, loss: Tensor) -> MicroBatch:
@@ -541,58 +527,15 @@ class ExactAccelerator(Accelerator):
             raise UserError(
                 f"the loss has the shape {tuple(loss.shape)}: give the mean over its rows, a scalar"
             )
-        if self._left_out:
-            raise UserError(refusals.BACKWARD_LEFT_OUT)
-        again = self._backward_done is micro_batch
-        if again and not micro_batch.closes_update:
-            self._refuse_several_backwards()
-        if self._unused and not self.update_is_in_progress and self.several_micro_batches:
-            self._refuse_gradients_of_the_update_before()
+        self._protocol.check_backward(
+            micro_batch, self._optimizers, in_progress=self.update_is_in_progress
+        )
         return micro_batch
 
     @property
     def several_micro_batches(self) -> bool:
         """Whether a loader gives a global batch in several micro-batches."""
-        return self.sharing.rounds > 1 or self.micro_batches > 1
-
-    def _refuse_several_backwards(self) -> None:
-        """Raise for a second `backward` on a micro-batch that is not the last one of its batch.
-
-        Raises:
-            UserError: an optimizer step meant to come between the two passes could not be made.
-        """
-        if self.sharing.virtual:
-            raise UserError(
-                "accelerator.backward was called twice for one share of a batch (virtual_processes "
-                f"{self.virtual_processes} on {self.num_processes} processes): add the losses and call it once, or "
-                "start as many processes as there are virtual ones"
-            )
-        if self.micro_batches > 1 and len(self._optimizers) > 1:
-            raise UserError(
-                "accelerator.backward was called twice for one micro-batch, with no optimizer "
-                f"step possible in between (micro_batches={self.micro_batches}): leave "
-                "micro_batches at 1"
-            )
-
-    def _refuse_gradients_of_the_update_before(self) -> None:
-        """Raise if a loop accumulates by counting micro-batches, as their number depends on the processes.
-
-        Raises:
-            UserError: gradients of the previous update were neither used nor cleared.
-        """
-        kept = any(
-            parameter.grad is not None
-            for optimizer in self._optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        )
-        if kept:
-            raise UserError(
-                "the gradients of an update were neither used by optimizer.step nor cleared by "
-                "zero_grad, as if the loop counted micro-batches itself, whose number depends on "
-                "the number of processes: call optimizer.step for every micro-batch, and pass "
-                "gradient_accumulation_steps to ExactAccelerator"
-            )
+        return self._protocol.several_micro_batches
 
     def _trained_parameters(self) -> list[nn.Parameter]:
         """The parameters of all prepared models and optimizers that take gradients.
@@ -625,27 +568,20 @@ class ExactAccelerator(Accelerator):
         if self.sync_gradients:
             super().clip_grad_value_(parameters, clip_value)
 
-    def refuse_missing_backward(self) -> None:
-        """Raise if the current batch has gradients that did not come by `backward`; optimizers call this.
+    def check_step(self) -> None:
+        """Check that an optimizer may make its step now; optimizers call this.
 
         Raises:
-            UserError: they were neither weighted nor summed over the processes.
+            UserError: there are gradients that did not come by `backward`.
         """
-        if self._micro_batch is None or self._backward_done is self._micro_batch:
-            return
-        if any(parameter.grad is not None for parameter in self._trained_parameters()):
-            raise UserError(
-                "optimizer.step found gradients, but accelerator.backward was not called for this batch: call "
-                "accelerator.backward(loss) instead of loss.backward()"
-            )
+        self._protocol.check_step(self._micro_batch, self._trained_parameters)
 
     def count_update(self) -> None:
         """Note that an update is done; optimizers call this after their step."""
         micro_batch = self._micro_batch
-        self._unused = False
-        if micro_batch is None or self._counted is micro_batch:
+        is_first = self._protocol.note_step(micro_batch)
+        if micro_batch is None or not is_first:
             return  # another optimizer has already stepped for this update
-        self._counted = micro_batch
         self.updates += 1
         if self._loader is not None:
             self._loader.update_is_done(micro_batch)
@@ -846,19 +782,6 @@ class ExactAccelerator(Accelerator):
 
     def free_memory(self, *objects: Any) -> list[Any]:
         """Forget all that was prepared, as `Accelerator.free_memory`."""
-        self._gradients = UpdateGradients(self.sharing, self.device, ddp=self.ddp)
-        self._guard = ForwardGuard(self.device)
-        self._unwrapped_models = []
-        self.kernels = Kernels(self)
-        self._parameters = {}
-        self._backward_done = None
-        self._counted = None
-        self._left_out = False
-        self._unused = False
-        self._hooks_of = None
-        self._loader = None
+        self._forget_training()
         self._custom_objects: list[Any] = []
-        self.mean_losses = []
-        self.updates = 0
-        self._micro_batch = None
         return super().free_memory(*objects)

@@ -107,7 +107,7 @@ class Checkpoints:
         (written,) = broadcast_object_list([written])
         if written:
             self.saved = updates
-            self.accelerator.last_checkpoint = place_of(self.run, updates)
+            self.accelerator.last_checkpoint = folder_of_checkpoint(self.run, updates)
         if self.stopping and not last:
             self.stop()
 
@@ -169,7 +169,7 @@ class Checkpoints:
         with all_or_none():
             self.restore(payload)
         self.saved = self.accelerator.updates
-        self.accelerator.last_checkpoint = place_of(self.run, self.saved)
+        self.accelerator.last_checkpoint = folder_of_checkpoint(self.run, self.saved)
         return True
 
     def restore(self, payload: dict[str, Any]) -> None:
@@ -212,7 +212,7 @@ def shortened(value: Any) -> str:
     return text if len(text) <= READABLE else f"{text[:SHOWN]}..."
 
 
-def place_of(run: Path, updates: int) -> Path:
+def folder_of_checkpoint(run: Path, updates: int) -> Path:
     """The folder of the checkpoint taken after a given number of updates."""
     return run / FOLDER / f"step-{updates:010d}"
 
@@ -227,7 +227,7 @@ def write_checkpoint(run: Path, payload: dict[str, Any], updates: int) -> Path:
         OSError: it cannot be written; earlier checkpoints are unchanged.
     """
     folder = run / FOLDER
-    place = place_of(run, updates)
+    place = folder_of_checkpoint(run, updates)
     files.write_folder(place, payload, {"updates": updates})
     # Newer ones must be damaged, or the run would have resumed from them; a leading dot marks a
     # write that never finished.

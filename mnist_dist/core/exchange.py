@@ -14,7 +14,7 @@ from torch import Tensor
 from . import connections
 from .connections import Connections
 from .sharing import Sharing
-from .tree import ShareRange, complete_subtrees, tree_sum
+from .tree import ShareRange, Sums, complete_subtrees, tree_sum
 
 # Up to this many bytes, a few processes send their sums to each other instead of all-reducing them.
 SMALL_GRADIENT = 1 << 20
@@ -31,7 +31,7 @@ class GradientSum:
     def __init__(self, like: list[Tensor], sharing: Sharing) -> None:
         self.like = like
         self.sharing = sharing
-        self.sums: dict[ShareRange, list[Tensor]] = {}
+        self.sums: Sums = {}
         self.exchange = choose_exchange(like, sharing)
 
     def add(self, share: int | None, gradients: list[Tensor], complete: bool) -> None:
@@ -46,22 +46,21 @@ class GradientSum:
             return
         key = share, share + 1
         earlier = self.sums.get(key)
-        self.sums[key] = (
-            gradients if earlier is None else list(torch._foreach_add(earlier, gradients))
-        )
+        if earlier is not None:
+            gradients = list(torch._foreach_add(earlier, gradients))
+        self.sums[key] = gradients
         if complete:
             self.add_up(range(self.sharing.own_shares.start, share + 1))
 
     def add_up(self, held: range) -> None:
         """Put complete shares together as far as the tree allows, to hold few gradients at a time."""
-        subtrees = complete_subtrees(held, 0, self.sharing.shares)
-        added = {share_range: tree_sum(self.sums, *share_range) for share_range in subtrees}
-        incomplete = {
-            share_range: sums
-            for share_range, sums in self.sums.items()
-            if share_range[0] >= held.stop
-        }
-        self.sums = added | incomplete
+        sums = {}
+        for first, stop in complete_subtrees(held, 0, self.sharing.shares):
+            sums[first, stop] = tree_sum(self.sums, first, stop)
+        for (first, stop), incomplete in self.sums.items():
+            if first >= held.stop:
+                sums[first, stop] = incomplete
+        self.sums = sums
 
     def total(self) -> list[Tensor]:
         """Return the sum over all shares, the same on every process, and reset for the next sum.
@@ -90,6 +89,15 @@ def choose_exchange(
     return AllReduce(like, sharing)
 
 
+def ranges_of_processes(sharing: Sharing) -> list[list[ShareRange]]:
+    """For each process the ranges of shares that it can add up by itself, the subtrees that it holds completely."""
+    found = []
+    for rank in range(sharing.world):
+        held = sharing.shares_of(rank)
+        found.append(complete_subtrees(held, 0, sharing.shares))
+    return found
+
+
 class AllReduce:
     """One all-reduce of all gradients as a flat vector; the backend chooses the order of summation.
 
@@ -100,7 +108,7 @@ class AllReduce:
         self.like = like
         self.sharing = sharing
 
-    def all_sums(self, mine: dict[ShareRange, list[Tensor]]) -> dict[ShareRange, list[Tensor]]:
+    def all_sums(self, mine: Sums) -> Sums:
         """The sum over all shares, from the sums of this process."""
         (gradients,) = mine.values()
         vector = flatten(gradients)
@@ -119,19 +127,16 @@ class PeerExchange:
     def __init__(self, like: list[Tensor], sharing: Sharing) -> None:
         self.like = like
         self.sharing = sharing
-        ranges = [
-            complete_subtrees(sharing.shares_of(rank), 0, sharing.shares)
-            for rank in range(sharing.world)
-        ]
-        self.ranges_of_others = {
-            rank: found for rank, found in enumerate(ranges) if rank != sharing.rank and found
-        }
+        self.ranges_of_others = {}
+        for rank, ranges in enumerate(ranges_of_processes(sharing)):
+            if rank != sharing.rank and ranges:
+                self.ranges_of_others[rank] = ranges
         self.expected: dict[int, Tensor] = {}
         self.receives: list[Any] = []
         on_gloo = dist.get_backend() == "gloo"
         self.connections = Connections() if on_gloo else None
 
-    def all_sums(self, mine: dict[ShareRange, list[Tensor]]) -> dict[ShareRange, list[Tensor]]:
+    def all_sums(self, mine: Sums) -> Sums:
         """The sums of every process, from those of this one."""
         rows = torch.stack([flatten(gradients) for gradients in mine.values()])
         if self.connections is None:
@@ -194,16 +199,13 @@ class ReduceScatterExchange:
     def __init__(self, like: list[Tensor], sharing: Sharing) -> None:
         self.like = like
         self.sharing = sharing
-        self.ranges = [
-            complete_subtrees(sharing.shares_of(rank), 0, sharing.shares)
-            for rank in range(sharing.world)
-        ]
+        self.ranges = ranges_of_processes(sharing)
         # One vector for each dtype: a sum in a wider one would be rounded at other places.
         self.places_by_dtype: dict[torch.dtype, list[int]] = {}
         for place, tensor in enumerate(like):
             self.places_by_dtype.setdefault(tensor.dtype, []).append(place)
 
-    def all_sums(self, mine: dict[ShareRange, list[Tensor]]) -> dict[ShareRange, list[Tensor]]:
+    def all_sums(self, mine: Sums) -> Sums:
         """The sum over all shares, from the sums of this process."""
         total = list(self.like)
         for places in self.places_by_dtype.values():
@@ -230,7 +232,8 @@ class ReduceScatterExchange:
         count, length = rows.shape
         part = -(-length // world)
         padded = torch.nn.functional.pad(rows, (0, part * world - length))
-        by_receiver = padded.view(count, world, part).transpose(0, 1).reshape(world * count, part)
+        by_row = padded.view(count, world, part)
+        by_receiver = by_row.transpose(0, 1).reshape(world * count, part)
         counts = [len(ranges) for ranges in self.ranges]
         received = rows.new_empty(sum(counts), part)
         dist.all_to_all_single(received, by_receiver, counts, [count] * world)

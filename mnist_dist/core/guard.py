@@ -9,7 +9,7 @@ from .digests import same_bits
 from .errors import UserError
 from .randomness import GeneratorStates
 from .refusals import refuse_layers_that_depend_on_sharing
-from .row_means import why_no_mean_over_rows
+from .row_means import why_not_mean_over_rows
 from .row_pairs import COMPARES_ROWS, compares_rows
 from .sharing import MicroBatch
 
@@ -82,7 +82,7 @@ class ForwardGuard:
         self.about_loss = ""
         is_unclear = self.nested or terms is not None
         if self.is_due(micro_batch) and not is_unclear and len(micro_batch):
-            self.about_loss = why_no_mean_over_rows(loss, len(micro_batch))
+            self.about_loss = why_not_mean_over_rows(loss, len(micro_batch))
             if not self.about_loss and compares_rows(loss.grad_fn, len(micro_batch)):
                 self.about_loss = COMPARES_ROWS
 

@@ -88,8 +88,8 @@ class ExactDataLoader:
             return StreamReader(self.loader, self.batches, self.accelerator)
         plain = self.loader.collate_fn is default_collate and self.loader.num_workers == 0
         if type(dataset) is TensorDataset and plain:
-            where = {place_of(tensor.device) for tensor in dataset.tensors}
-            if where == {place_of(self.accelerator.device)}:
+            where = {kind_and_number(tensor.device) for tensor in dataset.tensors}
+            if where == {kind_and_number(self.accelerator.device)}:
                 return TensorReader(list(dataset.tensors), self.batches)
         return WorkerReader(self.loader, self.batches, self.accelerator)
 
@@ -240,7 +240,7 @@ class ExactDataLoader:
         self.restored = True
 
 
-def place_of(device: torch.device) -> tuple[str, int]:
+def kind_and_number(device: torch.device) -> tuple[str, int]:
     """The kind and the number of a device; without a number it is the first of its kind."""
     return device.type, device.index or 0
 

@@ -59,7 +59,7 @@ class ExactOptimizer(AcceleratedOptimizer):
                 "sync_gradients was set to True before an update's last micro-batch, as transformers' Trainer does: "
                 "leave it to the loader, or start as many processes as there are virtual ones"
             )
-        self.accelerator.refuse_missing_backward()
+        self.accelerator.check_step()
         if self.scaler is None:
             self.optimizer.step()
         else:

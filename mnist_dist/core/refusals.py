@@ -13,10 +13,6 @@ from .batch_norm import GlobalBatchNorm
 from .errors import UserError
 from .output import warn
 
-BACKWARD_LEFT_OUT = (
-    "accelerator.backward was not called for a micro-batch before the loader moved on to the next: "
-    "call it for every micro-batch of an update, even for one without rows"
-)
 WARNED_OF: set[str] = set()  # parameters whose gradient hooks the user knows of
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 DIVIDED = {

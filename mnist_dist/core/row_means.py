@@ -25,18 +25,18 @@ REDUCTIONS = ("MeanBackward", "SumBackward")
 CROSS_ENTROPIES = ("NllLossBackward", "NllLoss2DBackward")
 
 
-def why_no_mean_over_rows(loss: Tensor, rows: int) -> str:
+def why_not_mean_over_rows(loss: Tensor, rows: int) -> str:
     """Say why a loss is not the mean over the rows of a micro-batch, and what to do; empty if it may be.
 
     Args:
         loss: a scalar, before its backward pass.
         rows: n, of the micro-batch, more than 0.
     """
-    return of_operation(Place(loss.grad_fn, rows))
+    return examine(Node(loss.grad_fn, rows))
 
 
 @dataclass(frozen=True)
-class Place:
+class Node:
     """An operation of autograd's graph, of those that make up a loss.
 
     Attributes:
@@ -54,23 +54,23 @@ class Place:
     depth: int = DEPTH
 
 
-def of_operation(place: Place) -> str:
+def examine(node: Node) -> str:
     """Look at an operation, and at those before it."""
-    operation = place.operation
-    if operation is None or place.depth == 0:
+    operation = node.operation
+    if operation is None or node.depth == 0:
         return ""
     name = name_of(operation)
     if hasattr(operation, "_saved_reduction"):
-        return of_loss_function(place)
+        return examine_loss_function(node)
     if name == "MeanBackward":
-        return of_mean(place)
+        return examine_mean(node)
     if name == "SumBackward":
-        return of_divided_sum(place)
+        return examine_sum_of_values(node)
     before = [earlier for earlier, _ in operation.next_functions if earlier is not None]
-    divisors = place.divisors
-    is_term = place.is_term
+    divisors = node.divisors
+    is_term = node.is_term
     if name == "DivBackward" and len(before) == 2:
-        return of_quotient(place, *before)
+        return examine_quotient(node, *before)
     if name in ("MulBackward", "DivBackward") and len(before) == 1:
         number = scalar_operand(operation)
         if not number:
@@ -80,9 +80,7 @@ def of_operation(place: Place) -> str:
         is_term = is_term or len(before) > 1
     elif name not in TRANSPARENT:
         return ""
-    found = [
-        of_operation(Place(each, place.rows, divisors, is_term, place.depth - 1)) for each in before
-    ]
+    found = [examine(Node(each, node.rows, divisors, is_term, node.depth - 1)) for each in before]
     return next((why for why in found if why), "")
 
 
@@ -102,59 +100,59 @@ def scalar_operand(operation: Any) -> float | None:
     return None
 
 
-def of_loss_function(place: Place) -> str:
+def examine_loss_function(node: Node) -> str:
     """Look at a loss function of torch."""
-    operation = place.operation
+    operation = node.operation
     target = getattr(operation, "_saved_target", None)
-    values = target.numel() if isinstance(target, Tensor) else place.rows
+    values = target.numel() if isinstance(target, Tensor) else node.rows
     if operation._saved_reduction == SUM:
-        return of_sum(place, values)
+        return examine_sum(node, values)
     if operation._saved_reduction != MEAN:
         return ""
     if name_of(operation) in CROSS_ENTROPIES:
-        return of_cross_entropy(place, values)
-    return "" if place.is_term else of_values(place.rows, values)
+        return examine_cross_entropy(node, values)
+    return "" if node.is_term else examine_number_of_values(node.rows, values)
 
 
-def of_sum(place: Place, values: int) -> str:
+def examine_sum(node: Node, values: int) -> str:
     """Look at a sum over the rows' values of a loss function."""
-    if values % place.rows:
+    if values % node.rows:
         return ""
-    return of_divisors(place, [place.rows, values])
+    return examine_divisors(node, [node.rows, values])
 
 
-def of_divisors(place: Place, counts: list[int]) -> str:
+def examine_divisors(node: Node, counts: list[int]) -> str:
     """Look at what a sum over rows is divided by.
 
     Args:
-        place: of the sum.
+        node: of the sum.
         counts: the divisors that make it a mean over the rows.
     """
-    for divisor in place.divisors:
+    for divisor in node.divisors:
         if any(abs(divisor / count - 1) < CLOSE for count in counts):
             return ""
-    others = [divisor for divisor in place.divisors if divisor > 1 + CLOSE]
+    others = [divisor for divisor in node.divisors if divisor > 1 + CLOSE]
     what = f"a sum divided by {max(others):g}" if others else "a sum"
     return (
-        f"the loss is {what}, and should be a mean over the {place.rows} rows that the loader has just given: divide "
+        f"the loss is {what}, and should be a mean over the {node.rows} rows that the loader has just given: divide "
         "it by their number, or pass accelerator.backward terms=, the number by which it is to be weighted"
     )
 
 
-def of_cross_entropy(place: Place, values: int) -> str:
+def examine_cross_entropy(node: Node, values: int) -> str:
     """Look at a mean over the targets of a cross entropy."""
-    operation = place.operation
+    operation = node.operation
     if operation._saved_weight is not None:
         return (
             "the loss weights classes, so it is not the mean over rows: pass accelerator.backward "
             f"terms=weight[labels].sum(), {WAY_OUT}"
         )
-    if values % place.rows:
-        return of_values(place.rows, values)
+    if values % node.rows:
+        return examine_number_of_values(node.rows, values)
     ignored = operation._saved_target == operation._saved_ignore_index
-    in_each_row = ignored.reshape(place.rows, -1).sum(dim=1)
+    in_each_row = ignored.reshape(node.rows, -1).sum(dim=1)
     are_alike = bool((in_each_row == in_each_row[0]).all())
-    has_several = values > place.rows
+    has_several = values > node.rows
     # As in language models, in which the last token of a row has no target.
     if not ignored.any() or (are_alike and has_several):
         return ""
@@ -164,30 +162,30 @@ def of_cross_entropy(place: Place, values: int) -> str:
     )
 
 
-def of_mean(place: Place) -> str:
+def examine_mean(node: Node) -> str:
     """Look at a mean over all values of a tensor."""
-    sizes = getattr(place.operation, "_saved_self_sym_sizes", None)
-    if sizes is None or place.is_term:
+    sizes = getattr(node.operation, "_saved_self_sym_sizes", None)
+    if sizes is None or node.is_term:
         return ""
-    return of_values(place.rows, torch.Size(sizes).numel())
+    return examine_number_of_values(node.rows, torch.Size(sizes).numel())
 
 
-def of_divided_sum(place: Place) -> str:
+def examine_sum_of_values(node: Node) -> str:
     """Look at a sum of all values of a tensor, which may be divided by a count, such as that of a mask."""
-    sizes = sizes_over_rows(place.operation, place.rows)
-    if not sizes or place.is_term:
+    sizes = sizes_over_rows(node.operation, node.rows)
+    if not sizes or node.is_term:
         return ""
-    counts = [place.rows * each for each in counts_in_a_row(sizes, place.rows)]
-    why = of_divisors(place, counts)
-    largest = max(place.divisors, default=1.0)
+    counts = [node.rows * each for each in counts_in_a_row(sizes, node.rows)]
+    why = examine_divisors(node, counts)
+    largest = max(node.divisors, default=1.0)
     count = round(largest)
-    is_of_a_mask = count > 2 and count % place.rows and abs(largest - count) < CLOSE
-    return of_values(place.rows, count) if why and is_of_a_mask else why
+    is_of_a_mask = count > 2 and count % node.rows and abs(largest - count) < CLOSE
+    return examine_number_of_values(node.rows, count) if why and is_of_a_mask else why
 
 
-def of_quotient(place: Place, above: Any, below: Any) -> str:
+def examine_quotient(node: Node, above: Any, below: Any) -> str:
     """Look at a quotient of two results of the model, as in a Dice loss of the whole batch."""
-    if place.is_term or not all(leads_to_sum(each, place.rows) for each in (above, below)):
+    if node.is_term or not all(leads_to_sum(each, node.rows) for each in (above, below)):
         return ""
     return (
         "the loss is one sum over rows divided by another, so it is not the mean over rows: divide them for each row, "
@@ -232,7 +230,7 @@ def counts_in_a_row(sizes: list[int], rows: int) -> set[int]:
     return counts
 
 
-def of_values(rows: int, values: int) -> str:
+def examine_number_of_values(rows: int, values: int) -> str:
     """Look at the number of values that a mean is over."""
     if values % rows == 0:
         return ""

@@ -11,6 +11,7 @@ from torch import Tensor
 from .errors import UserError
 
 ShareRange = tuple[int, int]  # half-open range of shares: first, stop
+Sums = dict[ShareRange, list[Tensor]]  # tensors that were added up over the shares of a range
 
 
 def complete_subtrees(held: range, first: int, stop: int) -> list[ShareRange]:
@@ -28,12 +29,11 @@ def complete_subtrees(held: range, first: int, stop: int) -> list[ShareRange]:
     return complete_subtrees(held, first, middle) + complete_subtrees(held, middle, stop)
 
 
-def tree_sum(sums: dict[ShareRange, list[Tensor]], first: int, stop: int) -> list[Tensor]:
+def tree_sum(sums: Sums, first: int, stop: int) -> list[Tensor]:
     """The sum over a range of shares: its first half's sum plus its second half's, on whichever process.
 
     Args:
-        sums: tensors for each range that has been added up already; together they cover [first,
-            stop).
+        sums: of the ranges that have been added up already; together they cover [first, stop).
         first, stop: the range.
     """
     if (first, stop) in sums:

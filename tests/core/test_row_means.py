@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mnist_dist.core.row_means import why_no_mean_over_rows
+from mnist_dist.core.row_means import why_not_mean_over_rows
 from mnist_dist.core.row_pairs import compares_rows
 
 ROWS = 8
@@ -134,13 +134,13 @@ OTHERS: dict[str, tuple[Loss, str]] = {
 
 @pytest.mark.parametrize("name", MEANS)
 def test_a_mean_over_rows_is_seen_as_one(name):
-    assert why_no_mean_over_rows(MEANS[name](), ROWS) == ""
+    assert why_not_mean_over_rows(MEANS[name](), ROWS) == ""
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_another_loss_is_named(name):
     loss, words = OTHERS[name]
-    assert words in why_no_mean_over_rows(loss(), ROWS)
+    assert words in why_not_mean_over_rows(loss(), ROWS)
 
 
 square = nn.Linear(3, ROWS, bias=False)  # by accident as many units as there are rows
@@ -202,4 +202,4 @@ def test_another_one_is_not_taken_for_it(name):
 
 def test_one_row_that_is_ignored_is_named():
     loss = F.cross_entropy(scores[:1], torch.tensor([IGNORED]))
-    assert "ignores 1 of 1 targets" in why_no_mean_over_rows(loss, 1)
+    assert "ignores 1 of 1 targets" in why_not_mean_over_rows(loss, 1)

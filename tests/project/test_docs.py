@@ -8,8 +8,9 @@ TROUBLESHOOTING = (REPOSITORY / "docs" / "troubleshooting.md").read_text()
 
 
 def all_messages() -> str:
-    """The source of all modules, with string literals that continue on the next line joined."""
-    sources = [path.read_text() for path in sorted((REPOSITORY / "mnist_dist").rglob("*.py"))]
+    """The source of all modules and batch scripts, with string literals that continue on the next line joined."""
+    files = [*(REPOSITORY / "mnist_dist").rglob("*.py"), *(REPOSITORY / "slurm").iterdir()]
+    sources = [path.read_text() for path in sorted(files)]
     joined = re.sub(r'"\s*\n\s*f?"', "", "\n".join(sources))
     joined = joined.replace("{so}", "each process's own samples")
     return joined.replace("{rank}", "…").replace("{have}", "has")

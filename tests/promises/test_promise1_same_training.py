@@ -120,7 +120,7 @@ def test_on_the_full_data_set(mnist, tmp_path):
         "undivided",
         [*VARIANTS["undivided"], *pieces],
     )
-    several = {2: [original, in_pieces], 3: [partial, undivided_in_pieces], 7: [original]}
+    several = {2: [original, in_pieces], 3: [partial, undivided_in_pieces]}
     for processes, runs in several.items():
         folder = tmp_path / str(processes)
         train_all(folder, processes, data, {name: flags for name, _, flags in runs})
