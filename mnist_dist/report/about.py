@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mnist_dist.digits.config import TrainConfig
+from mnist_dist.records.columns import INCIDENTAL, Row, is_version, shown
 from mnist_dist.run.command_line import as_flags, flag
 from mnist_dist.scripts import command
 from mnist_dist.shell import shell
 from mnist_dist.task.data import DataSplits
 from mnist_dist.task.datasets import SOURCES
-from mnist_dist.tools.runs.columns import INCIDENTAL, Row, is_version, shown
 
 # Where a run is and how it was started: nobody who does it again needs the same.
 OWN = ("output_dir", "resume", "recipe")

@@ -7,13 +7,13 @@ from typing import Any
 from urllib.parse import quote
 
 from mnist_dist import __version__
+from mnist_dist.records.columns import SPLITS, Row, shown
+from mnist_dist.records.selection import same_but_seed, seed_groups
+from mnist_dist.records.tables import counted, described, differing, tells_groups_apart
 from mnist_dist.report.curves import FIGURES, curves
 from mnist_dist.report.document import as_text, document
 from mnist_dist.run.files import write_file
 from mnist_dist.run.folder import REPORT
-from mnist_dist.tools.runs.columns import SPLITS, Row, shown
-from mnist_dist.tools.runs.selection import same_but_seed, seed_groups
-from mnist_dist.tools.runs.tables import counted, described, differing, tells_groups_apart
 
 
 def write(path: Path, rows: Sequence[Row], epochs: Mapping[str, list[Row]]) -> None:

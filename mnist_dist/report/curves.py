@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_dist.core.checkpointing import newest_checkpoint
-from mnist_dist.tools.runs.columns import Row
+from mnist_dist.records.columns import Row
 
 MOST = 600  # points of a curve in a page; a screen shows no more
 FIGURES = ("train_loss", "test_loss", "val_loss", "test_accuracy", "val_accuracy", "learning_rate")

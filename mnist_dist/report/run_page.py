@@ -8,6 +8,8 @@ from typing import Any
 
 from mnist_dist import __version__
 from mnist_dist.core.errors import UserError
+from mnist_dist.records.columns import Row
+from mnist_dist.records.files import read
 from mnist_dist.report import about, network
 from mnist_dist.report.curves import curves
 from mnist_dist.report.document import LARGEST, as_text, document
@@ -16,11 +18,8 @@ from mnist_dist.run.files import write_file
 from mnist_dist.run.folder import WEIGHTS, settings_of
 from mnist_dist.run.weights import load_weights
 from mnist_dist.task.data import DataSplits
-from mnist_dist.task.evaluation import Evaluation
-from mnist_dist.tools.pictures.digits import layout_of
-from mnist_dist.tools.predict import SURE
-from mnist_dist.tools.runs.columns import Row
-from mnist_dist.tools.runs.files import read
+from mnist_dist.task.evaluation import SURE, Evaluation
+from mnist_dist.task.layouts import layout_of
 
 
 def write(

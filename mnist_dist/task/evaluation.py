@@ -14,6 +14,7 @@ from mnist_dist.core import ExactAccelerator, ExactDataLoader, MicroBatch, UserE
 from mnist_dist.task.data import Split
 
 BATCH = 1000  # samples in a global batch of an evaluation
+SURE = 0.9  # the probability below which an answer is called in doubt
 
 # Transforms images, given their micro-batch, for test-time augmentation.
 View = Callable[[Tensor, MicroBatch], Tensor]

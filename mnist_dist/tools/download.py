@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from mnist_dist.run.printing import allow_any_name
 from mnist_dist.task import data, datasets
 from mnist_dist.task.settings import DataConfig
-from mnist_dist.tools.terminal import allow_any_name
 
 
 @dataclass(frozen=True, kw_only=True)

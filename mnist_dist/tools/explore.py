@@ -9,11 +9,11 @@ from torch import Tensor
 from mnist_dist import plots
 from mnist_dist.core import generator_for
 from mnist_dist.run import launch
+from mnist_dist.run.printing import allow_any_name
 from mnist_dist.task import data
 from mnist_dist.task.data import DataSplits, Split
 from mnist_dist.task.distortions import distort
 from mnist_dist.task.settings import DataConfig, require_strengths
-from mnist_dist.tools.terminal import allow_any_name
 from mnist_dist.usage import require
 
 SHOWN = 50  # training samples in the first picture

@@ -24,8 +24,8 @@ from mnist_dist.core.errors import UserError
 from mnist_dist.digits.trained import METADATA, TrainedModel, locate
 from mnist_dist.run import weights
 from mnist_dist.run.files import write_file
+from mnist_dist.run.printing import allow_any_name
 from mnist_dist.task import networks
-from mnist_dist.tools.terminal import allow_any_name
 from mnist_dist.usage import require
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}

@@ -12,13 +12,14 @@ from mnist_dist.core import UserError
 from mnist_dist.digits.finished import newest_run
 from mnist_dist.digits.trained import locate
 from mnist_dist.run import weights
+from mnist_dist.run.printing import allow_any_name
 from mnist_dist.task import datasets, networks
-from mnist_dist.tools.pictures.digits import layout_of, read_picture
-from mnist_dist.tools.pictures.ink import DIGITS, count_parts
-from mnist_dist.tools.terminal import allow_any_name
+from mnist_dist.task.evaluation import SURE
+from mnist_dist.task.layouts import DIGITS, layout_of
+from mnist_dist.tools.pictures.digits import read_picture
+from mnist_dist.tools.pictures.ink import count_parts
 from mnist_dist.usage import UsageError
 
-SURE = 0.9  # the probability below which an answer is called in doubt
 SHADES = " .:-=+*#%@"  # from background to ink, for a terminal
 
 

@@ -11,17 +11,17 @@ import tyro
 from mnist_dist.core import UserError, all_or_none, announce
 from mnist_dist.core.files import make_folder
 from mnist_dist.digits.finished import newest_run
+from mnist_dist.records.columns import Row
+from mnist_dist.records.files import read, why_not_there, why_unreadable
 from mnist_dist.report import comparison, run_page
 from mnist_dist.report.curves import history_of
 from mnist_dist.report.evaluated import evaluate
 from mnist_dist.run import launch
 from mnist_dist.run.folder import CONFIG, REPORT
+from mnist_dist.run.printing import printable
 from mnist_dist.shell import shell
 from mnist_dist.task.settings import DataConfig
-from mnist_dist.tools.runs.columns import Row
-from mnist_dist.tools.runs.command import read_all
-from mnist_dist.tools.runs.files import read, why_not_there, why_unreadable
-from mnist_dist.tools.terminal import printable
+from mnist_dist.tools.runs import read_all
 from mnist_dist.usage import require, unset
 
 RunsData = Annotated[Path | None, unset("the run's if the data set is there, else data")]

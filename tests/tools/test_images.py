@@ -13,9 +13,10 @@ from PIL import Image
 
 from mnist_dist.core import UserError
 from mnist_dist.task.data import load
+from mnist_dist.task.layouts import layout_of
 from mnist_dist.tools import predict
 from mnist_dist.tools.pictures import digits as pictures
-from mnist_dist.tools.pictures.digits import grey_values, layout_of, read_picture
+from mnist_dist.tools.pictures.digits import grey_values, read_picture
 from mnist_dist.tools.pictures.ink import count_parts as parts
 
 

@@ -29,8 +29,9 @@ from mnist_dist.task import networks
 from mnist_dist.task.data import DataSplits, load
 from mnist_dist.task.datasets import SOURCES
 from mnist_dist.task.evaluation import Evaluation
+from mnist_dist.task.layouts import layout_of
 from mnist_dist.tools import report
-from mnist_dist.tools.pictures.digits import layout_of, read_picture
+from mnist_dist.tools.pictures.digits import read_picture
 from mnist_dist.usage import UsageError
 
 HOSTILE = "<script>window.harmed=1<"

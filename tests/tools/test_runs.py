@@ -19,15 +19,15 @@ from filelock import lock_descriptor
 
 from mnist_dist.core import Stopped, UserError
 from mnist_dist.digits.config import TrainConfig
+from mnist_dist.records import files as runs_files
+from mnist_dist.records import tables as runs_tables
 from mnist_dist.run import folder as run_folder
 from mnist_dist.run import launch, locks, provenance
 from mnist_dist.run.command_line import as_json, parse
 from mnist_dist.run.folder import Run
 from mnist_dist.run.locks import is_running
 from mnist_dist.run.tracking import Tracker
-from mnist_dist.tools.runs import command as runs
-from mnist_dist.tools.runs import files as runs_files
-from mnist_dist.tools.runs import tables as runs_tables
+from mnist_dist.tools import runs
 
 
 def write_run(folder, accuracies, done=True, seconds=12.5, config=None, **settings):

@@ -9,12 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from mnist_dist.core import UserError
-from mnist_dist.task.datasets import SOURCES
+from mnist_dist.task.layouts import DIGITS, Layout
 from mnist_dist.tools.pictures.files import GUESSED, open_picture, refusing_unreadable, scaled
 from mnist_dist.tools.pictures.ink import (
-    DIGITS,
-    FILLING,
-    Layout,
     cut_out,
     difference_from_edge,
     difference_from_paper,
@@ -25,11 +22,6 @@ LARGE = 2000  # pixels per side beyond which a picture is shrunk first
 FAINTEST = 0.1  # least difference of ink and paper, of the grey range, that is a drawing
 ADVICE = "give a PNG or JPEG file of one {noun}"
 LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue in grey (ITU-R BT.601)
-
-
-def layout_of(dataset: str) -> Layout:
-    """Return how the pictures of a data set were made, by its name; MNIST's for an unknown one."""
-    return FILLING if dataset in SOURCES and dataset != "mnist" else DIGITS
 
 
 def read_picture(path: Path, layout: Layout = DIGITS, noun: str = "digit") -> Tensor:

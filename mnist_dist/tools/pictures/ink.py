@@ -1,40 +1,18 @@
 """What is drawn on a picture: told from the paper, counted, and laid out as a data set's pictures are."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy import ndarray
 from PIL.Image import Image, Resampling, fromarray
 from PIL.ImageFilter import BoxBlur, MaxFilter, MedianFilter, MinFilter
 from torch import Tensor
 
-SIDE = 28  # pixels of the field in which a picture is centred
+from mnist_dist.task.layouts import SIDE, Layout
+
 UNEVEN = 0.05  # difference of light and dark at the edge that is no noise, of the grey range
 SMALL = 64  # pixels per side at which the shade of the paper is looked for
 DARKEST_PAPER = 0.1  # shade, of the grey range, below which a shadow is not evened out further
 PAPER = 0.2  # share of the strongest ink below which there are only paper and compression noise
 NEGLIGIBLE = 0.1  # share of the ink, or of the strongest, that is not part of a digit by itself
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the pictures of a data set were made.
-
-    Attributes:
-        name: what the page of a run calls it.
-        box: pixels of the longer side that what is drawn was scaled to.
-        by_mass: whether it was centred by mass, or else by its sides.
-        keeps_shades: whether it has shades, or else is ink on paper.
-    """
-
-    name: str
-    box: int
-    by_mass: bool
-    keeps_shades: bool
-
-
-DIGITS = Layout("digits", box=20, by_mass=True, keeps_shades=False)  # MNIST (LeCun et al. 1998)
-FILLING = Layout("filling", box=SIDE, by_mass=False, keeps_shades=True)  # Fashion-MNIST, KMNIST
 
 
 def difference_from_paper(grey: ndarray) -> ndarray:

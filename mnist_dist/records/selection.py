@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from mnist_dist.tools.runs.columns import INCIDENTAL, RESULTS, SPLITS, Row, is_version
+from mnist_dist.records.columns import INCIDENTAL, RESULTS, SPLITS, Row, is_version
 from mnist_dist.usage import UsageError
 
 CONDITION = re.compile(r"([\w-]+?)\s*(!=|<=|>=|=|<|>)\s*(.*)", re.DOTALL)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mnist_dist.core import UserError
+from mnist_dist.records.columns import RESULTS, SPLITS, Row
 from mnist_dist.run.folder import CONFIG, ENDED, JOURNAL, METRICS, SUMMARY
 from mnist_dist.run.locks import is_running
-from mnist_dist.tools.runs.columns import RESULTS, SPLITS, Row
-from mnist_dist.tools.terminal import printable
+from mnist_dist.run.printing import printable
 
 REQUIRED = {"epochs", "seed", "wandb_id"}  # what the config.json of every run has
 LARGEST = 1e18  # no run writes a number beyond it

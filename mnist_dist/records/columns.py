@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from mnist_dist.digits.config import TrainConfig
-from mnist_dist.tools.terminal import printable
+from mnist_dist.run.printing import printable
 
 Row = dict[str, Any]  # a run's or a group's values by column: numbers, words, None
 SPLITS = ("test", "val")

@@ -11,15 +11,15 @@ import tyro
 
 from mnist_dist import plots
 from mnist_dist.core import UserError
+from mnist_dist.records.columns import Row, column_names
+from mnist_dist.records.files import find, pass_over, read, why_unreadable
+from mnist_dist.records.selection import holds, in_order, is_condition, seed_groups
+from mnist_dist.records.tables import as_csv, draw, table
 from mnist_dist.run.files import write_file
 from mnist_dist.run.folder import ROOT
+from mnist_dist.run.printing import allow_any_name, printable
 from mnist_dist.scripts import command
 from mnist_dist.shell import shell
-from mnist_dist.tools.runs.columns import Row, column_names
-from mnist_dist.tools.runs.files import find, pass_over, read, why_unreadable
-from mnist_dist.tools.runs.selection import holds, in_order, is_condition, seed_groups
-from mnist_dist.tools.runs.tables import as_csv, draw, table
-from mnist_dist.tools.terminal import allow_any_name, printable
 from mnist_dist.usage import UsageError, require
 
 

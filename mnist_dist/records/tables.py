@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mnist_dist import plots
 from mnist_dist.core import UserError
-from mnist_dist.tools.runs.columns import (
+from mnist_dist.records.columns import (
     INCIDENTAL,
     RESULTS,
     SPLITS,
@@ -18,8 +18,8 @@ from mnist_dist.tools.runs.columns import (
     is_version,
     shown,
 )
-from mnist_dist.tools.runs.selection import same_but_seed
-from mnist_dist.tools.terminal import printable
+from mnist_dist.records.selection import same_but_seed
+from mnist_dist.run.printing import printable
 
 # Columns that tell runs apart and mean nothing to a person: their files' paths are shown instead.
 DIGESTS = {"data_digest", "teachers_digest"}
