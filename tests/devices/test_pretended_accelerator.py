@@ -21,7 +21,7 @@ PLACES = {
     "mnist_dist/task/distortions.py:fields": "and what distortions are made of",
     "mnist_dist/core/digests.py:digest": "what processes must share is compared, once",
     "mnist_dist/core/kernels.py:__init__": "the numbers that compare kernels go to the device, once",
-    "mnist_dist/core/row_means.py:of_cross_entropy": "the loss is looked at, once an epoch",
+    "mnist_dist/core/row_means.py:examine_cross_entropy": "the loss is looked at, once an epoch",
     "mnist_dist/core/microbatches.py:epoch": "an epoch's order is drawn on the CPU",
     "mnist_dist/core/losses.py:sum_over_shares": "a point of the loss curve",
     "mnist_dist/core/accelerator.py:check_weights": "weights are compared, after an epoch",
