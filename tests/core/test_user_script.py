@@ -183,6 +183,7 @@ def test_a_planted_fault_shows(fault, processes, results):
         assert difference(alone["weights"], found["weights"]) > 1e-6
 
 
+@pytest.mark.slow
 def test_what_is_to_change_nothing_changes_nothing_and_the_rest_does(results):
     def weights(name: str) -> dict[str, torch.Tensor]:
         return results.get(name, 1)["weights"]

@@ -541,6 +541,7 @@ def test_weights_from_before_a_run_went_on_are_named(trained, tmp_path, capsys):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_evaluation_refuses_what_it_cannot_evaluate(trained, tmp_path):
     done = call(PYTHON, "evaluate.py", trained, "--split", "val", "--cpu")
     assert_refused(done, "evaluate.py: error: --split val: the run of")

@@ -57,6 +57,7 @@ def attempts(tmp_path: Path, wrapper: str) -> list[str]:
     return re.findall("run (.*)", done.stdout)
 
 
+@pytest.mark.slow
 def test_a_run_that_a_wrapper_starts_goes_on_by_itself(tmp_path):
     first, second = attempts(tmp_path, f"{PYTHON} attempt.py fails; exit $?")
     assert first.endswith("resumed False")
@@ -187,6 +188,7 @@ def test_one_process_of_mpirun_and_processes_that_were_told_are_welcome():
     )
 
 
+@pytest.mark.slow
 def test_under_mpirun_each_process_says_so(tmp_path):
     for rank in range(2):
         variables: dict[str, Any] = {
