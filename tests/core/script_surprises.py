@@ -169,6 +169,7 @@ def batches_of_ones_own_class(options: dict[str, Any], _: Path) -> Weights:
     train_loader = DataLoader(data(SAMPLES - 4), BATCH, collate_fn=collate)
     model, optimizer, train = prepare(accelerator, classifier(), train_loader)
     for bag in train:
+        assert len(bag.inputs) == len(accelerator.micro_batch)
         step(accelerator, model, optimizer, [bag.inputs, bag.labels])
     return weights(model)
 
