@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 Word = str | int | None
+TORCH_GENERATORS = ("torch", "torch.cuda", "torch.mps")  # whose states are tensors
 
 
 def seed_of(*words: Word) -> int:
@@ -92,7 +93,7 @@ class GeneratorStates:
             "Python's random": [version, list(words), next_gauss],
             "NumPy": [kind, torch.from_numpy(key.astype(np.int64)), position, has_gauss, gauss],
         }
-        for name in ("torch", "torch.cuda", "torch.mps"):
+        for name in TORCH_GENERATORS:
             if name in self.states:
                 states[name] = self.states[name]
         return states
@@ -105,7 +106,7 @@ class GeneratorStates:
             "Python's random": (version, tuple(words), next_gauss),
             "NumPy": (kind, key.numpy().astype(np.uint32), position, has_gauss, gauss),
         }
-        for name in ("torch", "torch.cuda", "torch.mps"):
+        for name in TORCH_GENERATORS:
             if name in states and name in self.states:
                 found[name] = states[name]
         self.states |= found

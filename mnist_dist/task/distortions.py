@@ -37,25 +37,38 @@ def distort(images: Tensor, rand: Rand, *, affine: float, elastic: float, copy: 
     Returns:
         Images of the same shape and dtype.
     """
-    uniform = affine * (2 * rand(f"affine {copy}", 6) - 1).to(images.dtype)
-    angle = math.radians(ROTATION) * uniform[:, 0]
-    shear = SHEAR * uniform[:, 1]
-    across = (SCALE * uniform[:, 2]).exp()
-    down = (SCALE * uniform[:, 3]).exp()
-    x, y = (2 * SHIFT / SIZE * uniform[:, 4:]).unbind(1)
+    uniform = 2 * rand(f"affine {copy}", 6) - 1
+    turn = affine_maps(affine * uniform.to(images.dtype))
     displacements = rand(f"elastic {copy}", 2, KNOTS**2, normal=True).to(images.dtype)
     bend = elastic * (2 * ELASTIC / SIZE) * displacements
-    # The point that each pixel of the result is taken from: rotation x shear x scale, the shift,
-    # and the bending. It is linear in a few fixed fields, so one matrix product gives all points
-    # (`F.affine_grid` takes 10 times as long).
-    cos, sin = angle.cos(), angle.sin()
-    of_x = [cos * across, (cos * shear - sin) * down, x]
-    of_y = [sin * across, (sin * shear + cos) * down, y]
-    turn = torch.stack(of_x + of_y, dim=1).view(-1, 2, 3)
+    # The point that each pixel of the result is taken from is linear in a few fixed fields, so one
+    # matrix product gives all points (`F.affine_grid` takes 10 times as long).
     coefficients = torch.cat([turn, bend], dim=2)
     points = coefficients @ fields(images.dtype, images.device)
     grid = points.view(-1, 2, SIZE, SIZE).permute(0, 2, 3, 1)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def affine_maps(strengths: Tensor) -> Tensor:
+    """Rotation x shear x scale, and the shift, of each image.
+
+    Args:
+        strengths: (n, 6), in [-1, 1] at strength 1: the angle, the shear, the scale across and down,
+            and the shift in x and y.
+
+    Returns:
+        (n, 2, 3): the coefficients by x, y and 1, for x and for y.
+    """
+    angle = math.radians(ROTATION) * strengths[:, 0]
+    shear = SHEAR * strengths[:, 1]
+    across = (SCALE * strengths[:, 2]).exp()
+    down = (SCALE * strengths[:, 3]).exp()
+    x, y = (2 * SHIFT / SIZE * strengths[:, 4:]).unbind(1)
+    cos = angle.cos()
+    sin = angle.sin()
+    of_x = [cos * across, (cos * shear - sin) * down, x]
+    of_y = [sin * across, (sin * shear + cos) * down, y]
+    return torch.stack(of_x + of_y, dim=1).view(-1, 2, 3)
 
 
 def shift(images: Tensor, down: int, right: int) -> Tensor:
@@ -84,10 +97,8 @@ def dropout(shapes: Sequence[tuple[int, ...]], rand: Rand, *, share: float) -> l
     sizes = [math.prod(shape) for shape in shapes]
     # In place, for fresh memory costs more than the arithmetic.
     masks = rand("dropout", sum(sizes)).ge_(share).div_(1 - share)
-    return [
-        part.unflatten(1, shape)
-        for part, shape in zip(masks.split(sizes, dim=1), shapes, strict=True)
-    ]
+    parts = masks.split(sizes, dim=1)
+    return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 @cache

@@ -54,11 +54,12 @@ def make_loss(network: MNISTNet, settings: Settings, teachers: Sequence[nn.Modul
             images = distort(images, rand, affine=settings.affine, elastic=settings.elastic)
         masks = dropout(network.outputs, rand, share=settings.dropout) if settings.dropout else []
         logits = model(images, *masks)
-        wrong = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+        of_labels = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
         if not teachers:
-            return wrong
-        apart = divergence(logits, images, teachers, settings.temperature)
-        return (1 - settings.teacher_share) * wrong + settings.teacher_share * apart
+            return of_labels
+        of_teachers = divergence(logits, images, teachers, settings.temperature)
+        share = settings.teacher_share
+        return (1 - share) * of_labels + share * of_teachers
 
     return loss
 
@@ -78,12 +79,10 @@ def divergence(
         keeps the scale of the gradient independent of T.
     """
     with torch.no_grad():
-        taught = torch.stack(
-            [F.softmax(teacher(images) / temperature, dim=1) for teacher in teachers]
-        ).mean(dim=0)
-    return temperature**2 * F.kl_div(
-        F.log_softmax(logits / temperature, dim=1), taught, reduction="batchmean"
-    )
+        of_each = [F.softmax(teacher(images) / temperature, dim=1) for teacher in teachers]
+        taught = torch.stack(of_each).mean(dim=0)
+    learned = F.log_softmax(logits / temperature, dim=1)
+    return temperature**2 * F.kl_div(learned, taught, reduction="batchmean")
 
 
 def make_average(model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) -> AveragedModel:

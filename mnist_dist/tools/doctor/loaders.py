@@ -65,10 +65,8 @@ def length_of(something: Any) -> int:
     """Return the length of a data set or loader, -1 if it has none."""
     try:
         return len(something)
-    except (
-        TypeError,
-        NotImplementedError,
-    ):  # the latter where a class only says that it should have one
+    # Some classes have a `__len__` that only says that a subclass should have one.
+    except (TypeError, NotImplementedError):
         return -1
 
 
