@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import subprocess
-import tempfile
 import threading
 from pathlib import Path
 
@@ -434,21 +433,26 @@ def another_user():
 
 
 @pytest.mark.parametrize("place", ["lost+found", "group/private"])
-def test_what_may_not_be_looked_into_is_named_and_passed_over(place, capsys):
-    with tempfile.TemporaryDirectory() as root:  # pytest's own folder is for this user alone
-        Path(root).chmod(0o755)
-        runs_folder = Path(root) / "runs"
-        write_run(runs_folder / "mine", [0.9])
-        write_run(runs_folder / "group" / "ours", [0.9])
-        (runs_folder / place).mkdir()
-        (runs_folder / place).chmod(0o000)
+def test_what_may_not_be_looked_into_is_named_and_passed_over(place, tmp_path, monkeypatch, capsys):
+    # Relative paths from here: the folders above belong to the user who runs the tests, and may be closed to others.
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    runs_folder = Path("runs")
+    write_run(runs_folder / "mine", [0.9])
+    write_run(runs_folder / "group" / "ours", [0.9])
+    closed = runs_folder / place
+    closed.mkdir()
+    closed.chmod(0o000)
+    try:
         with another_user():
             found = call_runs(capsys, f"{runs_folder} --json")
             with pytest.raises(OSError, match="Permission denied"):  # named, it is an error
-                call_runs(capsys, f"{runs_folder / place}")
+                call_runs(capsys, f"{closed}")
+    finally:
+        closed.chmod(0o755)  # for pytest, which removes it
     names = [row["run"] for row in json.loads(found.out)]
     assert names == [str(runs_folder / "group" / "ours"), str(runs_folder / "mine")]
-    assert found.err == f"warning: {runs_folder / place} is passed over: Permission denied\n"
+    assert found.err == f"warning: {closed} is passed over: Permission denied\n"
 
 
 def test_dollars_in_a_folder_s_name_are_no_formula(tmp_path, capsys):
