@@ -1,7 +1,9 @@
 """How the processes of a program end: their messages and exit statuses."""
 
+import multiprocessing
 import os
 import platform
+import signal
 import sys
 import textwrap
 import time
@@ -61,7 +63,7 @@ def run(main: Callable[[], None], name: str, again: str = RESUME) -> None:
         report_bug(error, name)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
-        os._exit(INTERRUPTED)  # at once, so that nothing is finished first
+        exit_now(INTERRUPTED)  # so that nothing is finished first
     leave(status, has_failed_alone)
 
 
@@ -89,8 +91,22 @@ def leave(status: int, has_failed_alone: bool) -> NoReturn:
         # Python's own exit can abort in a thread that the process group left behind (1 of 12 runs
         # of two gloo processes, torch 2.15), and a launcher would call a finished run failed.
         # Nothing is left for it to do.
-        os._exit(status)
+        exit_now(status)
     sys.exit(status)
+
+
+def exit_now(status: int) -> NoReturn:
+    """End this process without Python's own exit, and the workers of its loaders with it.
+
+    Workers that are left alone notice only seconds later that their process is gone (5 with torch
+    2.14). Until then they would keep its output open, which `tee` waits for.
+    """
+    if hasattr(signal, "SIGCHLD"):  # which Windows has not
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would call their end an error
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.terminate()
+    os._exit(status)
 
 
 def status_of_output() -> int:
@@ -135,7 +151,7 @@ def leave_without_the_others(error: Exception, name: str, again: str) -> NoRetur
         file=sys.stderr,
         flush=True,
     )
-    os._exit(1)
+    exit_now(1)
 
 
 def again_in_words(again: str) -> str:

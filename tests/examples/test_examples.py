@@ -10,6 +10,7 @@ import sysconfig
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -390,6 +391,27 @@ def test_a_request_to_stop_that_reaches_its_workers_too_is_answered_with_a_check
         assert process.wait(timeout=60) == 75, said
     assert "stopped on request" in said and "Traceback" not in said
     assert list((run / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.slow
+def test_no_worker_outlives_its_training(data, tmp_path):
+    """Under a launcher: alone, a process leaves as Python does."""
+    run = tmp_path / "run"
+    launcher = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    flags = FLAGS["pictures"].format(data=data).split()
+    command = [*launcher, "examples/pictures.py", *flags, "--workers", "1", "--cpu"]
+    with (tmp_path / "output").open("w") as output:  # not a pipe: its end would come with theirs
+        subprocess.run(
+            [*command, "--wandb", "disabled", "--output-dir", run],
+            cwd=REPOSITORY,
+            env=clean_environment(),
+            stdout=output,
+            stderr=output,
+            check=True,
+            timeout=300,
+        )
+    command_lines = [each.info["cmdline"] or [] for each in psutil.process_iter(["cmdline"])]
+    assert not any(str(run) in words for words in command_lines)
 
 
 # Promise 6.

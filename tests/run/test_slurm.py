@@ -285,35 +285,42 @@ def test_where_a_node_is_lost_the_job_is_requeued_and_goes_on_to_the_same_bits(c
     assert result(cluster.run(number)) == result(whole)
 
 
-def test_requeued_with_fewer_nodes_a_script_that_names_no_folder_goes_on_by_itself(
-    cluster, tmp_path
-):
+def test_requeued_with_fewer_nodes_a_script_of_two_trainings_goes_on_by_itself(cluster, tmp_path):
+    """They name no folder: each of the two finds its own run, and the first is finished."""
     flags = [
         *FLAGS,
         *"--epochs 1 --batch-size 8 --checkpoint-every 20 --affine 1 --dtype float64".split(),
     ]
-    done = call(PYTHON, "train.py", *flags, "--output-dir", tmp_path / "alone")
+    second = [*flags, "--seed", "1"]
+    done = call(PYTHON, "train.py", *second, "--output-dir", tmp_path / "alone")
     assert done.returncode == 0, done.stderr
-    script = (
-        f"#!/usr/bin/env bash\n{BLOCK}source slurm/common.sh\nranks train.py {' '.join(flags)}\n"
-    )
+    trainings = "".join(f"ranks train.py {' '.join(each)}\n" for each in (flags, second))
+    script = f"#!/usr/bin/env bash\n{BLOCK}set -e\nsource slurm/common.sh\n{trainings}"
     (cluster.folder / "slurm" / "own.sbatch").write_text(script)
     before = set(cluster.folder.glob("runs/*"))
+
+    def runs() -> list[Path]:
+        return sorted(set(cluster.folder.glob("runs/2*")) - before)
+
+    def second_has_begun() -> bool:
+        return len(runs()) == 2 and any(runs()[1].glob("checkpoints/step-*"))
+
     number = cluster.submit("own.sbatch", options=["--requeue", "--open-mode=append"])
-    until(
-        lambda: list(cluster.folder.glob("runs/2*/checkpoints/step-*")),
-        90,
-        lambda: cluster.log(number),
-    )
+    until(second_has_begun, 120, lambda: cluster.log(number))
     cluster.command("scontrol", "requeuehold", number)
     until(lambda: cluster.job(number)["JobState"] == "PENDING", 60, lambda: cluster.log(number))
+    first_run, second_run = runs()
+    of_first = (first_run / "mnist_model.pth").read_bytes()
+    assert not (second_run / "summary.json").exists()
     cluster.command("scontrol", "update", f"JobId={number}", "NumNodes=1-1", "NumTasks=1")
     cluster.command("scontrol", "release", number)
     assert cluster.succeeded(number)["Restarts"] == "1"
     assert "resuming from update " in cluster.log(number)
-    (run,) = set(cluster.folder.glob("runs/*")) - before
-    assert json.loads((run / "summary.json").read_text())["num_processes"] == 1
-    assert weight_difference(run, tmp_path / "alone") < 1e-9
+    assert runs() == [first_run, second_run]
+    assert (first_run / "mnist_model.pth").read_bytes() == of_first
+    assert json.loads((second_run / "config.json").read_text())["seed"] == 1
+    assert json.loads((second_run / "summary.json").read_text())["num_processes"] == 1
+    assert weight_difference(second_run, tmp_path / "alone") < 1e-9
 
 
 def test_before_the_time_limit_it_stops_and_requeues_itself_and_scancel_ends_it_for_good(cluster):
