@@ -40,7 +40,11 @@ from .optimizer import ExactOptimizer, ExactScheduler
 from .protocol import LoopProtocol
 from .randomness import GeneratorStates, seed_generators, seed_of
 from .sharing import MicroBatch, Sharing
-from .steady import SteadyUpdate, warn_of_discarded_micro_batches
+from .steady import (
+    SteadyUpdate,
+    warn_of_counted_batches,
+    warn_of_discarded_micro_batches,
+)
 from .update import UpdateGradients, ddp_of, scalar
 from .waiting import watch
 
@@ -336,7 +340,7 @@ class ExactAccelerator(Accelerator):
         generators = GeneratorStates(self.device) if nested_under_virtual else None
         return LoopState(self._micro_batch, self._loader, self.sync_gradients, generators)
 
-    def end_loop(self, outer: LoopState, loader: ExactDataLoader, epoch: int) -> None:
+    def end_loop(self, outer: LoopState, loader: ExactDataLoader, epoch: int, given: int) -> None:
         """Restore the outer loop's state when a nested loop ends; called by loaders.
 
         If there was no outer loop, an update that was left incomplete is discarded.
@@ -345,6 +349,7 @@ class ExactAccelerator(Accelerator):
             outer: the state returned by `begin_loop`.
             loader: the loader whose loop has ended.
             epoch: the index of its epoch.
+            given: the micro-batches that the loader has yielded in this loop.
         """
         self._micro_batch = outer.micro_batch
         GlobalBatchNorm.rows_are_shared = outer.micro_batch is not None
@@ -361,8 +366,13 @@ class ExactAccelerator(Accelerator):
                 outer.generators.restore()
             return
         was_left = sys.exc_info()[0] is GeneratorExit  # and did not end, or fail
-        if was_left and self.update_is_in_progress and self.several_micro_batches:
-            warn_of_discarded_micro_batches()
+        if was_left and self.several_micro_batches:
+            if loader.has_length(given):
+                warn_of_counted_batches(given)
+            elif self.update_is_in_progress:
+                warn_of_discarded_micro_batches()
+        if sys.is_finalizing():  # the program has ended and left the loop's iterator behind
+            return
         if sys.exc_info()[0] is None:
             self._gradients.refuse_lost_buffers()
         self._gradients.abandon()
@@ -742,6 +752,9 @@ class ExactAccelerator(Accelerator):
             UserError: on every process, if it cannot be written.
         """
         refusals.refuse_options("save_state", save_model_func_kwargs)
+        if output_dir is not None and self.several_micro_batches and self._dataloaders:
+            given = self._dataloaders[0].micro_batches_given  # that of the training is the first
+            self._steady.warn_of_counted_name(output_dir, given, updates=self.updates)
         return state.save(self, output_dir)
 
     def load_state(

@@ -18,6 +18,7 @@ from torch.utils.data import (
 
 from .agreement import check_same_across_processes
 from .collating import identity, without_rows
+from .contents import visible_content
 from .digests import digest
 from .errors import SingleProcessError, UserError
 from .microbatches import MicroBatchSampler
@@ -78,6 +79,7 @@ class ExactDataLoader:
         self.position: tuple[int, int] | None = None  # epoch and batch of the iteration in progress
         self.end_of_dataloader = False
         self.remainder = -1  # for Accelerate: nothing was padded
+        self.micro_batches_given = 0  # in all iterations
         self.compared = False
         self.reader = self.make_reader()
 
@@ -101,6 +103,13 @@ class ExactDataLoader:
     def __len__(self) -> int:
         """Global batches in an epoch: the number of its updates, unless gradients are accumulated."""
         return len(self.batches)
+
+    def has_length(self, batches: int) -> bool:
+        """Whether an epoch is known to have so many global batches."""
+        try:
+            return len(self) == batches
+        except TypeError:  # a stream that does not know
+            return False
 
     @property
     def total_batch_size(self) -> int | None:
@@ -154,14 +163,18 @@ class ExactDataLoader:
             UserError: the numbers differ, or the loop cannot know the number, because how many
                 batches this loader yields depends on the number of processes.
         """
-        counts_global_batches = not self.accelerator.several_micro_batches
-        agrees = self.first_batch <= batches < self.first_batch + steps
-        if not (counts_global_batches and agrees):
+        way_out = "leave skip_first_batches out, and start the loop at the loader's next_epoch"
+        asked = (
+            f"skip_first_batches was asked to skip {batches} batches, but load_state has already "
+            f"set the loader to epoch {self.next_epoch}, batch {self.first_batch}"
+        )
+        if self.accelerator.several_micro_batches:
             raise UserError(
-                f"skip_first_batches was asked to skip {batches} batches, but load_state has "
-                f"already set the loader to epoch {self.next_epoch}, batch {self.first_batch}: "
-                "leave skip_first_batches out, and start the loop at the loader's next_epoch"
+                f"{asked}, and what a loop counts are micro-batches, whose number depends on the "
+                f"number of processes, so it cannot compute an epoch from them either: {way_out}"
             )
+        if not self.first_batch <= batches < self.first_batch + steps:
+            raise UserError(f"{asked}: {way_out}")
 
     def __iter__(self) -> Iterator[Any]:
         accelerator = self.accelerator
@@ -178,6 +191,7 @@ class ExactDataLoader:
                 knows_epoch.set_epoch(epoch)
         self.end_of_dataloader = False
         ended = False
+        given_before = self.micro_batches_given
         accelerator.gradient_state._add_dataloader(self)
         try:
             steps = accelerator.gradient_accumulation_steps
@@ -185,6 +199,7 @@ class ExactDataLoader:
                 self.refuse_turns()
                 self.end_of_dataloader = micro_batch.ends_epoch
                 accelerator.begin_micro_batch(micro_batch, self, nested=nested)
+                self.micro_batches_given += 1
                 yield rows
                 if micro_batch.closes_update:
                     self.position = behind(micro_batch)
@@ -196,7 +211,8 @@ class ExactDataLoader:
                 self.next_epoch, self.first_batch, self.restored = begin
             self.position = None
             accelerator.gradient_state._remove_dataloader(self)
-            accelerator.end_loop(outer, self, epoch)
+            given = self.micro_batches_given - given_before
+            accelerator.end_loop(outer, self, epoch, given)
 
     def refuse_turns(self) -> None:
         """Raise if the loops over two loaders are interleaved.
@@ -225,7 +241,10 @@ class ExactDataLoader:
         if self.compared:
             return
         self.compared = True
-        what = "the data sets (every process must hold all samples, in the same order)"
+        what = (
+            "the data sets (every process must hold all samples, in the same order: sort lists of "
+            "files, and seed random splits)"
+        )
         check_same_across_processes(what, self.reader.fingerprint())
 
     def state_dict(self) -> dict[str, int]:
@@ -276,10 +295,11 @@ class TensorReader:
                     [tensor.index_select(0, micro_batch.index) for tensor in self.tensors],
                 )
 
-    def fingerprint(self) -> list[str]:
+    def fingerprint(self) -> dict[str, str]:
         """A digest of a thousand rows of each tensor."""
         step = max(1, len(self.tensors[0]) // 1000)
-        return [digest([tensor[::step]])[:12] for tensor in self.tensors]
+        digests = [digest([tensor[::step]])[:12] for tensor in self.tensors]
+        return {f"tensor {number}": each for number, each in enumerate(digests)}
 
 
 class WorkerReader:
@@ -332,9 +352,10 @@ class WorkerReader:
                     its_rows = send_to_device(its_rows, device, non_blocking=not blocking)
                 yield micro_batch, its_rows
 
-    def fingerprint(self) -> str:
-        """How many samples there are: to read them all would take too long."""
-        return f"{len(self.dataset)} samples"  # type: ignore[arg-type]
+    def fingerprint(self) -> dict[str, Any]:
+        """How many samples there are, and what can be seen of them: to read them all would take too long."""
+        samples = len(self.dataset)  # type: ignore[arg-type]
+        return {"length": samples, **visible_content(self.dataset)}
 
 
 class MicroBatchPlan:

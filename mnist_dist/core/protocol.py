@@ -160,6 +160,6 @@ def refuse_gradients_of_the_update_before(optimizers: list[ExactOptimizer]) -> N
         raise UserError(
             "the gradients of an update were neither used by optimizer.step nor cleared by "
             "zero_grad, as if the loop counted micro-batches itself, whose number depends on "
-            "the number of processes: call optimizer.step for every micro-batch, and pass "
-            "gradient_accumulation_steps to ExactAccelerator"
+            "the number of processes: call optimizer.step for every micro-batch, do not "
+            "divide the loss by the number of steps, and pass gradient_accumulation_steps to ExactAccelerator"
         )

@@ -42,7 +42,8 @@ class Node:
     Attributes:
         operation: a node of the graph; None where the graph ends.
         rows: n, of the micro-batch.
-        divisors: what its result is divided by on the way to the loss, one after the other.
+        divisors: what its result is divided by on the way to the loss, the last division first.
+        factors: likewise what it is multiplied by.
         is_term: whether it is added to others, some of which may have nothing to do with rows.
         depth: operations that are still to be looked at.
     """
@@ -50,6 +51,7 @@ class Node:
     operation: Any
     rows: int
     divisors: tuple[float, ...] = ()
+    factors: tuple[float, ...] = ()
     is_term: bool = False
     depth: int = DEPTH
 
@@ -68,6 +70,7 @@ def examine(node: Node) -> str:
         return examine_sum_of_values(node)
     before = [earlier for earlier, _ in operation.next_functions if earlier is not None]
     divisors = node.divisors
+    factors = node.factors
     is_term = node.is_term
     if name == "DivBackward" and len(before) == 2:
         return examine_quotient(node, *before)
@@ -75,13 +78,19 @@ def examine(node: Node) -> str:
         number = scalar_operand(operation)
         if not number:
             return ""
-        divisors = (*divisors, number if name == "DivBackward" else 1 / number)
+        if name == "DivBackward":
+            divisors = (*divisors, number)
+        else:
+            factors = (*factors, number)
     elif name in ADDITIONS:
         is_term = is_term or len(before) > 1
     elif name not in TRANSPARENT:
         return ""
-    found = [examine(Node(each, node.rows, divisors, is_term, node.depth - 1)) for each in before]
-    return next((why for why in found if why), "")
+    for each in before:
+        why = examine(Node(each, node.rows, divisors, factors, is_term, node.depth - 1))
+        if why:
+            return why
+    return ""
 
 
 def name_of(operation: Any) -> str:
@@ -128,15 +137,26 @@ def examine_divisors(node: Node, counts: list[int]) -> str:
         node: of the sum.
         counts: the divisors that make it a mean over the rows.
     """
-    for divisor in node.divisors:
+    divisors = all_divisors(node)
+    # With one row, a sum is its own mean, and a division by 1 says nothing. The division next to the
+    # sum does: it is the one that is to make a mean of it.
+    telling = (node.divisors[-1:] or (1.0,)) if node.rows == 1 else divisors
+    for divisor in telling:
         if any(abs(divisor / count - 1) < CLOSE for count in counts):
             return ""
-    others = [divisor for divisor in node.divisors if divisor > 1 + CLOSE]
+    others = [divisor for divisor in divisors if divisor > 1 + CLOSE]
     what = f"a sum divided by {max(others):g}" if others else "a sum"
+    rows = "the 1 row" if node.rows == 1 else f"the {node.rows} rows"
     return (
-        f"the loss is {what}, and should be a mean over the {node.rows} rows that the loader has just given: divide "
-        "it by their number, or pass accelerator.backward terms=, the number by which it is to be weighted"
+        f"the loss is {what}, and should be a mean over {rows} that the loader has just given: divide it by their "
+        "number; or make it a mean over something else, such as tokens, and pass accelerator.backward terms=, their "
+        "number here"
     )
+
+
+def all_divisors(node: Node) -> list[float]:
+    """What a result is divided by on the way to the loss, also by a multiplication."""
+    return [*node.divisors, *(1 / factor for factor in node.factors)]
 
 
 def examine_cross_entropy(node: Node, values: int) -> str:
@@ -177,7 +197,7 @@ def examine_sum_of_values(node: Node) -> str:
         return ""
     counts = [node.rows * each for each in counts_in_a_row(sizes, node.rows)]
     why = examine_divisors(node, counts)
-    largest = max(node.divisors, default=1.0)
+    largest = max(all_divisors(node), default=1.0)
     count = round(largest)
     is_of_a_mask = count > 2 and count % node.rows and abs(largest - count) < CLOSE
     return examine_number_of_values(node.rows, count) if why and is_of_a_mask else why

@@ -5,7 +5,10 @@ batch, and the number of these on a process depends on the number of processes. 
 model if the body changes weights or learning rates itself each time.
 """
 
+import os
+import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +25,7 @@ class SteadyUpdate:
     def __init__(self) -> None:
         self.changes_of_weights = 0
         self.rates: list[Any] = []
+        self.has_warned_of_name = False
 
     def begin_micro_batch(
         self,
@@ -63,6 +67,41 @@ class SteadyUpdate:
                 "the loop changes a learning rate between two micro-batches of one update, whose number depends on "
                 f"the number of processes: pass the scheduler to accelerator.prepare, or {ONCE}"
             )
+
+    def warn_of_counted_name(
+        self, folder: str | os.PathLike[str], given: int, *, updates: int
+    ) -> None:
+        """Say once that a checkpoint is named after a number of micro-batches.
+
+        A loop that computes from such a name where it resumes would go on in a later epoch, or end
+        at once.
+
+        Args:
+            folder: the checkpoint's.
+            given: micro-batches that the loader of the training has given so far.
+            updates: made so far.
+        """
+        number = re.search(r"(\d+)$", Path(folder).name)
+        is_counted = number is not None and int(number[1]) == given != updates
+        if is_counted and not self.has_warned_of_name:
+            self.has_warned_of_name = True
+            warn(
+                f"the checkpoint {Path(folder).name} is named after the micro-batches so far, whose number depends "
+                "on the number of processes: name it after accelerator.updates, and let a resumed loop begin at the "
+                "loader's next_epoch, not at one computed from the name"
+            )
+
+
+def warn_of_counted_batches(batches: int) -> None:
+    """Say that a loop took as many micro-batches as there are global batches.
+
+    Args:
+        batches: the number of global batches in an epoch.
+    """
+    warn(
+        f"a loop was left after {batches} micro-batches, as many as len(loader), which counts global batches: to "
+        "train on all of them, iterate over the loader itself, not over a number of batches"
+    )
 
 
 def warn_of_discarded_micro_batches() -> None:

@@ -11,7 +11,7 @@ from exact_data import (
     mlp,
     numbers,
 )
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
 
 
 def other_data() -> None:
@@ -19,6 +19,37 @@ def other_data() -> None:
     exact = accelerator()
     data = numbers(SAMPLES, 6).roll(exact.process_index, 0)
     for _ in exact.prepare(DataLoader(TensorDataset(data), BATCH)):
+        pass
+
+
+class Files(Dataset):
+    """Samples of files that are read one by one."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, number: int) -> int:
+        return int(self.names[number])
+
+
+def other_files() -> None:
+    """As `os.listdir` lists them on another node."""
+    exact = accelerator()
+    names = [str(number) for number in range(SAMPLES)]
+    for _ in exact.prepare(DataLoader(Files(names[:: -1 if exact.process_index else 1]), BATCH)):
+        pass
+
+
+def other_split() -> None:
+    """A random split that nobody has seeded."""
+    exact = accelerator()
+    torch.manual_seed(exact.process_index)
+    names = [str(number) for number in range(SAMPLES)]
+    train, _ = random_split(Files(names), [0.5, 0.5])
+    for _ in exact.prepare(DataLoader(train, BATCH)):
         pass
 
 
@@ -75,6 +106,8 @@ def rows_of_one_process_are_too_few() -> None:
 
 PARTED: dict[str, Callable[[], None]] = {
     "data": other_data,
+    "files": other_files,
+    "split": other_split,
     "buffers": other_buffers,
     "weights": other_weights,
     "order": other_order,
@@ -83,7 +116,9 @@ PARTED: dict[str, Callable[[], None]] = {
     "rows": rows_of_one_process_are_too_few,
 }
 SAID = {
-    "data": "in the same order) differ between processes 0 and 1",
+    "data": "and seed random splits) differ between processes 0 and 1 (tensor 0 ",
+    "files": "sort lists of files, and seed random splits) differ between processes 0 and 1 (names ",
+    "split": "sort lists of files, and seed random splits) differ between processes 0 and 1 (indices ",
     "buffers": "was built?) differ",
     "weights": "was built?) differ",
     "order": "(as indices into the model's) differ between processes 0 and 1 ([[0, 1, 2, 3]] against",

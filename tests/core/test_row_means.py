@@ -203,3 +203,28 @@ def test_another_one_is_not_taken_for_it(name):
 def test_one_row_that_is_ignored_is_named():
     loss = F.cross_entropy(scores[:1], torch.tensor([IGNORED]))
     assert "ignores 1 of 1 targets" in why_not_mean_over_rows(loss, 1)
+
+
+def sum_over_one_row() -> Tensor:
+    return F.cross_entropy(scores[:1], labels[:1], reduction="sum")
+
+
+OF_ONE_ROW: dict[str, Loss] = {
+    "a sum": sum_over_one_row,
+    "divided by the rows": lambda: sum_over_one_row() / 1,
+    "and by accumulated steps": lambda: sum_over_one_row() / 1 / 4,
+    "times a factor": lambda: 0.1 * sum_over_one_row() / 1,
+}
+
+
+@pytest.mark.parametrize("name", OF_ONE_ROW)
+def test_a_sum_over_one_row_is_its_mean(name):
+    assert why_not_mean_over_rows(OF_ONE_ROW[name](), 1) == ""
+
+
+def test_one_row_divided_by_the_tokens_of_all_processes_is_named():
+    """As in Accelerate's example of accumulation for language models, where one factor is 1."""
+    loss = sum_over_one_row() / 23 * 1 * 2
+    assert "a sum divided by 23, and should be a mean over the 1 row" in why_not_mean_over_rows(
+        loss, 1
+    )

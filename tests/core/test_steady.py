@@ -1,6 +1,7 @@
 """What a loop does for each share of a batch, although it should do it once for each update."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -17,13 +18,18 @@ from mnist_dist.core import ExactAccelerator, UserError
 Body = Callable[[ExactAccelerator, nn.Module, StepLR], Any]
 
 
+def with_optimizer(exact: ExactAccelerator) -> Any:
+    """A model, its optimizer and a loader, prepared."""
+    model = mlp(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return exact.prepare(model, optimizer, DataLoader(data(), BATCH))
+
+
 def train(body: Body, **options: Any) -> None:
     """Two updates of a loop that does something after each step."""
     exact = accelerator(**options)
-    model = mlp(6, 3)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scheduler = StepLR(optimizer, 1, 0.5)
-    model, optimizer, loader = exact.prepare(model, optimizer, DataLoader(data(), BATCH))
+    model, optimizer, loader = with_optimizer(exact)
+    scheduler = StepLR(optimizer.optimizer, 1, 0.5)
     for inputs, labels in loader:
         exact.backward(F.cross_entropy(model(inputs), labels))
         optimizer.step()
@@ -86,6 +92,60 @@ def test_a_change_once_for_each_update_is_right(body, options, capsys):
 @pytest.mark.parametrize("body", [decay, next_rate])
 def test_with_one_micro_batch_a_batch_all_is_right(body):
     train(body)
+
+
+def updates_of_one_epoch(exact: ExactAccelerator, take: Callable[[Any], Iterable[Any]]) -> None:
+    """An epoch, or what a loop takes of it."""
+    model, optimizer, loader = with_optimizer(exact)
+    for inputs, labels in take(loader):
+        exact.backward(F.cross_entropy(model(inputs), labels))
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@several_micro_batches
+def test_a_loop_over_as_many_micro_batches_as_there_are_batches_costs_a_warning(options, capsys):
+    def take(loader: Any) -> Iterable[Any]:
+        return islice(loader, len(loader))
+
+    updates_of_one_epoch(accelerator(**options), take)
+    assert "as many as len(loader), which counts global batches" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [{}, {"virtual_processes": 4}], ids=str)
+def test_other_numbers_cost_none(options, capsys):
+    def take(loader: Any) -> Iterable[Any]:
+        micro_batches = len(loader) * max(1, options.get("virtual_processes", 0))
+        return islice(loader, micro_batches)
+
+    updates_of_one_epoch(accelerator(**options), take)
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "names_after", "warnings"),
+    [
+        ({"virtual_processes": 4}, "micro-batches", 1),
+        ({"virtual_processes": 4}, "updates", 0),
+        ({}, "micro-batches", 0),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_named_after_micro_batches_costs_one(
+    options, names_after, warnings, tmp_path, capsys
+):
+    exact = accelerator(**options)
+    model, optimizer, loader = with_optimizer(exact)
+    for count, (inputs, labels) in enumerate(loader, start=1):
+        exact.backward(F.cross_entropy(model(inputs), labels))
+        optimizer.step()
+        optimizer.zero_grad()
+        if exact.sync_gradients:
+            name = count if names_after == "micro-batches" else exact.updates
+            exact.save_state(tmp_path / f"step_{name}")
+    said = capsys.readouterr().err
+    assert said.count("is named after the micro-batches so far") == warnings
+    assert ("the checkpoint step_4 is named" in said) == bool(warnings)
 
 
 @several_micro_batches

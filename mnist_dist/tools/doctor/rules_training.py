@@ -61,7 +61,7 @@ def why_not_exchanged(case: Case, update: Update, differing: list[str]) -> Findi
     has_reduced = any(name.startswith("all_reduce") for name in case.first.collectives)
     if update.wrapped and update.last_synced is False:
         cause = "the last pass before the step is under no_sync"
-        advice = "no_sync is for all passes of an update but the last"
+        advice = "no_sync is for all passes of an update but the last; LocalSGD of Accelerate means it so"
     elif update.bare and not update.wrapped:
         place = update.bare_place
         cause = "the model is called without its wrapper"
