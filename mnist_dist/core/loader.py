@@ -26,7 +26,7 @@ from .orders import Orders, orders_of
 from .randomness import GeneratorStates, seed_generators, seed_of, seed_of_loader
 from .sharing import MicroBatch
 from .streams import Stream, StreamReader
-from .workers import begin_worker
+from .workers import before_workers_start, begin_worker
 
 if TYPE_CHECKING:
     from .accelerator import ExactAccelerator
@@ -343,6 +343,7 @@ class WorkerReader:
         """Each micro-batch of an epoch with its rows; the arguments are those of `MicroBatchSampler.epoch`."""
         self.plan.choose(epoch, first, batches_per_update)
         move = self.accelerator.device_placement
+        before_workers_start(self.loader)
         for micro_batches, rows, problem in self.loader:
             if problem:
                 raise SingleProcessError(problem)

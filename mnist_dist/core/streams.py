@@ -14,7 +14,7 @@ from .microbatches import MicroBatchSampler
 from .orders import EpochOrder
 from .randomness import GeneratorStates, seed_generators, seed_of
 from .sharing import MicroBatch
-from .workers import begin_worker
+from .workers import before_workers_start, begin_worker
 
 if TYPE_CHECKING:
     from .accelerator import ExactAccelerator
@@ -164,6 +164,7 @@ class StreamReader:
             own.manual_seed(seed)
         outside = GeneratorStates()
         seed_generators(seed)
+        before_workers_start(self.loader)
         batches = iter(self.loader)
         while True:
             samples = next(batches, None)
