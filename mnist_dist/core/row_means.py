@@ -146,9 +146,9 @@ def examine_divisors(node: Node, counts: list[int]) -> str:
             return ""
     others = [divisor for divisor in divisors if divisor > 1 + CLOSE]
     what = f"a sum divided by {max(others):g}" if others else "a sum"
-    rows = "the 1 row" if node.rows == 1 else f"the {node.rows} rows"
+    rows = "1 row" if node.rows == 1 else f"{node.rows} rows"
     return (
-        f"the loss is {what}, and should be a mean over {rows} that the loader has just given: divide it by their "
+        f"the loss is {what}, and should be a mean over the {rows} that the loader has just given: divide it by their "
         "number; or make it a mean over something else, such as tokens, and pass accelerator.backward terms=, their "
         "number here"
     )
