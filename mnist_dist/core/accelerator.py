@@ -367,8 +367,13 @@ class ExactAccelerator(Accelerator):
             return
         was_left = sys.exc_info()[0] is GeneratorExit  # and did not end, or fail
         if was_left and self.several_micro_batches:
-            if loader.has_length(given):
-                warn_of_counted_batches(given)
+            length = loader.length_if_known()
+            if (
+                length
+                and given < length * self._micro_batches_of_a_batch
+                and loader.micro_batches_given % length == 0
+            ):
+                warn_of_counted_batches(loader.micro_batches_given, length, self.updates)
             elif self.update_is_in_progress:
                 warn_of_discarded_micro_batches()
         if sys.is_finalizing():  # the program has ended and left the loop's iterator behind
@@ -497,6 +502,8 @@ class ExactAccelerator(Accelerator):
                 `terms`, is visibly not the mean over the rows.
         """
         micro_batch = self._micro_batch_of_backward(loss)
+        if self._loader is not None:
+            self._loader.note_backward(micro_batch)
         self._guard.look_at_loss(loss, micro_batch, terms)
         parameters = self._trained_parameters()
         if self._hooks_of != (micro_batch.loader, micro_batch.epoch):
@@ -541,6 +548,11 @@ class ExactAccelerator(Accelerator):
             micro_batch, self._optimizers, in_progress=self.update_is_in_progress
         )
         return micro_batch
+
+    @property
+    def _micro_batches_of_a_batch(self) -> int:
+        """How many micro-batches a loader gives of a global batch."""
+        return self.sharing.rounds * self.micro_batches
 
     @property
     def several_micro_batches(self) -> bool:

@@ -42,6 +42,10 @@ def per_sample_attributes(dataset: Any, prefix: str, depth: int) -> Iterator[tup
     if depth == 0:
         return
     for name, value in sorted(getattr(dataset, "__dict__", {}).items()):
+        if name == "_indices" and hasattr(value, "column"):
+            value = np.asarray(
+                value.column(0)
+            )  # of Hugging Face's Dataset, after a split or shuffle
         if isinstance(value, Dataset):
             yield from per_sample_attributes(value, f"{prefix}{name}.", depth - 1)
         elif holds_data_sets(value):

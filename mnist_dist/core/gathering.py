@@ -93,8 +93,8 @@ def wrong_rows(data: Any, tensors: list[Tensor], rows: int, as_objects: bool) ->
     found = " and ".join(sorted(counts))
     return (
         f"gather_for_metrics was given {found} rows, but this process has {rows} rows of this "
-        "batch: pass one row for each sample that the loader has just yielded, or use "
-        "accelerator.gather or reduce"
+        "batch: pass one row for each sample that the loader has just yielded (of a mean, loss.repeat(number of "
+        "samples)), or use accelerator.gather or reduce"
     )
 
 

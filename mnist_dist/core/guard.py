@@ -25,6 +25,8 @@ class ForwardGuard:
         self.device = device
         # The loader and epoch that have been looked at.
         self.looked_at: tuple[int, int] | None = None
+        # Those of the micro-batch whose backward passes are being looked at.
+        self.looking_at: tuple[int, int] | None = None
         self.before: tuple[GeneratorStates, list[Tensor]] | None = None
         self.in_eval = False  # whether no layer is in training mode, so that there is no `before`
         self.about_loss = ""
@@ -46,6 +48,9 @@ class ForwardGuard:
         """
         self.forget()
         self.nested = nested
+        if self.looking_at is not None:
+            self.looked_at = self.looking_at
+            self.looking_at = None
         if self.looked_at == (micro_batch.loader, micro_batch.epoch):
             return
         if not any(layer.training for model in models for layer in model.modules()):
@@ -74,13 +79,16 @@ class ForwardGuard:
     ) -> None:
         """Before a backward pass: look whether the loss is a mean over rows, unless this epoch has been checked.
 
+        Of several backward passes it is the first one that counts: the others may be of something
+        else than rows, such as a penalty.
+
         Args:
             loss: a scalar.
             micro_batch: of whose rows it is.
             terms: the number of terms that it averages over, if the user has given it.
         """
         self.about_loss = ""
-        is_unclear = self.nested or terms is not None
+        is_unclear = self.nested or terms is not None or self.looking_at is not None
         if self.is_due(micro_batch) and not is_unclear and len(micro_batch):
             self.about_loss = why_not_mean_over_rows(loss, len(micro_batch))
             if not self.about_loss and compares_rows(loss.grad_fn, len(micro_batch)):
@@ -95,16 +103,15 @@ class ForwardGuard:
         """
         if not self.is_due(micro_batch):
             return
-        before = self.before
-        self.forget()
-        self.looked_at = micro_batch.loader, micro_batch.epoch
+        # A second backward pass of this micro-batch, as in a GAN, is looked at, too.
+        self.looking_at = micro_batch.loader, micro_batch.epoch
         with all_or_none():
             for model in models:
                 refuse_layers_that_depend_on_sharing(model)
             if self.about_loss:
                 raise UserError(self.about_loss)
-            if before is not None:
-                generators, buffers = before
+            if self.before is not None:
+                generators, buffers = self.before
                 refuse_draws(generators)
                 refuse_changes(models, buffers)
 

@@ -25,6 +25,7 @@ from .microbatches import MicroBatchSampler
 from .orders import Orders, orders_of
 from .randomness import GeneratorStates, seed_generators, seed_of, seed_of_loader
 from .sharing import MicroBatch
+from .steady import warn_of_a_resumed_loop_without_training
 from .streams import Stream, StreamReader
 from .workers import before_workers_start, begin_worker
 
@@ -77,6 +78,8 @@ class ExactDataLoader:
         self.first_batch = 0  # of the next iteration
         self.restored = False  # whether `load_state` has said where the next iteration begins
         self.position: tuple[int, int] | None = None  # epoch and batch of the iteration in progress
+        # The batch at which an iteration resumes that no loss has come from yet.
+        self.resumed_at: int | None = None
         self.end_of_dataloader = False
         self.remainder = -1  # for Accelerate: nothing was padded
         self.micro_batches_given = 0  # in all iterations
@@ -104,12 +107,12 @@ class ExactDataLoader:
         """Global batches in an epoch: the number of its updates, unless gradients are accumulated."""
         return len(self.batches)
 
-    def has_length(self, batches: int) -> bool:
-        """Whether an epoch is known to have so many global batches."""
+    def length_if_known(self) -> int | None:
+        """Global batches in an epoch; None for a stream that does not know."""
         try:
-            return len(self) == batches
-        except TypeError:  # a stream that does not know
-            return False
+            return len(self)
+        except TypeError:
+            return None
 
     @property
     def total_batch_size(self) -> int | None:
@@ -182,7 +185,8 @@ class ExactDataLoader:
         outer = accelerator.begin_loop()
         nested = outer.micro_batch is not None
         begin = self.next_epoch, self.first_batch, self.restored
-        epoch, first, _ = begin
+        epoch, first, is_resumed = begin
+        self.resumed_at = first if is_resumed else None
         self.next_epoch, self.first_batch, self.restored = epoch + 1, 0, False
         self.position = epoch, first
         knows_epoch: Any
@@ -204,6 +208,8 @@ class ExactDataLoader:
                 if micro_batch.closes_update:
                     self.position = behind(micro_batch)
             ended = True
+            if self.resumed_at and self.batches.number == 0:  # in the midst of a training's epoch
+                warn_of_a_resumed_loop_without_training(first)
             accelerator.end_epoch()
         finally:
             if not ended and self.position == (epoch, first) and self.next_epoch == epoch + 1:
@@ -226,6 +232,21 @@ class ExactDataLoader:
                 "a loss averages over: finish the loop over one before you continue the other, or "
                 "combine both into one data set"
             )
+
+    def note_backward(self, micro_batch: MicroBatch) -> None:
+        """Note that a loss has come from this micro-batch.
+
+        Raises:
+            UserError: on every process, if it is the first one after a resume, and batches before
+                it were left out.
+        """
+        resumed_at, self.resumed_at = self.resumed_at, None
+        if resumed_at is None or micro_batch.batch == resumed_at:
+            return
+        raise UserError(
+            f"the loop has left out {micro_batch.batch - resumed_at} batches after load_state, which had already set "
+            f"the loader to epoch {micro_batch.epoch}, batch {resumed_at}: skip nothing in a resumed loop"
+        )
 
     def update_is_done(self, micro_batch: MicroBatch) -> None:
         """Note that the weights have been updated from this micro-batch and those before it."""

@@ -92,15 +92,31 @@ class SteadyUpdate:
             )
 
 
-def warn_of_counted_batches(batches: int) -> None:
-    """Say that a loop took as many micro-batches as there are global batches.
+def warn_of_counted_batches(given: int, length: int, updates: int) -> None:
+    """Say that a loop took as many micro-batches as there are global batches, in one or several epochs.
 
     Args:
-        batches: the number of global batches in an epoch.
+        given: the micro-batches that it took.
+        length: the global batches in an epoch.
+        updates: made so far.
+    """
+    times = "" if given == length else f"{given // length} times "
+    warn(
+        f"a loop was left after {given} micro-batches, {times}as many as len(loader), which counts global batches, "
+        f"and {updates} updates: to train on all of them, iterate over the loader itself, and count by "
+        "accelerator.updates"
+    )
+
+
+def warn_of_a_resumed_loop_without_training(batch: int) -> None:
+    """Say that a loop went through the rest of a resumed epoch, and trained on none of it.
+
+    Args:
+        batch: the one with which the rest begins.
     """
     warn(
-        f"a loop was left after {batches} micro-batches, as many as len(loader), which counts global batches: to "
-        "train on all of them, iterate over the loader itself, not over a number of batches"
+        f"a resumed loop has gone through the rest of its epoch, from batch {batch} on, without accelerator.backward: "
+        "skip nothing after load_state, which has already set the loader's position"
     )
 
 

@@ -190,7 +190,23 @@ def rows_with_each_other() -> None:
 
 CLASS_WEIGHTS = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
 
+
+def noise_between_two_passes() -> None:
+    """As a GAN draws it, for the second of its losses."""
+    exact = accelerator()
+    model = mlp(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model, optimizer, loader = exact.prepare(model, optimizer, DataLoader(data(), BATCH))
+    for inputs, labels in loader:
+        exact.backward(F.cross_entropy(model(inputs), labels))
+        noisy = inputs + torch.randn(inputs.shape, dtype=inputs.dtype)
+        exact.backward(F.cross_entropy(model(noisy), labels))
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 REFUSED_USES: dict[str, tuple[Ask, str]] = {
+    "noise between two passes": (noise_between_two_passes, "model or loss draws random numbers"),
     "a DistributedSampler": (distributed_sampler, "has a DistributedSampler"),
     "no batches": (lambda: prepare_loader(batch_size=None), "the loader has no batch size"),
     "a stream without batches": (

@@ -1,6 +1,7 @@
 """What processes compare of a data set whose samples they do not read."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,16 @@ def test_it_is_seen_within_other_data_sets():
 
 def test_a_list_is_a_data_set_too():
     assert visible_content(["a", "b"]) != visible_content(["b", "a"])
+
+
+def test_the_indices_of_a_dataset_of_hugging_face_are_seen():
+    """`train_test_split` and `shuffle` keep them as a table of one column."""
+
+    def split(numbers: list[int]) -> Dataset:
+        return Made(2, _indices=SimpleNamespace(column=lambda _: np.array(numbers)))
+
+    assert visible_content(split([4, 2])).keys() == {"_indices"}
+    assert visible_content(split([4, 2])) != visible_content(split([1, 2]))
 
 
 def test_folders_do_not_count():

@@ -112,6 +112,25 @@ def test_a_loop_over_as_many_micro_batches_as_there_are_batches_costs_a_warning(
     assert "as many as len(loader), which counts global batches" in capsys.readouterr().err
 
 
+@several_micro_batches
+def test_so_does_a_loop_that_counts_them_over_several_epochs(options, capsys):
+    """With 5 batches of 2 or 4 micro-batches the 15th comes within an epoch."""
+    exact = accelerator(**options)
+    model, optimizer, loader = with_optimizer(exact)
+    steps = 0
+    while steps < 3 * len(loader):
+        for inputs, labels in loader:
+            exact.backward(F.cross_entropy(model(inputs), labels))
+            optimizer.step()
+            optimizer.zero_grad()
+            steps += 1
+            if steps >= 3 * len(loader):
+                break
+    said = capsys.readouterr().err
+    assert "left after 15 micro-batches, 3 times as many as len(loader), which counts" in said
+    assert f" and {exact.updates} updates: " in said
+
+
 @pytest.mark.parametrize("options", [{}, {"virtual_processes": 4}], ids=str)
 def test_other_numbers_cost_none(options, capsys):
     def take(loader: Any) -> Iterable[Any]:

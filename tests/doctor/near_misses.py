@@ -8,6 +8,17 @@ UNEVEN = (
 )
 
 NEAR_MISSES: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
+    "padding cut off by hand": (  # as in transformers' scripts
+        "accelerated.py",
+        ("    right = 0\n", "    right = seen = 0\n"),
+        (
+            "gather_for_metrics((scores, labels))\n",
+            "gather((scores, labels))\n"
+            "        scores = scores[: len(tested) - seen]\n"
+            "        labels = labels[: len(tested) - seen]\n"
+            "        seen += len(labels)\n",
+        ),
+    ),
     "an adversarial example": (
         "plain.py",
         (

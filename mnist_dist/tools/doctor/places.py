@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import site
 import sys
 import sysconfig
@@ -9,6 +10,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 PACKAGE = Path(__file__).parents[2]
+# As in `predictions[: len(loader.dataset) - seen]`.
+CUT_TO_A_LENGTH = re.compile(r"\[\s*:\s*len\(")
 
 
 def library_folders() -> tuple[str, ...]:
@@ -61,6 +64,24 @@ def place_of(frame: FrameType | None) -> str:
 def place() -> str:
     """Return the line of the user's program that made the present call."""
     return place_of(sys._getframe(1))
+
+
+def cuts_to_a_length() -> bool:
+    """Return whether the user's file that made the present call cuts something to the length of something else."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not is_users(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame is not None and has_cut(frame.f_code.co_filename)
+
+
+@functools.cache
+def has_cut(path: str) -> bool:
+    """Return whether there is such a cut in a file of code."""
+    try:
+        text = Path(path).read_text("utf-8", "replace")
+    except OSError:
+        return False
+    return CUT_TO_A_LENGTH.search(text) is not None
 
 
 def is_called_by(ending: str) -> bool:

@@ -148,6 +148,7 @@ class Record:
         accelerate: whether `Accelerator` was used.
         exact: whether it was `ExactAccelerator`.
         gathered_for_metrics: whether Accelerate was asked to leave padding out.
+        cuts_gathered: whether a file that gathers rows of all processes cuts something to a length.
         trouble: what kept a hook from its work.
     """
 
@@ -179,6 +180,7 @@ class Record:
     accelerate: bool = False
     exact: bool = False
     gathered_for_metrics: bool = False
+    cuts_gathered: bool = False
     trouble: str = ""
 
     def optimizer_of(self, update: Update) -> Optimized:

@@ -152,13 +152,16 @@ def counted_twice(case: Case, deal: Deal) -> Finding | None:
     twice = deal.given - deal.different
     if twice == 0 or case.first.gathered_for_metrics:
         return None
-    is_summed = bool(operations_of(deal) & {*SUMS}) or case.first.accelerate
-    level = "FAIL" if is_summed else "WARN"
     words = f"{deal.given} samples are evaluated where there are {deal.whole}: {twice} twice"
     advice = "count each once: accelerator.gather_for_metrics, or rows by rank[::world] unpadded"
-    if not is_summed:
-        advice = f"make sure that the {twice} duplicates are cut off after gathering"
-    return Finding(level, "evaluation", words, advice, deal.place)  # type: ignore[arg-type]
+    is_summed = bool(operations_of(deal) & {*SUMS})
+    if case.first.cuts_gathered and not is_summed:
+        words += ", unless the program cuts them off after gathering, as it seems to do"
+        return Finding("NOTE", "evaluation", words, place=deal.place)
+    if is_summed or case.first.accelerate:
+        return Finding("FAIL", "evaluation", words, advice, deal.place)
+    advice = f"make sure that the {twice} duplicates are cut off after gathering"
+    return Finding("WARN", "evaluation", words, advice, deal.place)
 
 
 def shared_files(case: Case) -> Finding | None:

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mnist_dist.tools.doctor.patches import call_around, call_before
-from mnist_dist.tools.doctor.places import place
+from mnist_dist.tools.doctor.places import cuts_to_a_length, place
 from mnist_dist.tools.doctor.recorder import Recorder
 from mnist_dist.tools.doctor.records import Epoch
 
@@ -33,6 +33,8 @@ OPERATIONS = (
     "scatter_object_list",
     "send",
 )
+# Those that give each process the rows of all.
+GATHERS = {name for name in OPERATIONS if "gather" in name}
 # By the name of an operation, which of its arguments holds what this process gives.
 FIRST_ARGUMENT = {"all_reduce": 0, "reduce": 0, "all_gather": 1, "all_gather_into_tensor": 1}
 FIGURES = 64  # of an evaluation, after which no more are kept
@@ -83,6 +85,8 @@ class ProcessWatch:
                 counts = recorder.batches_from.collectives
                 counts[name] = counts.get(name, 0) + 1
                 note_figures(recorder.batches_from, name, args)
+            if name in GATHERS:
+                recorder.record.cuts_gathered |= cuts_to_a_length()
             if recorder.now.forward_place and name.startswith("all_gather"):
                 recorder.now.gathers_rows |= is_of_rows(given_to(name, args))
 
