@@ -367,15 +367,7 @@ class ExactAccelerator(Accelerator):
             return
         was_left = sys.exc_info()[0] is GeneratorExit  # and did not end, or fail
         if was_left and self.several_micro_batches:
-            length = loader.length_if_known()
-            if (
-                length
-                and given < length * self._micro_batches_of_a_batch
-                and loader.micro_batches_given % length == 0
-            ):
-                warn_of_counted_batches(loader.micro_batches_given, length, self.updates)
-            elif self.update_is_in_progress:
-                warn_of_discarded_micro_batches()
+            self._warn_of_leaving(loader, given)
         if sys.is_finalizing():  # the program has ended and left the loop's iterator behind
             return
         if sys.exc_info()[0] is None:
@@ -383,6 +375,21 @@ class ExactAccelerator(Accelerator):
         self._gradients.abandon()
         if self.sharing.virtual:  # processes ended on different shares: reseed all alike
             seed_generators(seed_of("epoch", self.seed, loader.batches.number, epoch), self.device)
+
+    def _warn_of_leaving(self, loader: ExactDataLoader, given: int) -> None:
+        """Say what is wrong with the place where a loop was left, if anything is.
+
+        Args:
+            loader: the loader of the loop.
+            given: the micro-batches that it has yielded in it; after one, the loop only had a look.
+        """
+        length = loader.length_if_known() or 1
+        whole = length * self.sharing.rounds * self.micro_batches
+        given_so_far = loader.micro_batches_given
+        if 1 < given < whole and length > 1 and given_so_far % length == 0:
+            warn_of_counted_batches(given_so_far, length, self.updates)
+        elif self.update_is_in_progress:
+            warn_of_discarded_micro_batches()
 
     def begin_micro_batch(
         self, micro_batch: MicroBatch, loader: ExactDataLoader, *, nested: bool
@@ -548,11 +555,6 @@ class ExactAccelerator(Accelerator):
             micro_batch, self._optimizers, in_progress=self.update_is_in_progress
         )
         return micro_batch
-
-    @property
-    def _micro_batches_of_a_batch(self) -> int:
-        """How many micro-batches a loader gives of a global batch."""
-        return self.sharing.rounds * self.micro_batches
 
     @property
     def several_micro_batches(self) -> bool:

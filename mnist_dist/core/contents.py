@@ -43,9 +43,8 @@ def per_sample_attributes(dataset: Any, prefix: str, depth: int) -> Iterator[tup
         return
     for name, value in sorted(getattr(dataset, "__dict__", {}).items()):
         if name == "_indices" and hasattr(value, "column"):
-            value = np.asarray(
-                value.column(0)
-            )  # of Hugging Face's Dataset, after a split or shuffle
+            # A data set of Hugging Face keeps them in a table, after a split or shuffle.
+            value = np.asarray(value.column(0))
         if isinstance(value, Dataset):
             yield from per_sample_attributes(value, f"{prefix}{name}.", depth - 1)
         elif holds_data_sets(value):
