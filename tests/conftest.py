@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from xdist.scheduler import LoadFileScheduling
 
 from mnist_dist.core.checkpointing import newest_checkpoint
 
@@ -38,12 +37,10 @@ LAUNCHER_VARIABLES = (
     "SLURM_STEP_NUM_TASKS",
 )
 
-# Files whose tests mostly wait: for Slurm, for W&B, for each other. One worker has them all, while others compute.
-WAITING = """slurm wandb_online tracking elastic waiting launchers file_systems heartbeat_lock streams
-terminal""".split()
-# The others, those that take longest first, so that the last ones leave no worker alone with a long file.
-LONGEST = """examples promise3_stop_anywhere verify user_script command promise6_no_silent_wrong doctor
-exact_accelerator same_bits compile package promise1_same_training tune promise4_one_loop""".split()
+# Files, those that take longest first: dealt out in this order, the last ones leave no worker alone with a long file.
+LONGEST = """verify promise3_stop_anywhere slurm promise1_same_training compile same_bits tune promise6_no_silent_wrong
+promise2_every_sample_once examples user_script exact_accelerator wandb_online elastic tracking promise4_one_loop
+distillation""".split()
 
 
 # Flags, and the name of a fault to be planted or None.
@@ -52,23 +49,8 @@ Planned = tuple[Sequence[str | Path], str | None]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests into the order in which they are dealt out."""
-    order = {f"test_{name}": number for number, name in enumerate(WAITING + LONGEST)}
+    order = {f"test_{name}": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
-
-
-class WaitingTogether(LoadFileScheduling):
-    """Deals out the tests file by file, but those of all files that wait as if they were one."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        path = super()._split_scope(nodeid)
-        name = Path(path).stem.removeprefix("test_")
-        return "waiting" if name in WAITING else path
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WaitingTogether:
-    """Let pytest-xdist deal out the tests in this way."""
-    return WaitingTogether(config, log)
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
